@@ -1,0 +1,34 @@
+// Every kernel body, and the table of them: included once per instruction set.
+
+#include "simd-inl.h"
+//
+#include "hashing-inl.h"
+#include "matmul-inl.h"
+#include "sample_pattern-inl.h"
+#include "shared_pattern-inl.h"
+
+template <class T, class Code>
+constexpr HashKernels<T, Code> hash_kernels() {
+  return {simhash_hadamard<T, Code>, simhash_dense<T, Code>, dwta<T, Code>};
+}
+
+template <class T>
+constexpr RealKernels<T> kernels_of() {
+  return {Simd<T>::lanes,
+          tile_columns<T>(),
+          kTileRows,
+          kDepth,
+          hash_kernels<T, int16_t>(),
+          hash_kernels<T, int32_t>(),
+          pack_transposed<T>,
+          pack_columns<T>,
+          shared_logits<T>,
+          shared_log_normalizer<T>,
+          shared_softmax_gradient<T>,
+          shared_grad_rows<T>,
+          shared_grad_input<T>,
+          sample_logits<T>,
+          sample_log_normalizer<T>,
+          sample_softmax_gradient<T>,
+          sample_gradients<T>};
+}

@@ -1,0 +1,32 @@
+// Kernels for x86-64 with AVX-512 (F, BW, DQ, VL). The target is set after the includes, so that nothing from a shared
+// header is compiled for it.
+#include "dispatch.h"
+
+#if defined(__x86_64__)
+
+#define SLIDE_VECTOR_BYTES 64
+#define SLIDE_TILE_ROWS 12
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2")
+#endif
+
+namespace slide_torch {
+namespace {
+#include "all-inl.h"
+}  // namespace
+
+extern const KernelTable avx512_kernels = {"avx512", kernels_of<float>(), kernels_of<double>()};
+
+}  // namespace slide_torch
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // __x86_64__

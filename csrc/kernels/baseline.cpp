@@ -1,0 +1,14 @@
+// Kernels for any machine: 16-byte vectors (SSE2 on x86-64, NEON on aarch64).
+#include "dispatch.h"
+
+#define SLIDE_VECTOR_BYTES 16
+#define SLIDE_TILE_ROWS 4
+
+namespace slide_torch {
+namespace {
+#include "all-inl.h"
+}  // namespace
+
+extern const KernelTable baseline_kernels = {"baseline", kernels_of<float>(), kernels_of<double>()};
+
+}  // namespace slide_torch

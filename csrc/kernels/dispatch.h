@@ -1,0 +1,132 @@
+// What the kernels take (raw pointers and sizes, no torch) and the table of them for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace slide_torch {
+
+// Rows to hash: data (n, features) row-major; `rows` picks and orders some of them, or is null; `bias`, or null,
+// appends one more coordinate.
+template <class T>
+struct HashInput {
+  const T* data;
+  const int64_t* rows;
+  const T* bias;
+  int64_t features;
+};
+
+// codes[table * stride + i] receives row i's code in that table.
+template <class Code>
+struct HashOutput {
+  Code* codes;
+  int64_t stride;
+  int64_t tables;
+  int64_t hashes;
+};
+
+// signs (rotations, 3, size) of +-1, bias_projection (rotations, size) standard normal.
+template <class T>
+struct HadamardFunctions {
+  const T* signs;
+  const T* bias_projection;
+  int64_t size;
+};
+
+// coordinates (tables * hashes, bin); `bits` = log2(bin).
+struct WinnerFunctions {
+  const int32_t* coordinates;
+  int64_t bin;
+  int64_t bits;
+};
+
+// weight (N, features), bias (N) or null; rows (active) of one active set shared by `batch` samples;
+// log_weight (active) or null is added to the logits.
+template <class T>
+struct SharedProblem {
+  const T* weight;
+  const T* bias;
+  const int64_t* rows;
+  const T* log_weight;
+  int64_t active;
+  int64_t features;
+  int64_t batch;
+};
+
+// One active set a sample, transposed: pairs [pair_offsets[u], pair_offsets[u + 1]) are the samples that
+// activated neuron rows[u], each with its position in the sample-major list of logits.
+template <class T>
+struct SampleProblem {
+  const T* weight;
+  const T* bias;
+  const T* input;
+  const int64_t* rows;
+  const int64_t* pair_offsets;
+  const int32_t* pair_positions;
+  const int32_t* pair_samples;
+  int64_t features;
+};
+
+template <class T, class Code>
+struct HashKernels {
+  void (*simhash_hadamard)(const HashInput<T>&, const HadamardFunctions<T>&, const HashOutput<Code>&, int64_t begin,
+                           int64_t end, T* scratch);
+  void (*simhash_dense)(const HashInput<T>&, const T* projection, const HashOutput<Code>&, int64_t begin, int64_t end,
+                        T* scratch);
+  void (*dwta)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
+               T* scratch, int32_t* winners);
+};
+
+template <class T>
+struct RealKernels {
+  int64_t lanes;         // elements of a vector
+  int64_t tile_columns;  // columns of a packed panel
+  int64_t tile_rows;     // a good multiple for ranges of rows
+  int64_t depth;         // rows of a panel in shared_grad_input
+  HashKernels<T, int16_t> hash16;
+  HashKernels<T, int32_t> hash32;
+  void (*pack_transposed)(const T* x, int64_t count, int64_t width, int64_t first, int64_t last, T* packed);
+  void (*pack_columns)(const T* x, int64_t count, int64_t width, int64_t first, int64_t last, T* packed);
+  void (*shared_logits)(const SharedProblem<T>&, const T* packed_input, T* logits, int64_t begin, int64_t end);
+  void (*shared_log_normalizer)(const T* logits, int64_t active, int64_t batch, T* log_normalizer, int64_t begin,
+                                int64_t end);
+  void (*shared_softmax_gradient)(const T* logits, const T* log_normalizer, const T* scale, int64_t batch,
+                                  T* gradient, int64_t begin, int64_t end);
+  void (*shared_grad_rows)(const SharedProblem<T>&, const T* gradient, const T* packed_columns, T* grad_rows,
+                           T* grad_bias, int64_t begin, int64_t end);
+  void (*shared_grad_input)(const SharedProblem<T>&, const T* gradient, T* grad_input, int64_t begin, int64_t end,
+                            T* panel);
+  void (*sample_logits)(const SampleProblem<T>&, T* logits, int64_t begin, int64_t end);
+  T (*sample_log_normalizer)(const T* logits, int64_t count);
+  void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
+  void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
+                           int64_t begin, int64_t end);
+};
+
+struct KernelTable {
+  const char* name;
+  RealKernels<float> f32;
+  RealKernels<double> f64;
+};
+
+// The table for this machine, chosen at the first call: the widest supported level, or the one named by the
+// environment variable SLIDE_TORCH_ISA (baseline, avx2, avx512); throws if that one is unknown or unsupported.
+const KernelTable& kernels();
+
+template <class T>
+const RealKernels<T>& real_kernels();
+template <>
+inline const RealKernels<float>& real_kernels<float>() {
+  return kernels().f32;
+}
+template <>
+inline const RealKernels<double>& real_kernels<double>() {
+  return kernels().f64;
+}
+
+extern const KernelTable baseline_kernels;
+#if defined(__x86_64__)
+extern const KernelTable avx2_kernels;
+extern const KernelTable avx512_kernels;
+#endif
+
+}  // namespace slide_torch

@@ -1,0 +1,110 @@
+// One sample's active set from the hash tables: integers only, compiled once for all machines.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace slide_torch {
+
+// L tables in packed (CSR) buckets: bucket c of table t holds ids[t * neurons + offsets[t * (buckets + 1) + c]]
+// up to the next offset, in increasing order.
+struct TablesView {
+  const int32_t* offsets;
+  const int32_t* ids;
+  int64_t tables;
+  int64_t buckets;
+  int64_t neurons;
+};
+
+inline uint64_t splitmix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15ULL;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
+// Collision counts of one thread. `count` is zero everywhere between samples, so that a sample costs what it
+// reads and not N.
+class CollisionCounter {
+ public:
+  explicit CollisionCounter(int64_t neurons)
+      : count_(static_cast<uint8_t*>(std::calloc(neurons + 1, 1)), std::free),
+        found_(static_cast<int32_t*>(std::malloc((neurons + 1) * sizeof(int32_t))), std::free) {
+    if (!count_ || !found_) throw std::bad_alloc();
+  }
+
+  // Marks a neuron as taken already: it is not a candidate.
+  void exclude(int32_t id) {
+    if (count_[id] == kExcluded) return;
+    count_[id] = kExcluded;
+    excluded_.push_back(id);
+  }
+
+  bool is_excluded(int32_t id) const { return count_[id] == kExcluded; }
+
+  // Counts the ids of one bucket. A bucket longer than `cap` is read from a place that `random` picks, around
+  // its end, so that no id is favoured for being small.
+  void read_bucket(const int32_t* ids, int64_t length, int64_t cap, uint64_t random) {
+    if (length == 0) return;
+    int64_t start = static_cast<int64_t>((random >> 32) * static_cast<uint64_t>(length) >> 32);
+    const int64_t take = std::min(length, cap);
+    const int64_t head = std::min(take, length - start);
+    read_ids(ids + start, head);
+    read_ids(ids, take - head);
+    ids_read_ += take;
+  }
+
+  // Appends the `budget` most frequent candidates to `out` (ties: first found first) and forgets all of them.
+  template <class Out>
+  void take_best(int64_t budget, int64_t tables, Out&& append) {
+    int64_t threshold = 1, ties = found_count_;
+    if (found_count_ > budget) {
+      histogram_.assign(tables + 1, 0);
+      for (int64_t i = 0; i < found_count_; ++i) ++histogram_[count_[found_[i]]];
+      int64_t above = 0;
+      for (threshold = tables; threshold > 1 && above + histogram_[threshold] <= budget; --threshold)
+        above += histogram_[threshold];
+      ties = budget - above;
+    }
+    for (int64_t i = 0; i < found_count_; ++i) {
+      const int32_t id = found_[i];
+      if (count_[id] > threshold || (count_[id] == threshold && ties-- > 0)) append(id);
+      count_[id] = 0;
+    }
+    found_count_ = 0;
+  }
+
+  void release_excluded() {
+    for (int32_t id : excluded_) count_[id] = 0;
+    excluded_.clear();
+  }
+
+  int64_t ids_read() const { return ids_read_; }
+
+ private:
+  static constexpr uint8_t kExcluded = 255;  // L is at most 254
+
+  void read_ids(const int32_t* ids, int64_t length) {
+    for (int64_t i = 0; i < length; ++i) {
+      const int32_t id = ids[i];
+      const uint8_t c = count_[id];
+      found_[found_count_] = id;  // kept only if it is new: a store is cheaper than a branch that is often wrong
+      found_count_ += c == 0;
+      count_[id] = c + (c != kExcluded);
+    }
+  }
+
+  // calloc and malloc, not vectors: pages that no sample touches are never written.
+  std::unique_ptr<uint8_t[], decltype(&std::free)> count_;
+  std::unique_ptr<int32_t[], decltype(&std::free)> found_;
+  std::vector<int32_t> excluded_;
+  std::vector<int64_t> histogram_;
+  int64_t found_count_ = 0;
+  int64_t ids_read_ = 0;
+};
+
+}  // namespace slide_torch

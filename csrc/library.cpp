@@ -1,0 +1,56 @@
+// Every operator's schema, and the Python module whose import loads them.
+#include <Python.h>
+
+#include "ops/common.h"
+
+STABLE_TORCH_LIBRARY(slide_torch, m) {
+  // hashing.cpp
+  m.def(
+      "simhash_hadamard(Tensor input, Tensor? bias, Tensor? rows, Tensor signs, Tensor bias_projection, int K, int L) "
+      "-> Tensor");
+  m.def("simhash_dense(Tensor input, Tensor? bias, Tensor? rows, Tensor projection, int K, int L) -> Tensor");
+  m.def("dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor coordinates, int K, int L) -> Tensor");
+
+  // tables.cpp
+  m.def("build_tables(Tensor codes, int bits) -> (Tensor offsets, Tensor ids)");
+  m.def("update_codes_(Tensor(a!) codes, Tensor rows, Tensor fresh) -> Tensor moved");
+
+  // active_set.cpp
+  m.def(
+      "retrieve(Tensor codes, Tensor table_offsets, Tensor table_ids, Tensor label_offsets, Tensor label_ids, "
+      "Tensor tail, int budget, int bucket_cap, int seed) "
+      "-> (Tensor offsets, Tensor active, Tensor tail_starts, Tensor label_positions, Tensor ids_read)");
+  m.def(
+      "transpose_active(Tensor offsets, Tensor active, int neurons) "
+      "-> (Tensor rows, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples)");
+  m.def("union_active(Tensor certain, Tensor tail, int neurons) -> (Tensor rows, Tensor from_tail)");
+  m.def("sample_tail(int count, int neurons, int seed) -> Tensor");
+
+  // cross_entropy.cpp
+  m.def(
+      "shared_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weight, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities) "
+      "-> (Tensor losses, Tensor logits, Tensor log_normalizer)");
+  m.def(
+      "shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
+      "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def(
+      "sample_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? log_weight, Tensor label_offsets, "
+      "Tensor label_places, Tensor label_probabilities) "
+      "-> (Tensor losses, Tensor logits, Tensor log_normalizer)");
+  m.def(
+      "sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, Tensor label_places, "
+      "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
+      "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+
+  // misc.cpp
+  m.def("instruction_set() -> str");
+}
+
+extern "C" PyObject* PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

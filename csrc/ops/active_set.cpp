@@ -1,0 +1,285 @@
+// What makes an active set: retrieval from the tables, the transpose of the per-sample pattern, the union of the
+// shared one. All results are the same at any number of threads.
+#include <algorithm>
+
+#include "../kernels/retrieve.h"
+#include "common.h"
+
+namespace slide_torch {
+namespace {
+
+constexpr int64_t kMaxTables = 254;
+
+struct RetrieveInput {
+  TablesView tables;
+  const int64_t* label_offsets;
+  const int32_t* label_ids;
+  const int32_t* tail;
+  int64_t tail_count;
+  int64_t budget;
+  int64_t bucket_cap;
+  uint64_t seed;
+};
+
+// One sample: its distinct labels, then candidates by collision count up to the budget, then the tail's ids that
+// are in neither. Returns where the tail part begins; label_positions get each label's place in `active`.
+template <class Code>
+int64_t retrieve_sample(const RetrieveInput& in, const Code* codes, int64_t batch, int64_t sample,
+                        CollisionCounter& counter, std::vector<int32_t>& active, int32_t* label_positions) {
+  active.clear();
+  const int64_t first = in.label_offsets[sample], last = in.label_offsets[sample + 1];
+  for (int64_t i = first; i < last; ++i) {
+    const int32_t id = in.label_ids[i];
+    if (!counter.is_excluded(id)) {
+      counter.exclude(id);
+      active.push_back(id);
+    }
+    label_positions[i] = static_cast<int32_t>(std::find(active.begin(), active.end(), id) - active.begin());
+  }
+  const int64_t room = std::max<int64_t>(in.budget - static_cast<int64_t>(active.size()), 0);
+  for (int64_t t = 0; room > 0 && t < in.tables.tables; ++t) {
+    const Code code = codes[t * batch + sample];
+    if (code < 0) continue;  // the input holds NaN or Inf: nothing collides with it
+    const int32_t* offsets = in.tables.offsets + t * (in.tables.buckets + 1) + code;
+    counter.read_bucket(in.tables.ids + t * in.tables.neurons + offsets[0], offsets[1] - offsets[0], in.bucket_cap,
+                        splitmix64(in.seed ^ splitmix64(static_cast<uint64_t>(sample * in.tables.tables + t))));
+  }
+  const size_t labels = active.size();
+  counter.take_best(room, in.tables.tables, [&](int32_t id) { active.push_back(id); });
+  const int64_t tail_start = static_cast<int64_t>(active.size());
+  if (in.tail_count > 0) {
+    for (size_t i = labels; i < active.size(); ++i) counter.exclude(active[i]);
+    for (int64_t i = 0; i < in.tail_count; ++i)
+      if (!counter.is_excluded(in.tail[i])) active.push_back(in.tail[i]);
+  }
+  counter.release_excluded();
+  return tail_start;
+}
+
+}  // namespace
+
+// Returns offsets (B + 1), active (pairs), tail_starts (B), label_positions (labels; from the sample's start) and
+// ids_read (1).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor table_offsets, Tensor table_ids,
+                                                            Tensor label_offsets, Tensor label_ids, Tensor tail,
+                                                            int64_t budget, int64_t bucket_cap, int64_t seed) {
+  constexpr const char* op = "retrieve";
+  check_tensor(op, "table_offsets", table_offsets, ScalarType::Int, {-1, -1});
+  const int64_t tables = table_offsets.size(0), buckets = table_offsets.size(1) - 1;
+  check(tables <= kMaxTables, op, "expected at most ", kMaxTables, " tables, got ", tables);
+  check_tensor(op, "table_ids", table_ids, ScalarType::Int, {tables, -1});
+  const int64_t neurons = table_ids.size(1);
+  check_tensor(op, "codes", codes, codes.scalar_type(), {tables, -1});
+  const int64_t batch = codes.size(1);
+  check_tensor(op, "label_offsets", label_offsets, ScalarType::Long, {batch + 1});
+  check_tensor(op, "label_ids", label_ids, ScalarType::Int, {-1});
+  check_offsets(op, "label_offsets", data<int64_t>(label_offsets), batch, label_ids.numel());
+  check_range(op, "label_ids", data<int32_t>(label_ids), label_ids.numel(), neurons);
+  check_tensor(op, "tail", tail, ScalarType::Int, {-1});
+  check_range(op, "tail", data<int32_t>(tail), tail.numel(), neurons);
+  check(budget >= 0 && bucket_cap >= 0, op, "budget and bucket_cap must not be negative");
+  const RetrieveInput in{{data<int32_t>(table_offsets), data<int32_t>(table_ids), tables, buckets, neurons},
+                         data<int64_t>(label_offsets),
+                         data<int32_t>(label_ids),
+                         data<int32_t>(tail),
+                         tail.numel(),
+                         budget,
+                         bucket_cap,
+                         static_cast<uint64_t>(seed)};
+  Tensor label_positions = empty({label_ids.numel()}, ScalarType::Int);
+  Tensor tail_starts = empty({batch}, ScalarType::Long);
+  std::vector<std::vector<int32_t>> found(batch);
+  std::vector<int64_t> read(batch);
+  const auto run = [&]<class Code>(Code) {
+    parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+      CollisionCounter counter(neurons);
+      std::vector<int32_t> active;
+      for (int64_t b = first; b < last; ++b) {
+        const int64_t before = counter.ids_read();
+        for (int64_t t = 0; t < tables; ++t)
+          check(data<Code>(codes)[t * batch + b] < buckets, op, "codes: expected values below ", buckets);
+        mutable_data<int64_t>(tail_starts)[b] = retrieve_sample(in, data<Code>(codes), batch, b, counter, active,
+                                                                mutable_data<int32_t>(label_positions));
+        found[b].assign(active.begin(), active.end());
+        read[b] = counter.ids_read() - before;
+      }
+    });
+  };
+  if (codes.scalar_type() == ScalarType::Short) {
+    run(int16_t{});
+  } else {
+    check_tensor(op, "codes", codes, ScalarType::Int, {tables, batch});
+    run(int32_t{});
+  }
+  Tensor offsets = empty({batch + 1}, ScalarType::Long);
+  int64_t total = 0, total_read = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    mutable_data<int64_t>(offsets)[b] = total;
+    total += static_cast<int64_t>(found[b].size());
+    total_read += read[b];
+  }
+  mutable_data<int64_t>(offsets)[batch] = total;
+  check(total < INT32_MAX, op, "the batch activates ", total,
+        " neurons in all, more than 2^31 - 1: lower the budget, the tail or the batch");
+  Tensor active = empty({total}, ScalarType::Int);
+  parallel_for(0, batch, grain(total / (batch + 1)), [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      std::copy(found[b].begin(), found[b].end(), mutable_data<int32_t>(active) + data<int64_t>(offsets)[b]);
+  });
+  Tensor ids_read = empty({1}, ScalarType::Long);
+  *mutable_data<int64_t>(ids_read) = total_read;
+  return {offsets, active, tail_starts, label_positions, ids_read};
+}
+
+// Transposes sample-major active sets: rows (U) increasing, pair_offsets (U + 1), pair_positions and pair_samples
+// (pairs). Two levels of counting sort: neurons are cut into ranges small enough for the first-level cache.
+std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tensor active, int64_t neurons) {
+  constexpr const char* op = "transpose_active";
+  check_tensor(op, "offsets", offsets, ScalarType::Long, {-1});
+  check_tensor(op, "active", active, ScalarType::Int, {-1});
+  const int64_t batch = offsets.numel() - 1, pairs = active.numel();
+  check(batch >= 0 && neurons >= 1 && pairs < INT32_MAX, op, "offsets must not be empty, neurons positive");
+  check_offsets(op, "offsets", data<int64_t>(offsets), batch, pairs);
+  check_range(op, "active", data<int32_t>(active), pairs, neurons);
+  const int64_t* start = data<int64_t>(offsets);
+  const int32_t* id = data<int32_t>(active);
+
+  int shift = 0;
+  while ((neurons >> shift) > 256) ++shift;
+  const int64_t ranges = ((neurons - 1) >> shift) + 1, width = int64_t{1} << shift;
+  std::vector<int64_t> place(batch * ranges + 1, 0);  // (sample, range): count, then first slot
+  const int64_t sample_grain = grain(2 * (pairs / (batch + 1)) + ranges);
+  parallel_for(0, batch, sample_grain, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      for (int64_t i = start[b]; i < start[b + 1]; ++i) ++place[b * ranges + (id[i] >> shift)];
+  });
+  std::vector<int64_t> range_start(ranges + 1);
+  int64_t total = 0;
+  for (int64_t r = 0; r < ranges; ++r) {
+    range_start[r] = total;
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t count = place[b * ranges + r];
+      place[b * ranges + r] = total;
+      total += count;
+    }
+  }
+  range_start[ranges] = total;
+
+  struct Pair {
+    int32_t id, position, sample;
+  };
+  std::vector<Pair> sorted(pairs);
+  parallel_for(0, batch, sample_grain, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      for (int64_t i = start[b]; i < start[b + 1]; ++i)
+        sorted[place[b * ranges + (id[i] >> shift)]++] = {id[i], static_cast<int32_t>(i), static_cast<int32_t>(b)};
+  });
+
+  std::vector<int64_t> unique(ranges + 1, 0);
+  const int64_t range_grain = grain(2 * (pairs / ranges) + width);
+  parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
+    std::vector<uint8_t> seen(width);
+    for (int64_t r = first; r < last; ++r) {
+      std::fill(seen.begin(), seen.end(), 0);
+      int64_t count = 0;
+      for (int64_t i = range_start[r]; i < range_start[r + 1]; ++i) {
+        uint8_t& mark = seen[sorted[i].id & (width - 1)];
+        count += mark == 0;
+        mark = 1;
+      }
+      unique[r + 1] = count;
+    }
+  });
+  for (int64_t r = 0; r < ranges; ++r) unique[r + 1] += unique[r];
+
+  const int64_t count = unique[ranges];
+  Tensor rows = empty({count}, ScalarType::Long), pair_offsets = empty({count + 1}, ScalarType::Long);
+  Tensor pair_positions = empty({pairs}, ScalarType::Int), pair_samples = empty({pairs}, ScalarType::Int);
+  parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
+    std::vector<int64_t> slot(width);
+    for (int64_t r = first; r < last; ++r) {
+      std::fill(slot.begin(), slot.end(), 0);
+      for (int64_t i = range_start[r]; i < range_start[r + 1]; ++i) ++slot[sorted[i].id & (width - 1)];
+      int64_t u = unique[r], next = range_start[r];
+      for (int64_t w = 0; w < width; ++w) {
+        if (slot[w] == 0) continue;
+        mutable_data<int64_t>(rows)[u] = (r << shift) + w;
+        mutable_data<int64_t>(pair_offsets)[u++] = next;
+        next += slot[w];
+        slot[w] = next - slot[w];
+      }
+      for (int64_t i = range_start[r]; i < range_start[r + 1]; ++i) {
+        const int64_t target = slot[sorted[i].id & (width - 1)]++;
+        mutable_data<int32_t>(pair_positions)[target] = sorted[i].position;
+        mutable_data<int32_t>(pair_samples)[target] = sorted[i].sample;
+      }
+    }
+  });
+  mutable_data<int64_t>(pair_offsets)[count] = pairs;
+  return {rows, pair_offsets, pair_positions, pair_samples};
+}
+
+// The shared pattern: rows (U) = the distinct ids of `certain` and `tail`, increasing; from_tail (U) says which
+// of them are in `tail` alone.
+std::tuple<Tensor, Tensor> union_active(Tensor certain, Tensor tail, int64_t neurons) {
+  constexpr const char* op = "union_active";
+  check_tensor(op, "certain", certain, ScalarType::Int, {-1});
+  check_tensor(op, "tail", tail, ScalarType::Int, {-1});
+  check(neurons >= 1, op, "neurons must be positive");
+  check_range(op, "certain", data<int32_t>(certain), certain.numel(), neurons);
+  check_range(op, "tail", data<int32_t>(tail), tail.numel(), neurons);
+  const int64_t words = (neurons + 63) / 64;
+  std::vector<uint64_t> all(words, 0), sure(words, 0);
+  const auto mark = [](std::vector<uint64_t>& bits, const Tensor& ids) {
+    for (int64_t i = 0; i < ids.numel(); ++i) {
+      const int32_t id = data<int32_t>(ids)[i];
+      bits[id >> 6] |= uint64_t{1} << (id & 63);
+    }
+  };
+  mark(sure, certain);
+  mark(all, tail);
+  int64_t count = 0;
+  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(all[w] |= sure[w]);
+  Tensor rows = empty({count}, ScalarType::Long), from_tail = empty({count}, ScalarType::Bool);
+  int64_t u = 0;
+  for (int64_t w = 0; w < words; ++w)
+    for (uint64_t rest = all[w]; rest != 0; rest &= rest - 1, ++u) {
+      const int bit = __builtin_ctzll(rest);
+      mutable_data<int64_t>(rows)[u] = w * 64 + bit;
+      mutable_data<bool>(from_tail)[u] = !(sure[w] >> bit & 1);
+    }
+  return {rows, from_tail};
+}
+
+// `count` distinct ids from [0, neurons), each subset equally likely, in increasing order; Floyd's algorithm.
+Tensor sample_tail(int64_t count, int64_t neurons, int64_t seed) {
+  constexpr const char* op = "sample_tail";
+  check(neurons >= 1 && neurons < INT32_MAX, op, "neurons: expected 1 to 2^31 - 2, got ", neurons);
+  check(count >= 0 && count <= neurons, op, "count: expected 0 to ", neurons, ", got ", count);
+  std::vector<uint64_t> taken((neurons + 63) / 64, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t limit = neurons - count + i;  // uniform on [0, limit] by multiplication (bias below 2^-32)
+    const uint64_t random = splitmix64(splitmix64(static_cast<uint64_t>(seed)) + static_cast<uint64_t>(i));
+    int64_t id = static_cast<int64_t>(static_cast<unsigned __int128>(random) * (limit + 1) >> 64);
+    if (taken[id >> 6] >> (id & 63) & 1) id = limit;
+    taken[id >> 6] |= uint64_t{1} << (id & 63);
+  }
+  Tensor ids = empty({count}, ScalarType::Int);
+  int64_t u = 0;
+  for (size_t w = 0; w < taken.size(); ++w)
+    for (uint64_t rest = taken[w]; rest != 0; rest &= rest - 1)
+      mutable_data<int32_t>(ids)[u++] = static_cast<int32_t>(w * 64 + __builtin_ctzll(rest));
+  return ids;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
+  m.impl("retrieve", TORCH_BOX(&retrieve));
+  m.impl("transpose_active", TORCH_BOX(&transpose_active));
+  m.impl("union_active", TORCH_BOX(&union_active));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CompositeExplicitAutograd, m) {
+  m.impl("sample_tail", TORCH_BOX(&sample_tail));
+}
+
+}  // namespace slide_torch

@@ -1,0 +1,148 @@
+// What every operator file needs: stable-ABI tensors, checks at the boundary, the parallel loop.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../kernels/dispatch.h"
+
+namespace slide_torch {
+
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+template <class T>
+constexpr ScalarType scalar_type_of();
+template <>
+constexpr ScalarType scalar_type_of<float>() {
+  return ScalarType::Float;
+}
+template <>
+constexpr ScalarType scalar_type_of<double>() {
+  return ScalarType::Double;
+}
+template <>
+constexpr ScalarType scalar_type_of<int64_t>() {
+  return ScalarType::Long;
+}
+template <>
+constexpr ScalarType scalar_type_of<int32_t>() {
+  return ScalarType::Int;
+}
+template <>
+constexpr ScalarType scalar_type_of<int16_t>() {
+  return ScalarType::Short;
+}
+template <>
+constexpr ScalarType scalar_type_of<int8_t>() {
+  return ScalarType::Char;
+}
+template <>
+constexpr ScalarType scalar_type_of<bool>() {
+  return ScalarType::Bool;
+}
+
+// Throws "operator: message" when the condition fails. User errors are caught in Python with more to say; these
+// checks keep a direct call of an operator from reading outside its tensors.
+template <class... Parts>
+void check(bool condition, const char* op, const Parts&... parts) {
+  if (condition) [[likely]]
+    return;
+  std::ostringstream message;
+  message << "slide_torch::" << op << ": ";
+  ((message << parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << ")";
+  return text.str();
+}
+
+// Checks dtype, contiguity, device and, where `sizes` says so (-1: anything), the shape.
+inline void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                         const std::vector<int64_t>& sizes) {
+  check(t.is_cpu(), op, name, " must be a CPU tensor");
+  check(t.scalar_type() == dtype, op, name, ": expected dtype ", torch::headeronly::toString(dtype), ", got ",
+        torch::headeronly::toString(t.scalar_type()));
+  bool right = t.dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t i = 0; right && i < t.dim(); ++i) right = sizes[i] < 0 || t.size(i) == sizes[i];
+  if (!right) {
+    std::ostringstream wanted;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      wanted << (i ? ", " : "");
+      sizes[i] < 0 ? wanted << "*" : wanted << sizes[i];
+    }
+    check(false, op, name, ": expected shape (", wanted.str(), "), got ", shape_of(t));
+  }
+  check(t.is_contiguous(), op, name, " must be contiguous");
+}
+
+inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::empty(sizes, dtype);
+}
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+// Checks that offsets (count + 1) start at 0, never fall and end at `total`.
+inline void check_offsets(const char* op, const char* name, const int64_t* offsets, int64_t count, int64_t total) {
+  bool right = offsets[0] == 0 && offsets[count] == total;
+  for (int64_t i = 0; right && i < count; ++i) right = offsets[i] <= offsets[i + 1];
+  check(right, op, name, ": expected non-decreasing offsets from 0 to ", total);
+}
+
+template <class Int>
+void check_range(const char* op, const char* name, const Int* values, int64_t count, int64_t limit) {
+  for (int64_t i = 0; i < count; ++i)
+    check(values[i] >= 0 && values[i] < limit, op, name, ": expected values in [0, ", limit, "), got ", values[i],
+          " at position ", i);
+}
+
+// Rows must be strictly increasing: one thread owns one gradient row.
+inline void check_rows(const char* op, const int64_t* rows, int64_t count, int64_t limit) {
+  check_range(op, "rows", rows, count, limit);
+  for (int64_t i = 1; i < count; ++i) check(rows[i - 1] < rows[i], op, "rows must be strictly increasing");
+}
+
+// Calls f.template operator()<float>() or <double>().
+template <class F>
+auto dispatch_real(const char* op, ScalarType dtype, F&& f) {
+  if (dtype == ScalarType::Double) return f(double{});
+  check(dtype == ScalarType::Float, op, "expected dtype Float or Double, got ", torch::headeronly::toString(dtype));
+  return f(float{});
+}
+
+// At least this many scalar operations for a thread to be worth waking.
+constexpr int64_t kGrainWork = 32768;
+
+inline int64_t grain(int64_t work_per_item) {
+  return work_per_item >= kGrainWork ? 1 : kGrainWork / (work_per_item > 0 ? work_per_item : 1) + 1;
+}
+
+}  // namespace slide_torch
