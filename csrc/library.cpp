@@ -29,7 +29,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // cross_entropy.cpp
   m.def(
       "shared_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weight, "
-      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities) "
+      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, float scale, bool sparse) "
       "-> (Tensor losses, Tensor logits, Tensor log_normalizer)");
   m.def(
       "shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "sample_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? log_weight, Tensor label_offsets, "
-      "Tensor label_places, Tensor label_probabilities) "
+      "Tensor label_places, Tensor label_probabilities, float scale, bool sparse) "
       "-> (Tensor losses, Tensor logits, Tensor log_normalizer)");
   m.def(
       "sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets, "
@@ -46,11 +46,14 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
+  // rows.cpp
+  m.def("rows_to_dense(Tensor rows, Tensor values, int neurons) -> Tensor");
+
   // misc.cpp
   m.def("instruction_set() -> str");
 }
 
-extern "C" PyObject* PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -40,7 +40,7 @@ struct WinnerFunctions {
 };
 
 // weight (N, features), bias (N) or null; rows (active) of one active set shared by `batch` samples;
-// log_weight (active) or null is added to the logits.
+// logits are scale * (<weight, x> + bias) + log_weight (active, or null).
 template <class T>
 struct SharedProblem {
   const T* weight;
@@ -50,6 +50,7 @@ struct SharedProblem {
   int64_t active;
   int64_t features;
   int64_t batch;
+  T scale;
 };
 
 // One active set a sample, transposed: pairs [pair_offsets[u], pair_offsets[u + 1]) are the samples that

@@ -47,7 +47,7 @@ inline void prefetch_row(const T* row, int64_t features) {
     __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
 }
 
-// How many rows ahead to ask for; 2 to 6 measured alike, 0 a third slower.
+// How many rows ahead to ask for.
 constexpr int64_t kPrefetchRows = 4;
 
 // logits[position] = <weight[rows[u]], x[sample]> + bias[rows[u]] for the pairs of rows [begin, end).

@@ -1,7 +1,7 @@
 // Softmax cross entropy over one active set shared by the batch: logits (U, B) neuron-major, so that softmax
 // statistics are vertical arithmetic over samples.
 
-// logits[u, b] = <weight[rows[u]], x[b]> + bias[rows[u]] + log_weight[u] for u in [begin, end).
+// logits[u, b] = scale (<weight[rows[u]], x[b]> + bias[rows[u]]) + log_weight[u] for u in [begin, end).
 template <class T>
 void shared_logits(const SharedProblem<T>& s, const T* packed_input, T* logits, int64_t begin, int64_t end) {
   constexpr int64_t N = tile_columns<T>();
@@ -18,9 +18,9 @@ void shared_logits(const SharedProblem<T>& s, const T* packed_input, T* logits, 
       any_tile(a, 1, packed_input + b * s.features, N, s.features, logits + u * s.batch + b, s.batch, false, rows,
                min_of(N, s.batch - b));
     for (int64_t i = 0; i < rows; ++i) {
-      const T offset = (s.bias ? s.bias[s.rows[u + i]] : T(0)) + (s.log_weight ? s.log_weight[u + i] : T(0));
-      if (s.bias || s.log_weight)
-        for (int64_t b = 0; b < s.batch; ++b) logits[(u + i) * s.batch + b] += offset;
+      const T bias = s.bias ? s.bias[s.rows[u + i]] : T(0), extra = s.log_weight ? s.log_weight[u + i] : T(0);
+      T* z = logits + (u + i) * s.batch;
+      for (int64_t b = 0; b < s.batch; ++b) z[b] = (z[b] + bias) * s.scale + extra;
     }
   }
 }

@@ -3,6 +3,7 @@
 //
 // With z the logits of the active set, n = log sum exp z and p the labels' probabilities (sum t):
 //   loss = sum p (n - z),   d loss / d z = t softmax(z) - p.
+// `scale` multiplies the logits; backward expects it in grad_loss. `sparse` speaks to autograd only.
 #include "common.h"
 
 namespace slide_torch {
@@ -76,11 +77,11 @@ void check_layer(const char* op, const Tensor& input, const Tensor& weight, cons
 template <class T>
 SharedProblem<T> shared_problem(const char* op, const Tensor& input, const Tensor& weight,
                                 const std::optional<Tensor>& bias, const Tensor& rows,
-                                const std::optional<Tensor>& log_weight) {
+                                const std::optional<Tensor>& log_weight, T scale) {
   check_layer<T>(op, input, weight, bias, rows);
   if (log_weight) check_tensor(op, "log_weight", *log_weight, scalar_type_of<T>(), {rows.numel()});
   return {data<T>(weight), data_or_null<T>(bias), data<int64_t>(rows), data_or_null<T>(log_weight),
-          rows.numel(),    weight.size(1),        input.size(0)};
+          rows.numel(),    weight.size(1),        input.size(0),       scale};
 }
 
 // Panels of a packed copy of x: by rows (`transposed`) or by columns.
@@ -110,11 +111,12 @@ void parallel_tiles(int64_t count, int64_t multiple, int64_t work_per_item, cons
 std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy(Tensor input, Tensor weight, std::optional<Tensor> bias,
                                                         Tensor rows, std::optional<Tensor> log_weight,
                                                         Tensor label_offsets, Tensor label_places,
-                                                        Tensor label_probabilities) {
+                                                        Tensor label_probabilities, double scale,
+                                                        [[maybe_unused]] bool sparse) {
   constexpr const char* op = "shared_cross_entropy";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    const SharedProblem<T> s = shared_problem<T>(op, input, weight, bias, rows, log_weight);
+    const SharedProblem<T> s = shared_problem<T>(op, input, weight, bias, rows, log_weight, static_cast<T>(scale));
     const Targets<T> targets = check_labels<T>(op, label_offsets, label_places, label_probabilities, s.batch, s.active);
     const auto& k = real_kernels<T>();
     Tensor logits = empty({s.active, s.batch}, input.scalar_type());
@@ -138,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy_backward(
   constexpr const char* op = "shared_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    const SharedProblem<T> s = shared_problem<T>(op, input, weight, std::nullopt, rows, std::nullopt);
+    const SharedProblem<T> s = shared_problem<T>(op, input, weight, std::nullopt, rows, std::nullopt, T(1));
     const Targets<T> targets = check_labels<T>(op, label_offsets, label_places, label_probabilities, s.batch, s.active);
     check_tensor(op, "grad_loss", grad_loss, input.scalar_type(), {s.batch});
     check_tensor(op, "logits", logits, input.scalar_type(), {s.active, s.batch});
@@ -200,7 +202,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy(Tensor input, Tensor wei
                                                         Tensor rows, Tensor offsets, Tensor pair_offsets,
                                                         Tensor pair_positions, Tensor pair_samples,
                                                         std::optional<Tensor> log_weight, Tensor label_offsets,
-                                                        Tensor label_places, Tensor label_probabilities) {
+                                                        Tensor label_places, Tensor label_probabilities,
+                                                        double scale, [[maybe_unused]] bool sparse) {
   constexpr const char* op = "sample_cross_entropy";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
@@ -219,6 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy(Tensor input, Tensor wei
                  [&](int64_t b, int64_t e) { k.sample_logits(s, z, b, e); });
     const T* extra = data_or_null<T>(log_weight);
     parallel_for(0, batch, grain(4 * (pairs / (batch + 1) + 1)), [&](int64_t first, int64_t last) {
+      for (int64_t i = start[first]; scale != 1 && i < start[last]; ++i) z[i] *= static_cast<T>(scale);
       for (int64_t i = start[first]; extra && i < start[last]; ++i) z[i] += extra[i];
       for (int64_t b = first; b < last; ++b) n[b] = k.sample_log_normalizer(z + start[b], start[b + 1] - start[b]);
     });

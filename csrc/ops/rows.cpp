@@ -1,0 +1,43 @@
+// Row-sparse gradients handed over as dense tensors.
+#include <algorithm>
+#include <cstring>
+
+#include "common.h"
+
+namespace slide_torch {
+
+Tensor rows_to_dense(Tensor rows, Tensor values, int64_t neurons) {
+  constexpr const char* op = "rows_to_dense";
+  check_tensor(op, "rows", rows, ScalarType::Long, {-1});
+  const int64_t count = rows.numel();
+  check_rows(op, data<int64_t>(rows), count, neurons);
+  check(values.dim() >= 1 && values.size(0) == count && values.is_contiguous() && values.is_cpu(), op,
+        "values: expected a contiguous CPU tensor with ", count, " rows, got shape ", shape_of(values));
+  std::vector<int64_t> sizes{neurons};
+  int64_t width = 1;
+  for (int64_t i = 1; i < values.dim(); ++i) {
+    sizes.push_back(values.size(i));
+    width *= values.size(i);
+  }
+  return dispatch_real(op, values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Tensor dense = empty(sizes, values.scalar_type());
+    T* target = mutable_data<T>(dense);
+    const T* source = data<T>(values);
+    const int64_t* row = data<int64_t>(rows);
+    parallel_for(0, neurons, grain(width), [&](int64_t first, int64_t last) {
+      int64_t u = std::lower_bound(row, row + count, first) - row;
+      for (int64_t next = first; next < last; ++u) {
+        const int64_t stop = u < count && row[u] < last ? row[u] : last;
+        std::memset(target + next * width, 0, (stop - next) * width * sizeof(T));
+        if (stop < last) std::memcpy(target + stop * width, source + u * width, width * sizeof(T));
+        next = stop + 1;
+      }
+    });
+    return dense;
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) { m.impl("rows_to_dense", TORCH_BOX(&rows_to_dense)); }
+
+}  // namespace slide_torch

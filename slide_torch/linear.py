@@ -1,0 +1,178 @@
+"""LSHLinear: a linear layer that trains only the neurons that matter for a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .logits import SampledLogits
+from .options import LSHOptions
+from .tables import HashTables
+
+
+class LSHLinear(nn.Linear):
+    """A drop-in for a huge ``nn.Linear`` output layer (SLIDE: Chen et al., MLSys 2020).
+
+    In training, ``layer(x)`` returns a :class:`SampledLogits`; the loss computed from it touches only
+    the labels' neurons, those that hash tables over the layer's own weight rows return for the batch,
+    and a uniform tail. In eval, ``layer(x)`` is the exact dense result.
+
+    Args:
+        in_features: width d of an input, at least 1.
+        out_features: number of neurons N, at least 1 and below 2^31 - 1.
+        bias: whether there is a bias; it is hashed along with the weight.
+        options: how active neurons are found, see :class:`LSHOptions`.
+        sparse: whether ``weight`` and ``bias`` get row-sparse gradients, as in ``nn.Embedding``: the fast
+            path, for :mod:`slide_torch.optim`, ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``. With
+            False they are dense tensors, for any optimizer.
+        device: must be the CPU.
+        dtype: float32 (default) or float64.
+
+    Shape:
+        - Input: (\\*, d)
+        - Output: (\\*, N): a SampledLogits in training, a tensor in eval.
+
+    Attributes:
+        weight: (N, d); bias: (N) or None; named, shaped and initialised as in ``nn.Linear``, whose state
+            dict is interchangeable with this one's.
+        tables: the :class:`HashTables`, built at the first training step and after loading.
+
+    Limits: losses are softmax cross entropies; tables follow changes made by optimizer steps, by
+    ``load_state_dict`` and ``reset_parameters``: after writing to ``weight`` yourself call
+    :meth:`rehash`.
+
+    Examples:
+        >>> head = LSHLinear(128, 670_091, sparse=True)
+        >>> loss = F.cross_entropy(head(torch.randn(32, 128)), torch.randint(670_091, (32,)))
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        options: LSHOptions | None = None,
+        sparse: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_arguments(in_features, out_features, options, device, dtype)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._set_up(options or LSHOptions(), sparse)
+
+    def _set_up(self, options: LSHOptions, sparse: bool) -> None:
+        self.options = options
+        self.sparse = sparse
+        self.tables = HashTables(
+            options, self.out_features, self.in_features, has_bias=self.bias is not None
+        )
+        self.register_load_state_dict_post_hook(_invalidate_tables)
+
+    def reset_parameters(self) -> None:
+        """Initialises as ``nn.Linear`` does; the tables follow at the next use."""
+        super().reset_parameters()
+        if hasattr(self, "tables"):
+            self.tables.invalidate()
+
+    def forward(self, input: Tensor) -> SampledLogits | Tensor:  # type: ignore[override]
+        if not self.training:
+            return F.linear(input, self.weight, self.bias)
+        if input.dim() < 1 or input.shape[-1] != self.in_features:
+            raise ValueError(
+                f"LSHLinear: input: expected last dimension {self.in_features} (in_features), "
+                f"got shape {tuple(input.shape)}"
+            )
+        if input.dtype != self.weight.dtype or input.device != self.weight.device:
+            raise ValueError(
+                f"LSHLinear: input: expected {self.weight.dtype} on {self.weight.device}, the weight's, "
+                f"got {input.dtype} on {input.device}"
+            )
+        return SampledLogits(self, input)
+
+    def rehash(self) -> None:
+        """Hashes every row anew with the present functions, as after writing to ``weight`` by hand.
+
+        Raises:
+            ValueError: rows hold NaN or Inf; nothing is changed.
+        """
+        self.tables.rehash(self.weight, self.bias)
+
+    def rebuild(self) -> None:
+        """Draws new hash functions and hashes every row.
+
+        Raises:
+            ValueError: rows hold NaN or Inf; nothing is changed.
+        """
+        self.tables.rebuild(self.weight, self.bias)
+
+    def stats(self) -> dict[str, float]:
+        """What tables and sampler are doing, see :meth:`HashTables.stats`."""
+        return self.tables.stats()
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, *, options: LSHOptions | None = None, sparse: bool = False
+    ) -> LSHLinear:
+        """An LSHLinear that shares the very Parameters of ``linear``."""
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(
+                f"LSHLinear.from_linear: linear: expected nn.Linear, got {type(linear).__name__}"
+            )
+        _check_arguments(
+            linear.in_features, linear.out_features, options, linear.weight.device,
+            linear.weight.dtype,
+        )
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.in_features = linear.in_features
+        layer.out_features = linear.out_features
+        layer.weight = linear.weight
+        layer.register_parameter("bias", linear.bias)
+        layer.training = linear.training
+        layer._set_up(options or LSHOptions(), sparse)
+        return layer
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` that shares this layer's Parameters."""
+        linear = nn.Linear.__new__(nn.Linear)
+        nn.Module.__init__(linear)
+        linear.in_features = self.in_features
+        linear.out_features = self.out_features
+        linear.weight = self.weight
+        linear.register_parameter("bias", self.bias)
+        linear.training = self.training
+        return linear
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sparse={self.sparse}, options={self.options}"
+
+
+def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(layer, LSHLinear)
+    layer.tables.invalidate()
+
+
+def _check_arguments(
+    in_features: int, out_features: int, options: Any, device: Any, dtype: torch.dtype | None
+) -> None:
+    for name, value, limit in (
+        ("in_features", in_features, 2**24),
+        ("out_features", out_features, 2**31 - 2),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            raise ValueError(f"LSHLinear: {name}: expected an int from 1 to {limit}, got {value!r}")
+    if options is not None and not isinstance(options, LSHOptions):
+        raise ValueError(
+            f"LSHLinear: options: expected LSHOptions, got {type(options).__name__}"
+        )
+    where = torch.device(device) if device is not None else torch.get_default_device()
+    if where.type not in ("cpu", "meta"):
+        raise ValueError(f"LSHLinear: device: expected the CPU, got {where}")
+    what = torch.get_default_dtype() if dtype is None else dtype
+    if what not in (torch.float32, torch.float64):
+        raise ValueError(f"LSHLinear: dtype: expected float32 or float64, got {what}")

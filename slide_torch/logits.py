@@ -1,0 +1,373 @@
+"""SampledLogits: what an LSHLinear returns in training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .functional import lsh_linear_cross_entropy
+from .sampling import Labels, SampleActiveSets, draw_active_set
+
+if TYPE_CHECKING:
+    from .linear import LSHLinear
+
+
+class SampledLogits:
+    """The logits ``layer(input)`` of shape (\\*, N), not yet computed: which of them matter depends on
+    the labels, which only the loss knows.
+
+    It is not a tensor, but torch's functions accept it: ``F.cross_entropy(logits, target)`` and
+    ``nn.CrossEntropyLoss`` (see :func:`slide_torch.functional.lsh_linear_cross_entropy` for the forms of
+    target), ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``, ``softmax``. Leading
+    dimensions can be reshaped and sliced, and the whole scaled by a positive number. What works on
+    classes without labels (``topk``, ``to_dense``, ...) sees the active ones only: those that the tables
+    return, and the tail; ``layer.eval()(input)`` gives all N.
+
+    Attributes:
+        shape, ndim, dtype, device: as those of the tensor it stands for.
+    """
+
+    def __init__(
+        self, layer: LSHLinear, input: Tensor, *, scale: float = 1.0, normalised: bool = False
+    ) -> None:
+        self._layer = layer
+        self._input = input
+        self._scale = scale
+        self._normalised = normalised
+
+    # --- what it looks like ---------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self._input.shape[:-1], self._layer.out_features))
+
+    @property
+    def ndim(self) -> int:
+        return self._input.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._input.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._input.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return torch.is_grad_enabled() and (
+            self._input.requires_grad or self._layer.weight.requires_grad
+        )
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"SampledLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    # --- views of leading dimensions ------------------------------------------------------------------
+
+    def _with(self, input: Tensor) -> SampledLogits:
+        return SampledLogits(
+            self._layer, input, scale=self._scale, normalised=self._normalised
+        )
+
+    def reshape(self, *shape: Any) -> SampledLogits:
+        """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
+        sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        N = self._layer.out_features
+        leading = self.shape[:-1].numel()
+        known = 1
+        for size in sizes[:-1]:
+            known *= size if size >= 0 else 1
+        whole = -1 not in sizes[:-1] and known == leading
+        if not sizes or not (sizes[-1] == N or (sizes[-1] == -1 and whole)):
+            raise ValueError(
+                f"SampledLogits: reshape: expected a shape that keeps the last dimension {N}, "
+                f"got {tuple(sizes)}: only leading dimensions can be reshaped"
+            )
+        return self._with(self._input.reshape(*sizes[:-1], self._input.shape[-1]))
+
+    def view(self, *shape: Any) -> SampledLogits:
+        """As :meth:`reshape`."""
+        if len(shape) == 1 and isinstance(shape[0], torch.dtype):
+            self._refuse("view(dtype)", "use layer.eval()(input) for a tensor of logits")
+        return self.reshape(*shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -2) -> SampledLogits:
+        """Flattens leading dimensions; the last one cannot be flattened into others."""
+        end = end_dim % self.ndim
+        if end == self.ndim - 1 and start_dim % self.ndim != end:
+            self._refuse("flatten over the last dimension", "flatten leading dimensions only: end_dim=-2")
+        return self._with(self._input.flatten(start_dim, end)) if self.ndim > 1 else self
+
+    def __getitem__(self, index: Any) -> SampledLogits:
+        items = index if isinstance(index, tuple) else (index,)
+        used = sum(1 for item in items if item is not None and item is not Ellipsis)
+        if Ellipsis in [i for i in items if not isinstance(i, Tensor)]:
+            after = items[[i is Ellipsis for i in items].index(True) + 1 :]
+            if after and after[-1] != slice(None):
+                self._refuse("indexing the last dimension", "index leading dimensions only")
+            items = items[:-1] if after else items
+            used = len(items) - 1
+        elif used == self.ndim:
+            if items[-1] != slice(None):
+                self._refuse("indexing the last dimension", "use layer.eval()(input) for logits by class")
+            items = items[:-1]
+        if used > self.ndim:
+            raise IndexError(f"SampledLogits: too many indices for {self.ndim} dimensions")
+        if any(item is None for item in items):
+            self._refuse("indexing with None", "reshape leading dimensions instead")
+        return self._with(self._input[items if len(items) != 1 else items[0]])
+
+    def unsqueeze(self, dim: int) -> SampledLogits:
+        position = dim if dim >= 0 else dim + self.ndim + 1
+        if position == self.ndim:
+            self._refuse("unsqueeze after the last dimension", "classes must stay last")
+        return self._with(self._input.unsqueeze(position))
+
+    def contiguous(self) -> SampledLogits:
+        return self
+
+    def float(self) -> SampledLogits:
+        """Itself: float32 logits stay so; float64 ones are more exact than asked for."""
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> SampledLogits:
+        wanted = [a for a in (*args, *kwargs.values()) if not isinstance(a, bool)]
+        for item in wanted:
+            if item not in (self.dtype, self.device, str(self.device), None):
+                self._refuse(f"to({item})", "convert the layer and its input instead")
+        return self
+
+    def __mul__(self, factor: float) -> SampledLogits:
+        if isinstance(factor, Tensor) and factor.numel() == 1 and not factor.requires_grad:
+            factor = float(factor)
+        if not isinstance(factor, (int, float)):
+            self._refuse(
+                "multiplication by a tensor", "multiply by a number, or scale the layer's input"
+            )
+        if not 0 < factor < float("inf"):
+            raise ValueError(
+                f"SampledLogits: multiplication: expected a positive finite number, got {factor}"
+            )
+        if self._normalised:
+            self._refuse("scaling of log-probabilities", "scale before log_softmax")
+        return SampledLogits(self._layer, self._input, scale=self._scale * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> SampledLogits:
+        if isinstance(divisor, Tensor) and divisor.numel() == 1 and not divisor.requires_grad:
+            divisor = float(divisor)
+        if not isinstance(divisor, (int, float)) or divisor == 0:
+            self._refuse("division by anything but a non-zero number", "divide by a positive number")
+        return self * (1.0 / divisor)
+
+    # --- computed over the active set -----------------------------------------------------------------
+
+    def log_softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> SampledLogits:
+        """Log-probabilities over the active set, as lazy as the logits: for ``F.nll_loss``, ``topk``,
+        ``to_dense``."""
+        self._check_class_dim("log_softmax", dim)
+        return SampledLogits(self._layer, self._input, scale=self._scale, normalised=True)
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+        """Probabilities over the active set as a dense tensor, zero elsewhere."""
+        self._check_class_dim("softmax", dim)
+        return self.to_dense(float("-inf")).softmax(-1)
+
+    def topk(
+        self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+    ) -> torch.return_types.topk:
+        """The k largest active logits of each row and their classes; -inf and -1 where fewer are
+        active."""
+        self._check_class_dim("topk", dim)
+        if not largest:
+            self._refuse("topk(largest=False)", "tables find large logits only")
+        N = self._layer.out_features
+        if not 0 <= k <= N:
+            raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
+        rows, values = self._active_values()
+        found, place = values.topk(min(k, rows.shape[0]), dim=1)
+        classes = rows[place].masked_fill(found == float("-inf"), -1)
+        found = F.pad(found, (0, k - found.shape[1]), value=float("-inf"))
+        classes = F.pad(classes, (0, k - classes.shape[1]), value=-1)
+        leading = self.shape[:-1]
+        return torch.return_types.topk(
+            (found.reshape(*leading, k), classes.reshape(*leading, k))
+        )
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """The class of the largest active logit of each row."""
+        if dim is None and self.ndim > 1:
+            self._refuse("argmax() over all dimensions", "argmax(-1)")
+        self._check_class_dim("argmax", -1 if dim is None else dim)
+        best = self.topk(1).indices
+        return best if keepdim else best.squeeze(-1)
+
+    def to_dense(self, fill: float = float("-inf")) -> Tensor:
+        """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
+        that this layer exists to avoid."""
+        rows, values = self._active_values()
+        values = values.masked_fill(values == float("-inf"), fill)
+        dense = values.new_full((values.shape[0], self._layer.out_features), fill)
+        return dense.index_copy(1, rows, values).reshape(self.shape)
+
+    def _active_values(self) -> tuple[Tensor, Tensor]:
+        """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row."""
+        layer = self._layer
+        tables = layer.tables
+        flat = self._input.reshape(-1, layer.in_features)
+        if tables.uses_tables:
+            tables.maintain(layer.weight, layer.bias, advance=False, all_rows_move=False)
+        active = draw_active_set(tables, flat, Labels.none(flat.shape[0], flat.dtype))
+        weight = F.embedding(active.rows, layer.weight, sparse=layer.sparse)
+        values = flat @ weight.T
+        if layer.bias is not None:
+            values = values + F.embedding(
+                active.rows, layer.bias.unsqueeze(1), sparse=layer.sparse
+            ).squeeze(1)
+        values = values * self._scale
+        if isinstance(active, SampleActiveSets):
+            owns = torch.zeros(values.shape, dtype=torch.bool)
+            place = torch.searchsorted(active.rows, active.active.to(torch.int64))
+            sample = torch.arange(flat.shape[0]).repeat_interleave(active.offsets.diff())
+            owns[sample, place] = True
+            values = values.masked_fill(~owns, float("-inf"))
+        if self._normalised:
+            if active.log_weight is not None and not isinstance(active, SampleActiveSets):
+                values = values - (values + active.log_weight).logsumexp(1, keepdim=True)
+            else:
+                values = values.log_softmax(1)
+        return active.rows, values
+
+    def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
+        """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
+        layer = self._layer
+        return lsh_linear_cross_entropy(
+            self._input,
+            layer.weight,
+            target,
+            linear_bias=layer.bias,
+            tables=layer.tables,
+            scale=self._scale,
+            sparse=layer.sparse,
+            **options,
+        )
+
+    # --- torch's functions ----------------------------------------------------------------------------
+
+    def _check_class_dim(self, name: str, dim: int | None) -> None:
+        if dim not in (-1, self.ndim - 1):
+            self._refuse(f"{name}(dim={dim})", "classes are the last dimension: dim=-1")
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise NotImplementedError(
+            f"SampledLogits: {what} is not available, as only active logits are ever computed; "
+            f"{instead}."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if hasattr(Tensor, name):
+            raise AttributeError(
+                f"SampledLogits has no {name!r}, as only active logits are ever computed; use a loss, "
+                "topk, argmax or to_dense, or layer.eval()(input) for a tensor of all logits"
+            )
+        raise AttributeError(f"'SampledLogits' object has no attribute {name!r}")
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        handler = _HANDLERS.get(func)
+        name = getattr(func, "__name__", str(func))
+        if handler is None or not args or not isinstance(args[0], SampledLogits):
+            raise NotImplementedError(
+                f"SampledLogits: torch function {name} is not available, as only active logits are ever "
+                "computed; use F.cross_entropy, topk, argmax or to_dense(), or layer.eval()(input) for "
+                "a tensor of all logits."
+            )
+        return handler(*args, **kwargs)
+
+
+def _cross_entropy(
+    input: SampledLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    if size_average is not None or reduce is not None:
+        raise NotImplementedError(
+            "SampledLogits: cross_entropy: size_average and reduce are deprecated: use reduction"
+        )
+    return input.cross_entropy(
+        target,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
+def _nll_loss(
+    input: SampledLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    if not input._normalised:
+        input._refuse("nll_loss of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy")
+    return _cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction)
+
+
+def _log_softmax(
+    input: SampledLogits, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> SampledLogits:
+    return input.log_softmax(dim, dtype)
+
+
+def _softmax(
+    input: SampledLogits, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    return input.softmax(dim, dtype)
+
+
+_HANDLERS = {
+    F.cross_entropy: _cross_entropy,
+    F.nll_loss: _nll_loss,
+    F.log_softmax: _log_softmax,
+    torch.log_softmax: SampledLogits.log_softmax,
+    F.softmax: _softmax,
+    torch.softmax: SampledLogits.softmax,
+    torch.topk: SampledLogits.topk,
+    torch.argmax: SampledLogits.argmax,
+    torch.reshape: SampledLogits.reshape,
+    torch.flatten: SampledLogits.flatten,
+    torch.unsqueeze: SampledLogits.unsqueeze,
+    torch.mul: SampledLogits.__mul__,
+    torch.div: SampledLogits.__truediv__,
+    torch.numel: SampledLogits.numel,
+}

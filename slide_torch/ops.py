@@ -1,0 +1,360 @@
+"""The operators in Python: typed calls, fake (shape-only) versions, autograd.
+
+Shapes: N neurons of width d, a batch of B inputs, U active neurons ("rows", strictly increasing).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C  # noqa: F401  (its import registers the operators)
+
+_ops = torch.ops.slide_torch
+_fake = torch.library.register_fake
+
+# --- hashing -----------------------------------------------------------------------------------------
+
+
+def simhash_hadamard(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    signs: Tensor,
+    bias_projection: Tensor,
+    K: int,
+    L: int,
+) -> Tensor:
+    """SimHash codes (L, n) by rotations H S3 H S2 H S1; ``signs`` int8 (rotations, 3, 2^k >= d)."""
+    return _ops.simhash_hadamard(input, bias, rows, signs, bias_projection, K, L)
+
+
+def simhash_dense(
+    input: Tensor, bias: Tensor | None, rows: Tensor | None, projection: Tensor, K: int, L: int
+) -> Tensor:
+    """SimHash codes (L, n) by an explicit float32 ``projection`` (K * L, d or d + 1 with bias)."""
+    return _ops.simhash_dense(input, bias, rows, projection, K, L)
+
+
+def dwta(
+    input: Tensor, bias: Tensor | None, rows: Tensor | None, coordinates: Tensor, K: int, L: int
+) -> Tensor:
+    """Winner-take-all codes (L, n); ``coordinates`` int32 (K * L, bin), bin a power of two."""
+    return _ops.dwta(input, bias, rows, coordinates, K, L)
+
+
+def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int) -> Tensor:
+    count = input.shape[0] if rows is None else rows.shape[0]
+    return input.new_empty((L, count), dtype=torch.int16 if bits <= 15 else torch.int32)
+
+
+@_fake("slide_torch::simhash_hadamard")
+def _(input, bias, rows, signs, bias_projection, K, L):
+    return _fake_codes(input, rows, K, L)
+
+
+@_fake("slide_torch::simhash_dense")
+def _(input, bias, rows, projection, K, L):
+    return _fake_codes(input, rows, K, L)
+
+
+@_fake("slide_torch::dwta")
+def _(input, bias, rows, coordinates, K, L):
+    return _fake_codes(input, rows, K * (coordinates.shape[1].bit_length() - 1), L)
+
+
+# --- tables and active sets --------------------------------------------------------------------------
+
+
+def build_tables(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes (L, N) -> packed buckets: offsets int32 (L, 2^bits + 1), ids int32 (L, N)."""
+    return _ops.build_tables(codes, bits)
+
+
+@_fake("slide_torch::build_tables")
+def _(codes, bits):
+    L, N = codes.shape
+    return (
+        codes.new_empty((L, (1 << bits) + 1), dtype=torch.int32),
+        codes.new_empty((L, N), dtype=torch.int32),
+    )
+
+
+def update_codes_(codes: Tensor, rows: Tensor, fresh: Tensor) -> Tensor:
+    """``codes[:, rows] = fresh`` in place; returns how many codes of each table changed, int64 (L)."""
+    return _ops.update_codes_(codes, rows, fresh)
+
+
+@_fake("slide_torch::update_codes_")
+def _(codes, rows, fresh):
+    return codes.new_empty((codes.shape[0],), dtype=torch.int64)
+
+
+def retrieve(
+    codes: Tensor,
+    table_offsets: Tensor,
+    table_ids: Tensor,
+    label_offsets: Tensor,
+    label_ids: Tensor,
+    tail: Tensor,
+    budget: int,
+    bucket_cap: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Each sample's active set: its labels, the neurons that collide with it most often (both together
+    up to ``budget``), then the tail.
+
+    Returns:
+        offsets int64 (B + 1) into ``active``; active int32 (pairs); tail_starts int64 (B), where the
+        tail's part of each sample begins, counted from the sample's start; label_positions int32
+        (labels), likewise; ids_read int64 (1).
+    """
+    return _ops.retrieve(
+        codes, table_offsets, table_ids, label_offsets, label_ids, tail, budget, bucket_cap, seed
+    )
+
+
+@_fake("slide_torch::retrieve")
+def _(codes, table_offsets, table_ids, label_offsets, label_ids, tail, budget, bucket_cap, seed):
+    batch = codes.shape[1]
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return (
+        codes.new_empty((batch + 1,), dtype=torch.int64),
+        codes.new_empty((pairs,), dtype=torch.int32),
+        codes.new_empty((batch,), dtype=torch.int64),
+        codes.new_empty((label_ids.shape[0],), dtype=torch.int32),
+        codes.new_empty((1,), dtype=torch.int64),
+    )
+
+
+def transpose_active(
+    offsets: Tensor, active: Tensor, neurons: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sample-major active sets -> neuron-major: rows int64 (U), pair_offsets int64 (U + 1), and for each
+    pair its position in ``active`` and its sample, int32 (pairs)."""
+    return _ops.transpose_active(offsets, active, neurons)
+
+
+@_fake("slide_torch::transpose_active")
+def _(offsets, active, neurons):
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        active.new_empty((count,), dtype=torch.int64),
+        active.new_empty((count + 1,), dtype=torch.int64),
+        torch.empty_like(active),
+        torch.empty_like(active),
+    )
+
+
+def union_active(certain: Tensor, tail: Tensor, neurons: int) -> tuple[Tensor, Tensor]:
+    """Distinct ids of both int32 lists, increasing: rows int64 (U), from_tail bool (U) where only the
+    tail has it."""
+    return _ops.union_active(certain, tail, neurons)
+
+
+@_fake("slide_torch::union_active")
+def _(certain, tail, neurons):
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        certain.new_empty((count,), dtype=torch.int64),
+        certain.new_empty((count,), dtype=torch.bool),
+    )
+
+
+def sample_tail(count: int, neurons: int, seed: int) -> Tensor:
+    """``count`` distinct ids of [0, neurons), uniform, increasing; int32 (count)."""
+    return _ops.sample_tail(count, neurons, seed)
+
+
+@_fake("slide_torch::sample_tail")
+def _(count, neurons, seed):
+    return torch.empty((count,), dtype=torch.int32)
+
+
+def rows_to_dense(rows: Tensor, values: Tensor, neurons: int) -> Tensor:
+    """A zero (neurons, ...) tensor whose ``rows`` are ``values`` (U, ...)."""
+    return _ops.rows_to_dense(rows, values, neurons)
+
+
+@_fake("slide_torch::rows_to_dense")
+def _(rows, values, neurons):
+    return values.new_empty((neurons, *values.shape[1:]))
+
+
+# --- cross entropy -----------------------------------------------------------------------------------
+
+
+def shared_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weight: Tensor | None,
+    label_offsets: Tensor,
+    label_places: Tensor,
+    label_probabilities: Tensor,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """Losses (B) of a softmax over one active set for the whole batch; differentiable.
+
+    Args:
+        input: (B, d); weight: (N, d); bias: (N) or None; one dtype, float32 or float64.
+        rows: int64 (U).
+        log_weight: (U), added to the logits, or None.
+        label_offsets: int64 (B + 1) into the two next.
+        label_places: int64, a label's place in ``rows``; label_probabilities: its share of the target.
+        scale: what logits (not ``log_weight``) are multiplied by.
+        sparse: whether backward gives ``weight`` and ``bias`` row-sparse gradients.
+    """
+    return _ops.shared_cross_entropy(
+        input,
+        weight,
+        bias,
+        rows,
+        log_weight,
+        label_offsets,
+        label_places,
+        label_probabilities,
+        scale,
+        sparse,
+    )[0]
+
+
+def sample_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    offsets: Tensor,
+    pair_offsets: Tensor,
+    pair_positions: Tensor,
+    pair_samples: Tensor,
+    log_weight: Tensor | None,
+    label_offsets: Tensor,
+    label_places: Tensor,
+    label_probabilities: Tensor,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """Losses (B) of a softmax over each sample's own active set; differentiable.
+
+    As :func:`shared_cross_entropy`, with ``rows`` to ``pair_samples`` as :func:`transpose_active` gives
+    them; ``log_weight`` (pairs) and ``label_places`` refer to the sample-major list of pairs.
+    """
+    return _ops.sample_cross_entropy(
+        input,
+        weight,
+        bias,
+        rows,
+        offsets,
+        pair_offsets,
+        pair_positions,
+        pair_samples,
+        log_weight,
+        label_offsets,
+        label_places,
+        label_probabilities,
+        scale,
+        sparse,
+    )[0]
+
+
+@_fake("slide_torch::shared_cross_entropy")
+def _(input, weight, bias, rows, log_weight, offsets, places, probabilities, scale, sparse):
+    batch = input.shape[0]
+    return (
+        input.new_empty((batch,)),
+        input.new_empty((rows.shape[0], batch)),
+        input.new_empty((batch,)),
+    )
+
+
+@_fake("slide_torch::sample_cross_entropy")
+def _(input, weight, bias, rows, offsets, pair_offsets, pair_positions, pair_samples, *rest):
+    batch = input.shape[0]
+    return (
+        input.new_empty((batch,)),
+        input.new_empty((pair_positions.shape[0],)),
+        input.new_empty((batch,)),
+    )
+
+
+@_fake("slide_torch::shared_cross_entropy_backward")
+@_fake("slide_torch::sample_cross_entropy_backward")
+def _(grad_loss, input, weight, rows, *rest):
+    has_bias = rest[-1]
+    return (
+        torch.empty_like(input),
+        input.new_empty((rows.shape[0], input.shape[1])),
+        input.new_empty((rows.shape[0] if has_bias else 0,)),
+    )
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.scale, ctx.sparse = inputs
+    _, logits, log_normalizer = output
+    ctx.mark_non_differentiable(logits, log_normalizer)
+    ctx.has_bias = tensors[2] is not None
+    # weight and input are saved as such, so that torch notices in-place changes before backward
+    del tensors[2]
+    ctx.save_for_backward(*tensors, logits, log_normalizer)
+
+
+def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tensor:
+    """Gradient rows as torch's optimizers take them: row-sparse, or dense with zeros elsewhere."""
+    if sparse:
+        shape = (neurons, *values.shape[1:])
+        return torch.sparse_coo_tensor(
+            rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
+        )
+    if rows.shape[0] == neurons:
+        return values
+    return rows_to_dense(rows, values, neurons)
+
+
+def _gradients(ctx: Any, op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
+    input, weight, rows = ctx.saved_tensors[:3]
+    grad_loss = (grad_loss * ctx.scale).contiguous()
+    grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, ctx.has_bias)
+    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
+    neurons = weight.shape[0]
+    return (
+        grad_input if need_input else None,
+        _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None,
+        _hand_over(rows, grad_bias, neurons, ctx.sparse) if need_bias else None,
+    )
+
+
+def _shared_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
+    # saved: input, weight, rows, log_weight, label_*(3), logits, log_normalizer
+    found = _gradients(ctx, _ops.shared_cross_entropy_backward, grad_loss, *ctx.saved_tensors[4:])
+    return (*found, *[None] * 7)
+
+
+def _sample_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
+    # saved: input, weight, rows, offsets, pair_*(3), log_weight, label_*(3), logits, log_normalizer
+    saved = ctx.saved_tensors
+    found = _gradients(
+        ctx, _ops.sample_cross_entropy_backward, grad_loss, *saved[3:7], *saved[8:]
+    )
+    return (*found, *[None] * 11)
+
+
+torch.library.register_autograd(
+    "slide_torch::shared_cross_entropy", _shared_backward, setup_context=_save
+)
+torch.library.register_autograd(
+    "slide_torch::sample_cross_entropy", _sample_backward, setup_context=_save
+)
+
+
+def instruction_set() -> str:
+    """The level of the kernels in use: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
+
+    It is the best of this machine unless the environment variable ``SLIDE_TORCH_ISA`` names another
+    before the first use.
+    """
+    return _ops.instruction_set()

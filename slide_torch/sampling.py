@@ -1,0 +1,190 @@
+"""What makes an active set: labels, candidates from the tables, a uniform tail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .tables import HashTables, draw_seed
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets as CSR over samples.
+
+    Attributes:
+        offsets: int64 (B + 1), where each sample's labels begin.
+        ids: int64 (labels), classes in [0, N).
+        probabilities: (labels), each label's share of its sample's target.
+    """
+
+    offsets: Tensor
+    ids: Tensor
+    probabilities: Tensor
+
+    @staticmethod
+    def none(batch: int, dtype: torch.dtype) -> Labels:
+        """No labels for any sample: only candidates and tail are active."""
+        return Labels(
+            torch.zeros(batch + 1, dtype=torch.int64),
+            torch.empty(0, dtype=torch.int64),
+            torch.empty(0, dtype=dtype),
+        )
+
+
+@dataclass(frozen=True)
+class SharedActiveSet:
+    """One active set for the whole batch.
+
+    Attributes:
+        rows: int64 (U), increasing.
+        log_weight: (U), what importance correction adds to the logits, or None.
+        label_places: int64 (labels), each label's place in ``rows``.
+        active_per_sample: mean number of neurons that a sample computes.
+        ids_read: neurons read from buckets, for all samples together.
+    """
+
+    rows: Tensor
+    log_weight: Tensor | None
+    label_places: Tensor
+    active_per_sample: float
+    ids_read: int
+
+
+@dataclass(frozen=True)
+class SampleActiveSets:
+    """One active set a sample, and its transpose (see :func:`slide_torch.ops.transpose_active`).
+
+    ``offsets`` int64 (B + 1) and ``active`` int32 (pairs) are sample-major; ``log_weight`` (pairs) or
+    None and ``label_places`` int64 (labels) refer to that order. The rest is neuron-major.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    active: Tensor
+    pair_offsets: Tensor
+    pair_positions: Tensor
+    pair_samples: Tensor
+    log_weight: Tensor | None
+    label_places: Tensor
+    active_per_sample: float
+    ids_read: int
+
+
+ActiveSet = SharedActiveSet | SampleActiveSets
+
+
+def every_neuron(neurons: int, labels: Labels) -> SharedActiveSet:
+    """The active set of an exact softmax."""
+    return SharedActiveSet(torch.arange(neurons), None, labels.ids, float(neurons), 0)
+
+
+def draw_active_set(
+    tables: HashTables,
+    input: Tensor,
+    labels: Labels,
+    *,
+    generator: torch.Generator | None = None,
+) -> ActiveSet:
+    """The active set of a batch, in the pattern that ``tables.options`` names.
+
+    Args:
+        tables: built, unless its budget is 0.
+        input: (B, d).
+        labels: always active.
+        generator: where the seed of tail and ties comes from; torch's global one if None.
+    """
+    options = tables.options
+    neurons = tables.out_features
+    assert isinstance(options.budget, int) and isinstance(options.tail, int)
+    if options.budget >= neurons or options.tail >= neurons:
+        return every_neuron(neurons, labels)
+    seed = draw_seed(generator)
+    tail = ops.sample_tail(options.tail, neurons, seed)
+    label_ids = labels.ids.to(torch.int32)
+    shared = options.pattern == "shared"
+    if shared and options.budget == 0:
+        return _share(label_ids, tail, labels, tables, input.dtype, 0)
+    offsets, active, tail_starts, label_positions, ids_read = _retrieve(
+        tables, input, labels.offsets, label_ids, tail[:0] if shared else tail, seed
+    )
+    if shared:
+        return _share(active, tail, labels, tables, input.dtype, int(ids_read))
+    lengths = offsets.diff()
+    log_weight = None
+    if options.correction == "importance":
+        drawn = lengths - tail_starts
+        weight = ((neurons - tail_starts) / drawn.clamp(min=1)).log().to(input.dtype)
+        place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
+        in_tail = place >= tail_starts.repeat_interleave(lengths)
+        log_weight = torch.where(in_tail, weight.repeat_interleave(lengths), 0)
+    starts = offsets[:-1].repeat_interleave(labels.offsets.diff())
+    rows, pair_offsets, pair_positions, pair_samples = ops.transpose_active(
+        offsets, active, neurons
+    )
+    return SampleActiveSets(
+        rows,
+        offsets,
+        active,
+        pair_offsets,
+        pair_positions,
+        pair_samples,
+        log_weight,
+        starts + label_positions,
+        active.shape[0] / max(1, input.shape[0]),
+        int(ids_read),
+    )
+
+
+def _retrieve(
+    tables: HashTables,
+    input: Tensor,
+    label_offsets: Tensor,
+    label_ids: Tensor,
+    tail: Tensor,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    options = tables.options
+    assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
+    if options.budget == 0:  # no tables to ask
+        codes = torch.empty((0, input.shape[0]), dtype=torch.int16)
+        table_offsets = torch.empty((0, 2), dtype=torch.int32)
+        table_ids = torch.empty((0, tables.out_features), dtype=torch.int32)
+    else:
+        assert tables.family is not None and tables.offsets is not None and tables.ids is not None
+        codes = tables.family.query_codes(input)
+        table_offsets, table_ids = tables.offsets, tables.ids
+    return ops.retrieve(
+        codes,
+        table_offsets,
+        table_ids,
+        label_offsets,
+        label_ids,
+        tail,
+        options.budget,
+        options.bucket_cap,
+        seed,
+    )
+
+
+def _share(
+    certain: Tensor,
+    tail: Tensor,
+    labels: Labels,
+    tables: HashTables,
+    dtype: torch.dtype,
+    ids_read: int,
+) -> SharedActiveSet:
+    neurons = tables.out_features
+    rows, from_tail = ops.union_active(certain, tail, neurons)
+    log_weight = None
+    if tables.options.correction == "importance":
+        drawn = int(from_tail.sum())
+        included = rows.shape[0] - drawn
+        weight = torch.tensor((neurons - included) / max(1, drawn), dtype=dtype).log()
+        log_weight = torch.where(from_tail, weight, 0)
+    places = torch.searchsorted(rows, labels.ids)
+    return SharedActiveSet(rows, log_weight, places, float(rows.shape[0]), ids_read)
