@@ -6,10 +6,15 @@
 STABLE_TORCH_LIBRARY(slide_torch, m) {
   // hashing.cpp
   m.def(
-      "simhash_hadamard(Tensor input, Tensor? bias, Tensor? rows, Tensor signs, Tensor bias_projection, int K, int L) "
+      "simhash_hadamard(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor signs, "
+      "Tensor bias_projection, int K, int L) -> Tensor");
+  m.def(
+      "simhash_dense(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor projection, int K, int L) "
       "-> Tensor");
-  m.def("simhash_dense(Tensor input, Tensor? bias, Tensor? rows, Tensor projection, int K, int L) -> Tensor");
-  m.def("dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor coordinates, int K, int L) -> Tensor");
+  m.def(
+      "dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L) "
+      "-> Tensor");
+  m.def("mean_row(Tensor weight, Tensor? bias, int most) -> Tensor");
 
   // tables.cpp
   m.def("build_tables(Tensor codes, int bits) -> (Tensor offsets, Tensor ids)");

@@ -27,6 +27,8 @@ class HashFamily(nn.Module, abc.ABC):
         self.K = K
         self.L = L
         self.has_bias = has_bias
+        self.center: Tensor | None
+        self.register_buffer("center", None, persistent=False)
         self.bits = K
         self.draw(seed)
 
@@ -39,9 +41,25 @@ class HashFamily(nn.Module, abc.ABC):
     def _draw(self, generator: torch.Generator) -> None: ...
 
     @abc.abstractmethod
-    def _codes(self, input: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor: ...
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+    ) -> Tensor: ...
 
-    def row_codes(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> Tensor:
+    def center_on(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Hashes rows from now on relative to their mean (of up to 8,192 of them).
+
+        It shifts a query's inner products with all rows alike, so their order stays; but rows that
+        training has pushed in one common direction no longer share a bucket.
+        """
+        self.center = ops.mean_row(weight.detach(), None if bias is None else bias.detach(), 8192)
+
+    def row_codes(
+        self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Codes of neurons: the rows of ``weight``, the bias appended as one more coordinate.
 
         Args:
@@ -52,12 +70,14 @@ class HashFamily(nn.Module, abc.ABC):
         Returns:
             int16 (up to 15 bits) or int32 (L, n). The code of a row that holds NaN or Inf is -1.
         """
-        return self._codes(weight.detach(), None if bias is None else bias.detach(), rows)
+        return self._codes(
+            weight.detach(), None if bias is None else bias.detach(), rows, self.center
+        )
 
     def query_codes(self, input: Tensor) -> Tensor:
         """Codes of inputs, (B, d) -> (L, B): a 1 is appended where rows append their bias."""
         input = input.detach()
-        return self._codes(input, input.new_ones(input.shape[0]) if self.has_bias else None, None)
+        return self._codes(input, input.new_ones(input.shape[0]) if self.has_bias else None)
 
 
 class SimHash(HashFamily):
@@ -100,11 +120,19 @@ class SimHash(HashFamily):
             matrix = (matrix == 0).float() - (matrix == 1).float()
         self.register_buffer("matrix", matrix, persistent=False)
 
-    def _codes(self, input: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+    ) -> Tensor:
         if self._projection == "hadamard":
             gauss = self.bias_projection.float()
-            return ops.simhash_hadamard(input, bias, rows, self.signs, gauss, self.K, self.L)
-        return ops.simhash_dense(input, bias, rows, self.matrix.float(), self.K, self.L)
+            return ops.simhash_hadamard(
+                input, bias, rows, center, self.signs, gauss, self.K, self.L
+            )
+        return ops.simhash_dense(input, bias, rows, center, self.matrix.float(), self.K, self.L)
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}, projection={self._projection!r}"
@@ -141,8 +169,14 @@ class DWTA(HashFamily):
         coordinates = order[:needed].view(-1, self.bin_size).to(torch.int32).contiguous()
         self.register_buffer("coordinates", coordinates, persistent=False)
 
-    def _codes(self, input: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
-        return ops.dwta(input, bias, rows, self.coordinates, self.K, self.L)
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+    ) -> Tensor:
+        return ops.dwta(input, bias, rows, center, self.coordinates, self.K, self.L)
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}, bin_size={self.bin_size}"

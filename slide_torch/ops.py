@@ -22,27 +22,50 @@ def simhash_hadamard(
     input: Tensor,
     bias: Tensor | None,
     rows: Tensor | None,
+    center: Tensor | None,
     signs: Tensor,
     bias_projection: Tensor,
     K: int,
     L: int,
 ) -> Tensor:
     """SimHash codes (L, n) by rotations H S3 H S2 H S1; ``signs`` int8 (rotations, 3, 2^k >= d)."""
-    return _ops.simhash_hadamard(input, bias, rows, signs, bias_projection, K, L)
+    return _ops.simhash_hadamard(input, bias, rows, center, signs, bias_projection, K, L)
 
 
 def simhash_dense(
-    input: Tensor, bias: Tensor | None, rows: Tensor | None, projection: Tensor, K: int, L: int
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    projection: Tensor,
+    K: int,
+    L: int,
 ) -> Tensor:
     """SimHash codes (L, n) by an explicit float32 ``projection`` (K * L, d or d + 1 with bias)."""
-    return _ops.simhash_dense(input, bias, rows, projection, K, L)
+    return _ops.simhash_dense(input, bias, rows, center, projection, K, L)
 
 
 def dwta(
-    input: Tensor, bias: Tensor | None, rows: Tensor | None, coordinates: Tensor, K: int, L: int
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    coordinates: Tensor,
+    K: int,
+    L: int,
 ) -> Tensor:
     """Winner-take-all codes (L, n); ``coordinates`` int32 (K * L, bin), bin a power of two."""
-    return _ops.dwta(input, bias, rows, coordinates, K, L)
+    return _ops.dwta(input, bias, rows, center, coordinates, K, L)
+
+
+def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
+    """Mean (d, or d + 1 with the bias appended) of at most ``most`` evenly spaced rows."""
+    return _ops.mean_row(weight, bias, most)
+
+
+@_fake("slide_torch::mean_row")
+def _(weight, bias, most):
+    return weight.new_empty((weight.shape[1] + (bias is not None),))
 
 
 def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int) -> Tensor:
@@ -51,17 +74,17 @@ def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int) -> Tensor
 
 
 @_fake("slide_torch::simhash_hadamard")
-def _(input, bias, rows, signs, bias_projection, K, L):
+def _(input, bias, rows, center, signs, bias_projection, K, L):
     return _fake_codes(input, rows, K, L)
 
 
 @_fake("slide_torch::simhash_dense")
-def _(input, bias, rows, projection, K, L):
+def _(input, bias, rows, center, projection, K, L):
     return _fake_codes(input, rows, K, L)
 
 
 @_fake("slide_torch::dwta")
-def _(input, bias, rows, coordinates, K, L):
+def _(input, bias, rows, center, coordinates, K, L):
     return _fake_codes(input, rows, K * (coordinates.shape[1].bit_length() - 1), L)
 
 

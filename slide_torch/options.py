@@ -48,6 +48,8 @@ class LSHOptions:
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
             or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
             Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
+        center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
+            it changes no ranking, and rows that training has pushed in a common direction spread again.
         K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; a table's code may
             have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons.
         L: number of tables, at most 254. ``"auto"``: 50.
@@ -69,6 +71,7 @@ class LSHOptions:
     correction: Literal["none", "importance"] = "none"
     family: Literal["simhash", "dwta"] = "simhash"
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
+    center: bool = True
     K: int | Literal["auto"] = "auto"
     L: int | Literal["auto"] = "auto"
     bin_size: int = 8

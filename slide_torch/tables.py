@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .hashing import make_family
+from .hashing import HashFamily, make_family
 from .options import LSHOptions
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class HashTables(nn.Module):
         self.has_bias = has_bias
         for name in ("codes", "offsets", "ids", "dirty"):
             self.register_buffer(name, None, persistent=False)
-        self.family: nn.Module | None = None
+        self.family: HashFamily | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -93,6 +93,8 @@ class HashTables(nn.Module):
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
         )
+        if self.options.center:
+            family.center_on(weight, bias)
         codes = _finite(family.row_codes(weight, bias), None)
         self.family = family
         self._install(codes)

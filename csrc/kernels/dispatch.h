@@ -6,12 +6,13 @@
 namespace slide_torch {
 
 // Rows to hash: data (n, features) row-major; `rows` picks and orders some of them, or is null; `bias`, or null,
-// appends one more coordinate.
+// appends one more coordinate; `center` (features [+ 1]), or null, is subtracted from each row.
 template <class T>
 struct HashInput {
   const T* data;
   const int64_t* rows;
   const T* bias;
+  const T* center;
   int64_t features;
 };
 

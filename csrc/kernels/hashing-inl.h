@@ -18,8 +18,11 @@ inline Vec<T> load_block(const HashInput<T>& in, int64_t first, int64_t count, T
     if (in.bias) block[in.features * W + lane] = in.bias[row];
   }
   Vec<T> defect{};
-  for (int64_t i = 0; i < in.features + (in.bias ? 1 : 0); ++i)
-    defect += load<Vec<T>>(block + i * W) * T(0);
+  for (int64_t i = 0; i < in.features + (in.bias ? 1 : 0); ++i) {
+    const Vec<T> value = load<Vec<T>>(block + i * W);
+    defect += value * T(0);
+    if (in.center) store(block + i * W, value - in.center[i]);
+  }
   return defect;
 }
 

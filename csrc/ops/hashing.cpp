@@ -14,7 +14,7 @@ struct Rows {
 
 template <class T>
 Rows<T> check_input(const char* op, const Tensor& input, const std::optional<Tensor>& bias,
-                    const std::optional<Tensor>& rows) {
+                    const std::optional<Tensor>& rows, const std::optional<Tensor>& center) {
   check(input.dim() == 2, op, "input: expected shape (n, d), got ", shape_of(input));
   const int64_t n = input.size(0);
   check_tensor(op, "input", input, scalar_type_of<T>(), {n, -1});
@@ -25,7 +25,9 @@ Rows<T> check_input(const char* op, const Tensor& input, const std::optional<Ten
     count = rows->numel();
     check_range(op, "rows", data<int64_t>(*rows), count, n);
   }
-  return {{data<T>(input), data_or_null<int64_t>(rows), data_or_null<T>(bias), input.size(1)}, count};
+  if (center) check_tensor(op, "center", *center, scalar_type_of<T>(), {input.size(1) + (bias ? 1 : 0)});
+  return {{data<T>(input), data_or_null<int64_t>(rows), data_or_null<T>(bias), data_or_null<T>(center), input.size(1)},
+          count};
 }
 
 // Runs body(kernels of the code's width, output, begin, end) over all rows; codes are int16 up to 15 bits.
@@ -50,12 +52,12 @@ Tensor hash_rows(const char* op, int64_t count, int64_t hashes, int64_t tables, 
 
 }  // namespace
 
-Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, Tensor signs,
-                        Tensor bias_projection, int64_t K, int64_t L) {
+Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
+                        std::optional<Tensor> center, Tensor signs, Tensor bias_projection, int64_t K, int64_t L) {
   constexpr const char* op = "simhash_hadamard";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center);
     check_tensor(op, "signs", signs, ScalarType::Char, {-1, 3, -1});
     const int64_t rotations = signs.size(0), size = signs.size(2);
     check_tensor(op, "bias_projection", bias_projection, ScalarType::Float, {rotations, size});
@@ -75,12 +77,12 @@ Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<
   });
 }
 
-Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, Tensor projection,
-                     int64_t K, int64_t L) {
+Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
+                     std::optional<Tensor> center, Tensor projection, int64_t K, int64_t L) {
   constexpr const char* op = "simhash_dense";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center);
     const int64_t width = in.features + (in.bias ? 1 : 0);
     check_tensor(op, "projection", projection, ScalarType::Float, {K * L, width});
     std::vector<T> matrix(K * L * width);
@@ -93,12 +95,12 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
   });
 }
 
-Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, Tensor coordinates, int64_t K,
-            int64_t L) {
+Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
+            std::optional<Tensor> center, Tensor coordinates, int64_t K, int64_t L) {
   constexpr const char* op = "dwta";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center);
     const int64_t width = in.features + (in.bias ? 1 : 0);
     check_tensor(op, "coordinates", coordinates, ScalarType::Int, {K * L, -1});
     const int64_t bin = coordinates.size(1);
@@ -115,7 +117,29 @@ Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows
   });
 }
 
+// The mean of at most `most` rows, evenly spaced, bias appended: where the cloud of rows lies. One thread sums in
+// float64, so that it is the same everywhere.
+Tensor mean_row(Tensor weight, std::optional<Tensor> bias, int64_t most) {
+  constexpr const char* op = "mean_row";
+  return dispatch_real(op, weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto [in, count] = check_input<T>(op, weight, bias, std::nullopt, std::nullopt);
+    check(most >= 1, op, "most: expected at least 1, got ", most);
+    const int64_t stride = (count + most - 1) / most > 0 ? (count + most - 1) / most : 1;
+    std::vector<double> sum(in.features + 1, 0.0);
+    int64_t rows = 0;
+    for (int64_t row = 0; row < count; row += stride, ++rows) {
+      for (int64_t i = 0; i < in.features; ++i) sum[i] += in.data[row * in.features + i];
+      if (in.bias) sum[in.features] += in.bias[row];
+    }
+    Tensor mean = empty({in.features + (in.bias ? 1 : 0)}, weight.scalar_type());
+    for (int64_t i = 0; i < mean.numel(); ++i) mutable_data<T>(mean)[i] = static_cast<T>(sum[i] / (rows > 0 ? rows : 1));
+    return mean;
+  });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
+  m.impl("mean_row", TORCH_BOX(&mean_row));
   m.impl("simhash_hadamard", TORCH_BOX(&simhash_hadamard));
   m.impl("simhash_dense", TORCH_BOX(&simhash_dense));
   m.impl("dwta", TORCH_BOX(&dwta));
