@@ -46,11 +46,17 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
+  // xmc.cpp
+  m.def(
+      "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "
+      "-> (Tensor feature_indptr, Tensor feature_indices, Tensor feature_values, Tensor label_indptr, "
+      "Tensor label_indices)");
+
   // misc.cpp
   m.def("instruction_set() -> str");
 }
 
-extern "C" PyObject* PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }
