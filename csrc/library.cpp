@@ -51,6 +51,11 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
+  // xmc.cpp
+  m.def(
+      "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "
+      "-> (Tensor feature_indptr, Tensor feature_indices, Tensor feature_values, Tensor label_indptr, "
+      "Tensor label_indices)");
   // rows.cpp
   m.def("rows_to_dense(Tensor rows, Tensor values, int neurons) -> Tensor");
 

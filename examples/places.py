@@ -26,52 +26,37 @@ import shutil
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from places_text import normalise, tokenise
 from tqdm import tqdm
+
+from slide_torch.data import SparseRows as Split
+from slide_torch.data import batches
+
+__all__ = [
+    "Places",
+    "Split",
+    "batches",
+    "load_places",
+    "normalise",
+    "prepare",
+    "read_cache",
+    "tokenise",
+    "write_cache",
+]
 
 FORMAT_VERSION = 1
 PARAMETERS = {"seed": 0, "test_fraction": 0.1, "validation_fraction": 0.02, "min_rows": 2}
-IGNORE_INDEX = -100
-
-# Apostrophes and the marks that transliterations put in their place: spellings differ in them
-# more than people do, so "Sana'a" and "Sanaa" are one spelling. Other punctuation separates words.
-_APOSTROPHES = frozenset("'`\u2018\u2019\u201b\u02b9\u02ba\u02bb\u02bc\u02bd\u02be\u02bf\u02c8")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of features and of labels, both in compressed sparse row form.
-
-    Row ``i`` has the features ``feature_indices[feature_indptr[i]:feature_indptr[i + 1]]``, sorted,
-    with ``feature_values`` of unit length, and likewise at least one label.
-
-    Attributes:
-        feature_indptr: ``(n + 1)`` int64.
-        feature_indices: ``(number of non-zero features)`` int32.
-        feature_values: ``(number of non-zero features)`` float32.
-        label_indptr: ``(n + 1)`` int64.
-        label_indices: ``(number of labels)`` int32.
-    """
-
-    feature_indptr: np.ndarray
-    feature_indices: np.ndarray
-    feature_values: np.ndarray
-    label_indptr: np.ndarray
-    label_indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.feature_indptr) - 1
 
 
 @dataclass(frozen=True)
 class Places:
-    """The prepared data.
+    """The prepared data. Rows have sorted features of unit length and at least one label.
 
     Attributes:
         train: The rows to learn from; every place has at least one.
@@ -134,52 +119,6 @@ class Places:
         return indices, (values / math.sqrt(np.square(values).sum())).astype(np.float32)
 
 
-def normalise(spellings: Sequence[str]) -> list[str]:
-    """Case-folds, decomposes (NFKD) and strips spellings of accents and punctuation.
-
-    Letters, digits and the vowel signs of Indic scripts stay; accents, Hebrew and Arabic points and
-    apostrophes go; all else becomes one space between words. A spelling may come out empty.
-    """
-    if not spellings:
-        return []
-    # All spellings at once, a line each: the work is then a few passes of C over one text.
-    text = "\n".join([spelling.replace("\n", " ") for spelling in spellings])
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    replacement = np.arange(codes.max(initial=0) + 1, dtype=np.uint32)
-    for code in np.flatnonzero(np.bincount(codes)):
-        replacement[code] = _replace_character(chr(code))
-    codes = replacement[codes]
-    codes = codes[codes != 0]
-    # Of several spaces the first stays, and none at the start or the end of a line.
-    blank = (codes == ord(" ")) | (codes == ord("\n"))
-    codes = codes[(codes != ord(" ")) | ~np.concatenate(([True], blank))[:-1]]
-    line_end_next = np.concatenate((codes[1:] == ord("\n"), [True]))[: len(codes)]
-    codes = codes[(codes != ord(" ")) | ~line_end_next]
-    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").split("\n")
-
-
-def _replace_character(character: str) -> int:
-    """The code point that stands for a character of decomposed text; 0 to drop it."""
-    if character == "\n":
-        return ord(character)
-    combining = unicodedata.combining(character)
-    # 10 to 36: Hebrew and Arabic points; from 200: accents. Between and below lie parts of letters
-    # (the virama, the voicing of kana, Thai vowels), without which other words would result.
-    if 10 <= combining <= 36 or combining >= 200 or character in _APOSTROPHES:
-        return 0
-    if character.isalnum() or unicodedata.category(character)[0] == "M":
-        return ord(character)
-    return 0 if unicodedata.category(character) == "Cf" else ord(" ")
-
-
-def tokenise(normalised: str, country: str) -> list[str]:
-    """The tokens of one normalised spelling: its 3-grams, its words and its country."""
-    bounded = f"<{normalised}>"
-    grams = [f"gram:{bounded[start : start + 3]}" for start in range(len(bounded) - 2)]
-    return [*grams, *(f"word:{word}" for word in normalised.split(" ")), f"country:{country}"]
-
-
 def prepare(
     cities: Sequence[Mapping[str, Any]],
     *,
@@ -226,20 +165,14 @@ def prepare(
         values = counts * idf[indices]
         values /= np.sqrt(np.bincount(row_of, weights=values * values))[row_of]
         feature_indptr = np.searchsorted(row_of, np.arange(len(spellings) + 1))
-        splits = []
-        for which in range(3):
-            rows = np.flatnonzero(part == which)
-            features, new_feature_indptr = _positions(feature_indptr, rows)
-            labels, new_label_indptr = _positions(label_indptr, rows)
-            splits.append(
-                Split(
-                    new_feature_indptr,
-                    indices[features].astype(np.int32),
-                    values[features].astype(np.float32),
-                    new_label_indptr,
-                    label_indices[labels].astype(np.int32),
-                )
-            )
+        rows = Split(
+            feature_indptr,
+            indices.astype(np.int32),
+            values.astype(np.float32),
+            label_indptr,
+            label_indices.astype(np.int32),
+        )
+        splits = [rows.select(np.flatnonzero(part == which)) for which in range(3)]
         kept_names = [name for name, keep in zip(names, kept.tolist(), strict=True) if keep]
         bar.update()
     display = [f"{city['name']}, {city['countrycode']}".replace("\n", " ") for city in cities]
@@ -335,55 +268,6 @@ def _tokenise_all(
     first_word, first_country = len(distinct_grams), len(distinct_grams) + len(distinct_words)
     token_of = np.concatenate((gram_of, word_of + first_word, country_of + first_country))
     return names, row_of, token_of
-
-
-def _positions(indptr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the entries of the given rows lie, and the row pointers once they are gathered."""
-    starts = indptr[rows]
-    lengths = indptr[rows + 1] - starts
-    new_indptr = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=new_indptr[1:])
-    return np.arange(new_indptr[-1]) + np.repeat(starts - new_indptr[:-1], lengths), new_indptr
-
-
-def batches(
-    split: Split, batch_size: int, *, seed: int | None = None, drop_last: bool = False
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Iterates over a split once.
-
-    Args:
-        split: The rows.
-        batch_size: Rows a batch, B.
-        seed: Shuffles the rows; None takes them in order.
-        drop_last: Whether to leave out a last batch of fewer rows.
-
-    Yields:
-        ``(indices, offsets, values, labels)``: what ``nn.EmbeddingBag(mode="sum",
-        include_last_offset=True)`` takes as input, offsets ``(B + 1)`` (both int64) and
-        per_sample_weights (float32), and labels ``(B, M)`` int64, padded with -100.
-
-    Raises:
-        ValueError: if batch_size is less than 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
-    num_rows = len(split)
-    order = np.arange(num_rows)
-    if seed is not None:
-        np.random.default_rng(seed).shuffle(order)
-    for start in range(0, num_rows - batch_size + 1 if drop_last else num_rows, batch_size):
-        rows = order[start : start + batch_size]
-        features, offsets = _positions(split.feature_indptr, rows)
-        positions, label_indptr = _positions(split.label_indptr, rows)
-        counts = np.diff(label_indptr)
-        labels = np.full((len(rows), counts.max()), IGNORE_INDEX, dtype=np.int64)
-        labels[np.arange(labels.shape[1]) < counts[:, None]] = split.label_indices[positions]
-        yield (
-            torch.from_numpy(split.feature_indices[features].astype(np.int64)),
-            torch.from_numpy(offsets),
-            torch.from_numpy(split.feature_values[features]),
-            torch.from_numpy(labels),
-        )
 
 
 def load_places(data_dir: Path | None = None, *, progress: bool = True) -> Places:

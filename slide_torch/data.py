@@ -1,0 +1,292 @@
+"""Sparse rows with several labels each: files of the Extreme Classification Repository, batches.
+
+The first line of a file is ``rows features labels``; each further line is one row,
+``label,label,... feature:value feature:value ...``, with all indices counted from 0.
+
+    train = read_xmc("train.txt")
+    for indices, offsets, values, labels in batches(train, 256, seed=0):
+        hidden = embedding_bag(indices, offsets, per_sample_weights=values)
+        ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import _C  # type: ignore[attr-defined]  # noqa: F401  (loads the operators)
+
+__all__ = ["IGNORE_INDEX", "SparseRows", "XMCData", "batches", "read_xmc"]
+
+IGNORE_INDEX = -100
+"""The padding of labels, as in ``F.cross_entropy``."""
+
+_CHUNK_BYTES = 32 << 20
+_LARGEST = 1 << 31  # indices are int32
+
+_Rows = TypeVar("_Rows", bound="SparseRows")
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Rows of features and of labels, both in compressed sparse row form.
+
+    Row ``i`` has the features ``feature_indices[feature_indptr[i]:feature_indptr[i + 1]]`` with
+    their ``feature_values``, and likewise its labels; it may be without either.
+
+    Attributes:
+        feature_indptr: ``(n + 1)`` int64.
+        feature_indices: ``(number of non-zero features)`` int32.
+        feature_values: ``(number of non-zero features)`` float32.
+        label_indptr: ``(n + 1)`` int64.
+        label_indices: ``(number of labels)`` int32.
+    """
+
+    feature_indptr: np.ndarray
+    feature_indices: np.ndarray
+    feature_values: np.ndarray
+    label_indptr: np.ndarray
+    label_indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.feature_indptr) - 1
+
+    def select(self: _Rows, rows: np.ndarray) -> _Rows:
+        """The given rows, in the given order, as a copy."""
+        features, feature_indptr = _positions(self.feature_indptr, rows)
+        labels, label_indptr = _positions(self.label_indptr, rows)
+        return dataclasses.replace(
+            self,
+            feature_indptr=feature_indptr,
+            feature_indices=self.feature_indices[features],
+            feature_values=self.feature_values[features],
+            label_indptr=label_indptr,
+            label_indices=self.label_indices[labels],
+        )
+
+
+@dataclass(frozen=True)
+class XMCData(SparseRows):
+    """The rows of one file, as they stand there: neither sorted nor merged.
+
+    Attributes:
+        num_features: How many features there are: the rows of the embedding.
+        num_labels: How many labels there are: the rows of the output layer.
+    """
+
+    num_features: int
+    num_labels: int
+
+    def label_counts(self) -> Tensor:
+        """How often each label occurs, ``(num_labels)`` int64; what ``metrics.propensities`` takes.
+
+        A label that a row lists twice counts twice.
+        """
+        return torch.from_numpy(np.bincount(self.label_indices, minlength=self.num_labels))
+
+
+def read_xmc(
+    path: str | os.PathLike[str],
+    *,
+    num_features: int | None = None,
+    num_labels: int | None = None,
+    progress: bool = False,
+) -> XMCData:
+    """Reads a file in the text format of the Extreme Classification Repository.
+
+    A row without labels starts with a blank or directly with a feature; an empty line is a row
+    without labels and features. A feature that a row lists twice stays twice, which an
+    ``nn.EmbeddingBag`` sums. Values are rounded to float32; too small ones become zero.
+
+    The file is read in chunks: beyond the result, memory is needed for a few chunks of 32 MiB only.
+
+    Args:
+        path: The file; one whose name ends in ``.gz`` is decompressed.
+        num_features: Takes the place of the header's number of features, e.g. that of the training
+            file for a test file whose header has fewer.
+        num_labels: Likewise for the number of labels.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: naming file and line, if the header is not three integers, a row is malformed
+            (an index that is no integer or out of range, a missing colon, a value that is no finite
+            number), or the header promises more or fewer rows than there are.
+    """
+    path = Path(path)
+    with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+        num_rows, header_features, header_labels = _read_header(path, file.readline(200))
+        num_features = header_features if num_features is None else num_features
+        num_labels = header_labels if num_labels is None else num_labels
+        for name, size in (("num_features", num_features), ("num_labels", num_labels)):
+            if not 0 <= size <= _LARGEST:
+                raise ValueError(
+                    f"read_xmc: {path}: {name} must be in [0, {_LARGEST}], got {size}; "
+                    "indices are kept as int32"
+                )
+        rows = SparseRows(
+            feature_indptr=np.zeros(1, np.int64),
+            feature_indices=np.empty(0, np.int32),
+            feature_values=np.empty(0, np.float32),
+            label_indptr=np.zeros(1, np.int64),
+            label_indices=np.empty(0, np.int32),
+        )
+        size = os.fstat(raw.fileno()).st_size
+        bar = tqdm(
+            total=size, desc=f"Reading {path.name}", unit="B", unit_scale=True, disable=not progress
+        )
+        with bar:
+            while text := _read_lines(file):
+                pieces = _parse(path, text, num_features, num_labels, first_line=len(rows) + 2)
+                for array, piece in zip(vars(rows).values(), pieces, strict=True):
+                    _append(array, piece.numpy())
+                if len(rows) > num_rows:
+                    raise ValueError(
+                        f"read_xmc: {path}, line {num_rows + 2}: the header promises {num_rows} "
+                        "rows, here is one more; correct the first line"
+                    )
+                bar.update(raw.tell() - bar.n)
+    if len(rows) < num_rows:
+        raise ValueError(
+            f"read_xmc: {path}, line {len(rows) + 1}: the header promises {num_rows} rows, the "
+            f"file ends here after {len(rows)}; is it complete?"
+        )
+    return XMCData(**vars(rows), num_features=num_features, num_labels=num_labels)
+
+
+def batches(
+    data: SparseRows,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    drop_last: bool = False,
+    normalise: bool = False,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Iterates over all rows once.
+
+    Args:
+        data: The rows.
+        batch_size: Rows a batch, B.
+        seed: Shuffles the rows; None takes them in order.
+        drop_last: Whether to leave out a last batch of fewer rows.
+        normalise: Whether to scale each row's values to unit Euclidean length; a row whose values
+            are all zero stays as it is.
+
+    Yields:
+        ``(indices, offsets, values, labels)``: what ``nn.EmbeddingBag(mode="sum",
+        include_last_offset=True)`` takes as input, offsets ``(B + 1)`` (both int64) and
+        per_sample_weights (float32), and labels ``(B, M)`` int64, padded with -100, where M is the
+        largest number of labels of a row of this batch, possibly 0.
+
+    Raises:
+        ValueError: if batch_size is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
+    num_rows = len(data)
+    order = np.arange(num_rows)
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(order)
+    for start in range(0, num_rows - batch_size + 1 if drop_last else num_rows, batch_size):
+        batch = data.select(order[start : start + batch_size])
+        counts = np.diff(batch.label_indptr)
+        labels = np.full((len(batch), counts.max()), IGNORE_INDEX, dtype=np.int64)
+        labels[np.arange(labels.shape[1]) < counts[:, None]] = batch.label_indices
+        values = _unit_rows(batch) if normalise else batch.feature_values
+        yield (
+            torch.from_numpy(batch.feature_indices.astype(np.int64)),
+            torch.from_numpy(batch.feature_indptr),
+            torch.from_numpy(values),
+            torch.from_numpy(labels),
+        )
+
+
+@torch.library.register_fake("slide_torch::parse_xmc")
+def _parse_fake(
+    text: Tensor, num_features: int, num_labels: int, first_line: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    context = torch.library.get_ctx()
+    indptr = context.new_dynamic_size(min=1)
+    features, labels = context.new_dynamic_size(), context.new_dynamic_size()
+    return (
+        text.new_empty(indptr, dtype=torch.int32),
+        text.new_empty(features, dtype=torch.int32),
+        text.new_empty(features, dtype=torch.float32),
+        text.new_empty(indptr, dtype=torch.int32),
+        text.new_empty(labels, dtype=torch.int32),
+    )
+
+
+def _read_header(path: Path, line: bytes) -> list[int]:
+    """The header's numbers of rows, features and labels."""
+    if not re.fullmatch(rb"\s*\d+\s+\d+\s+\d+\s*", line):
+        raise ValueError(
+            f"read_xmc: {path}, line 1: expected a header 'rows features labels' of three "
+            f"integers, got {line[:40]!r}; add one if the file starts with its first row"
+        )
+    return [int(number) for number in line.split()]
+
+
+def _read_lines(file: gzip.GzipFile | BufferedReader) -> bytearray:
+    """The next chunk of whole lines; empty at the end of the file."""
+    text = bytearray(_CHUNK_BYTES)
+    del text[file.readinto(text) :]
+    text += file.readline()
+    return text
+
+
+def _parse(
+    path: Path, text: bytearray, num_features: int, num_labels: int, first_line: int
+) -> tuple[Tensor, ...]:
+    lines = torch.frombuffer(text, dtype=torch.uint8)
+    try:
+        return torch.ops.slide_torch.parse_xmc(lines, num_features, num_labels, first_line)
+    except RuntimeError as error:
+        found = re.search(r"line \d+: .*", str(error))
+        if found is None:
+            raise
+        message = f"read_xmc: {path}, {found[0]}"
+    raise ValueError(message)
+
+
+def _append(array: np.ndarray, piece: np.ndarray) -> None:
+    """Lengthens an array by a chunk's piece, in place; row pointers (int64) carry on counting.
+
+    The memory allocator moves the pages of a large array, it does not copy them, where joining all
+    pieces at the end would need twice the memory.
+    """
+    start = len(array)
+    is_indptr = array.dtype == np.int64
+    array.resize(start + len(piece) - is_indptr, refcheck=False)
+    if is_indptr:
+        np.add(piece[1:], array[start - 1], out=array[start:], dtype=np.int64)
+    else:
+        array[start:] = piece
+
+
+def _positions(indptr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the entries of the given rows lie, and the row pointers once they are gathered."""
+    starts = indptr[rows]
+    lengths = indptr[rows + 1] - starts
+    new_indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=new_indptr[1:])
+    return np.arange(new_indptr[-1]) + np.repeat(starts - new_indptr[:-1], lengths), new_indptr
+
+
+def _unit_rows(rows: SparseRows) -> np.ndarray:
+    """The values, each row scaled to unit length."""
+    values = rows.feature_values.astype(np.float64)
+    row_of = np.repeat(np.arange(len(rows)), np.diff(rows.feature_indptr))
+    lengths = np.sqrt(np.bincount(row_of, weights=values * values, minlength=len(rows)))
+    return (values / np.where(lengths > 0, lengths, 1)[row_of]).astype(np.float32)
