@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=500, help="steps between validations")
+    parser.add_argument("--every", type=int, default=250, help="steps between validations")
     parser.add_argument("--save", type=Path, help="where the trained state dict goes")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .logits import SampledLogits
 from .options import LSHOptions
+from .sampling import candidates
 from .tables import HashTables
 
 
@@ -113,6 +114,23 @@ class LSHLinear(nn.Linear):
     def stats(self) -> dict[str, float]:
         """What tables and sampler are doing, see :meth:`HashTables.stats`."""
         return self.tables.stats()
+
+    @torch.no_grad()
+    def recall(self, input: Tensor, k: int = 10) -> float:
+        """Share of the exact k largest logits of each row of ``input`` (B, d) that the tables return within
+        the budget; 1 if every neuron is active, 0 if nothing is retrieved. Costs a dense (B, N) product.
+        """
+        if not 1 <= k <= self.out_features:
+            raise ValueError(f"LSHLinear.recall: k: expected 1 to {self.out_features}, got {k}")
+        found = candidates(self.tables, self.weight, self.bias, input)
+        if found is None:
+            return 1.0
+        offsets, active = found
+        best = F.linear(input, self.weight, self.bias).topk(k, dim=1).indices
+        sample = torch.arange(input.shape[0]).repeat_interleave(offsets.diff())
+        keys = sample * self.out_features + active
+        wanted = torch.arange(input.shape[0]).unsqueeze(1) * self.out_features + best
+        return torch.isin(wanted, keys).float().mean().item()
 
     @classmethod
     def from_linear(

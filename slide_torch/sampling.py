@@ -139,6 +139,23 @@ def draw_active_set(
     )
 
 
+def candidates(
+    tables: HashTables, weight: Tensor, bias: Tensor | None, input: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """What the tables return for ``input`` (B, d) within the budget, without labels or tail: offsets
+    int64 (B + 1) into ids int64 (pairs); None if every neuron is active. Builds the tables if need be."""
+    options = tables.options
+    assert isinstance(options.budget, int) and isinstance(options.tail, int)
+    if options.budget >= tables.out_features or options.tail >= tables.out_features:
+        return None
+    if tables.uses_tables:
+        tables.maintain(weight, bias, advance=False, all_rows_move=False)
+    labels = Labels.none(input.shape[0], input.dtype)
+    none = torch.empty(0, dtype=torch.int32)
+    offsets, active, *_ = _retrieve(tables, input, labels.offsets, none, none, seed=0)
+    return offsets, active.to(torch.int64)
+
+
 def _retrieve(
     tables: HashTables,
     input: Tensor,

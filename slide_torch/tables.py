@@ -111,12 +111,17 @@ class HashTables(nn.Module):
         if self.family is None:
             return self.rebuild(weight, bias)
         started = time.perf_counter()
-        fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
         if rows is None or self.codes is None:
-            if rows is not None:
-                fresh = _finite(self.family.row_codes(weight, bias), None)
-            self._install(fresh)
+            center = self.family.center
+            if self.options.center:
+                self.family.center_on(weight, bias)
+            try:
+                self._install(_finite(self.family.row_codes(weight, bias), None))
+            except ValueError:
+                self.family.center = center
+                raise
         else:
+            fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
             moved = ops.update_codes_(self.codes, rows, fresh)
             if bool(moved.any()):
                 self._install(self.codes)
@@ -182,6 +187,10 @@ class HashTables(nn.Module):
     def _finish(self, started: float) -> None:
         self._since_rehash = 0
         self.upkeep_seconds += time.perf_counter() - started
+
+    def memory_bytes(self) -> int:
+        """Bytes of the tables and of what keeps them fresh."""
+        return sum(buffer.nbytes for buffer in self.buffers())
 
     def stats(self) -> dict[str, float]:
         """Training steps seen, rehashes, rebuilds, seconds of upkeep; of the last step the active

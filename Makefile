@@ -1,0 +1,44 @@
+# make demo: set up, train the quickstart on real data, show the result.   make test: set up, run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/installed-examples
+	$(BIN)/python examples/quickstart.py --save quickstart.pt
+	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-examples
+	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
+	$(BIN)/python benchmarks/optim.py
+	$(BIN)/python benchmarks/xmc_read.py
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf build dist *.egg-info slide_torch/_C*.so $(VENV)
+
+# torch first, then the extension against that very torch: hence no build isolation.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)" numpy ninja tqdm "setuptools>=77" wheel
+	touch $@
+
+$(VENV)/installed-%: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e ".[$*]"
+	touch $@

@@ -1,0 +1,250 @@
+"""What the examples share: a one-hidden-layer classifier over sparse rows, one training loop for an LSH
+head and a dense head, exact evaluation, the table and the plot."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from slide_torch import LSHLinear, SampledLogits, __version__, instruction_set
+from slide_torch.data import IGNORE_INDEX, SparseRows, batches
+from slide_torch.optim import Adam
+
+
+class Classifier(nn.Module):
+    """Weighted bag of features -> ReLU -> one logit a label."""
+
+    def __init__(self, num_features: int, hidden: int, head: nn.Module) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(
+            num_features, hidden, mode="sum", include_last_offset=True, sparse=True
+        )
+        nn.init.normal_(self.embedding.weight, std=0.3)
+        self.head = head
+
+    def hidden(self, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+        return torch.relu(self.embedding(indices, offsets, per_sample_weights=values))
+
+    def forward(self, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor | SampledLogits:
+        return self.head(self.hidden(indices, offsets, values))
+
+
+def loss_of(logits: Tensor | SampledLogits, labels: Tensor) -> Tensor:
+    """Cross entropy against targets uniform over each row's labels, (B, M) padded with IGNORE_INDEX."""
+    if isinstance(logits, SampledLogits):
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+    kept = labels != IGNORE_INDEX
+    count = kept.sum(1)
+    own = F.log_softmax(logits, dim=1).gather(1, labels.clamp(min=0)) * kept
+    return -(own.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
+
+
+@dataclass
+class Run:
+    """One contender's training: what the table and the plot show."""
+
+    name: str
+    steps: int = 0
+    seconds: float = 0.0
+    step_ms: list[float] = field(default_factory=list)
+    curve: list[tuple[float, int, float]] = field(default_factory=list)  # seconds, step, P@1
+    peak_gb: float = 0.0
+    active: list[float] = field(default_factory=list)
+    recall: float = float("nan")
+    predicted: Tensor | None = None
+
+    @property
+    def ms_step(self) -> float:
+        return float(np.median(self.step_ms))
+
+
+def reset_peak_memory() -> float:
+    """Forgets the peak so far and returns the resident gigabytes now (Linux; 0 elsewhere)."""
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status_gb("VmRSS")
+    except OSError:
+        return 0.0
+
+
+def peak_memory() -> float:
+    """Largest resident gigabytes since :func:`reset_peak_memory`."""
+    try:
+        return _status_gb("VmHWM")
+    except OSError:
+        return float("nan")
+
+
+def _status_gb(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) / 2**20
+    raise OSError(f"{key} is not in /proc/self/status")
+
+
+@torch.no_grad()
+def predict(model: Classifier, rows: SparseRows, k: int, *, progress: str | None = None) -> Tensor:
+    """The k best labels of each row by the exact logits, int64 (n, k); blocks keep memory small."""
+    model.eval()
+    found = []
+    bar = tqdm(total=len(rows), desc=progress, disable=progress is None, unit=" rows", leave=False)
+    for indices, offsets, values, _ in batches(rows, 256):
+        logits = model(indices, offsets, values)
+        found.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
+        bar.update(len(logits))
+    bar.close()
+    model.train()
+    return torch.cat(found)
+
+
+def labels_of(rows: SparseRows) -> Tensor:
+    """All rows' labels as (n, M), padded with IGNORE_INDEX."""
+    counts = np.diff(rows.label_indptr)
+    padded = np.full((len(rows), max(1, counts.max(initial=0))), IGNORE_INDEX, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = rows.label_indices
+    return torch.from_numpy(padded)
+
+
+def precision_at_1(predicted: Tensor, labels: Tensor) -> float:
+    return (labels == predicted[:, :1]).any(1).float().mean().item()
+
+
+@torch.no_grad()
+def candidate_recall(model: Classifier, rows: SparseRows) -> float:
+    """Share of each row's exact top 10 that the LSH head's tables return within its budget."""
+    assert isinstance(model.head, LSHLinear)
+    shares = [
+        model.head.recall(model.hidden(indices, offsets, values), 10)
+        for indices, offsets, values, _ in batches(rows, 256)
+    ]
+    return float(np.mean(shares))
+
+
+def train(
+    run: Run,
+    model: Classifier,
+    rows: SparseRows,
+    validation: SparseRows,
+    *,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    epochs: int | None = None,
+    seconds: float | None = None,
+    evaluate_every: Callable[[int], bool],
+) -> None:
+    """Trains for whole epochs, or for a number of seconds; evaluation does not count as time."""
+    optimizer = Adam(model.parameters(), lr=lr)
+    validation_labels = labels_of(validation)
+    base = reset_peak_memory()
+    epoch = 0
+    while epochs is None or epoch < epochs:
+        total = -(-len(rows) // batch_size)
+        bar = tqdm(
+            batches(rows, batch_size, seed=seed + epoch),
+            total=total if seconds is None else None,
+            desc=f"{run.name}, epoch {epoch + 1}",
+            unit=" steps",
+        )
+        for indices, offsets, values, labels in bar:
+            started = time.perf_counter()
+            loss = loss_of(model(indices, offsets, values), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step_ms.append((time.perf_counter() - started) * 1e3)
+            run.seconds += run.step_ms[-1] / 1e3
+            run.steps += 1
+            if isinstance(model.head, LSHLinear):
+                run.active.append(model.head.stats()["active_per_sample"])
+            if run.steps % 20 == 0 or seconds is not None:
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            done = seconds is not None and run.seconds >= seconds
+            if done or evaluate_every(run.steps):
+                run.peak_gb = max(run.peak_gb, peak_memory() - base)
+                score = precision_at_1(predict(model, validation, 1), validation_labels)
+                run.curve.append((run.seconds, run.steps, score))
+                reset_peak_memory()
+            if done:
+                bar.close()
+                return
+        epoch += 1
+    run.peak_gb = max(run.peak_gb, peak_memory() - base)
+    if not run.curve or run.curve[-1][1] != run.steps:
+        score = precision_at_1(predict(model, validation, 1), validation_labels)
+        run.curve.append((run.seconds, run.steps, score))
+
+
+def machine_line(seed: int) -> str:
+    """Machine, threads, versions and seed, for quoting beside any number."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return (
+        f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores, {instruction_set()}, "
+        f"torch {torch.__version__}, slide_torch {__version__}, seed {seed}"
+    )
+
+
+def print_table(columns: list[str], lines: list[list[str]]) -> None:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in [columns, *lines]) for i in range(len(columns))]
+    for i, row in enumerate([columns, ["-" * w for w in widths], *lines]):
+        cells = [
+            c.ljust(w) if j == 0 else c.rjust(w)
+            for j, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        if i == 1:
+            cells = ["-" * widths[0], *["-" * (w - 1) + ":" for w in widths[1:]]]
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(runs: list[Run], title: str, path: Path) -> None:
+    """P@1 on validation rows against seconds of training, one curve a contender."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is missing: pip install slide_torch[examples]")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=120)
+    for run in runs:
+        seconds = [0.0, *[point[0] for point in run.curve]]
+        scores = [0.0, *[point[2] for point in run.curve]]
+        label = f"{run.name} ({run.ms_step:.0f} ms a step)"
+        axes.plot(seconds, scores, marker="o", markersize=3, label=label)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("P@1 on validation rows")
+    axes.set_title(title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Writes beside the target and renames: a run that is killed leaves no half file."""
+    temporary = path.with_name(path.name + f".{os.getpid()}.part")
+    torch.save(content, temporary)
+    os.replace(temporary, path)

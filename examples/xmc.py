@@ -1,0 +1,141 @@
+"""Extreme classification on files of the Extreme Classification Repository: LSHLinear beside dense torch.
+
+    python examples/xmc.py train.txt test.txt --propensity Amazon-670K
+
+Files start with a line "rows features labels"; each further line is "l1,l2 f:v f:v ...".
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import classifier
+import numpy as np
+import torch
+from torch import nn
+
+from slide_torch import LSHLinear, LSHOptions, metrics
+from slide_torch.data import SparseRows, batches, read_xmc
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--validation", type=float, default=0.02, help="share of training rows")
+    parser.add_argument("--dense-seconds", type=float, default=0.0, help="0: no dense model")
+    parser.add_argument(
+        "--pattern", choices=("shared", "per_sample"), default="shared", help="of active sets"
+    )
+    parser.add_argument("--budget", type=int, help="active neurons per sample")
+    parser.add_argument(
+        "--propensity",
+        help="name of a data set whose propensity A and B are published: "
+        + ", ".join(metrics.PROPENSITY_CONSTANTS),
+    )
+    parser.add_argument("--propensity-a", type=float, default=0.55)
+    parser.add_argument("--propensity-b", type=float, default=1.5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
+    parser.add_argument("--plot", type=Path, default=Path("xmc.png"))
+    args = parser.parse_args()
+    if args.propensity is not None:
+        if args.propensity not in metrics.PROPENSITY_CONSTANTS:
+            parser.error(
+                f"--propensity: expected one of {', '.join(metrics.PROPENSITY_CONSTANTS)}, "
+                f"got {args.propensity!r}; give --propensity-a and --propensity-b instead"
+            )
+        args.propensity_a, args.propensity_b = metrics.PROPENSITY_CONSTANTS[args.propensity]
+    return args
+
+
+def split(rows: SparseRows, share: float, seed: int) -> tuple[SparseRows, SparseRows]:
+    """(training, validation) rows; at least one of each."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    count = min(len(rows) - 1, max(1, int(share * len(rows))))
+    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
+
+
+def with_unit_rows(rows: SparseRows) -> SparseRows:
+    """Rows with L2-normalised features."""
+    values = rows.feature_values.astype(np.float64)
+    row_of = np.repeat(np.arange(len(rows)), np.diff(rows.feature_indptr))
+    norms = np.sqrt(np.bincount(row_of, values * values, minlength=len(rows)))
+    scaled = values / np.maximum(norms, 1e-12)[row_of]
+    return SparseRows(
+        rows.feature_indptr,
+        rows.feature_indices,
+        scaled.astype(np.float32),
+        rows.label_indptr,
+        rows.label_indices,
+    )
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    try:
+        data = read_xmc(args.train, progress=True)
+        test_data = read_xmc(
+            args.test, num_features=data.num_features, num_labels=data.num_labels, progress=True
+        )
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+    print(f"{len(data):,} rows, {data.num_features:,} features, {data.num_labels:,} labels")
+    propensity = metrics.propensities(
+        data.label_counts(), len(data), A=args.propensity_a, B=args.propensity_b
+    )
+    rows, validation = split(with_unit_rows(data), args.validation, args.seed)
+    test = with_unit_rows(test_data)
+    budget = "auto" if args.budget is None else args.budget
+    options = LSHOptions(pattern=args.pattern, budget=budget)
+    heads = {"LSHLinear": lambda: LSHLinear(args.hidden, data.num_labels, options=options, sparse=True)}
+    if args.dense_seconds > 0:
+        heads["dense torch"] = lambda: nn.Linear(args.hidden, data.num_labels)
+    steps_per_epoch = -(-len(rows) // args.batch)
+    runs, lines = [], []
+    labels = classifier.labels_of(test)
+    for name, make_head in heads.items():
+        torch.manual_seed(args.seed)
+        run = classifier.Run(name)
+        model = classifier.Classifier(data.num_features, args.hidden, make_head())
+        lsh = name == "LSHLinear"
+        classifier.train(
+            run,
+            model,
+            rows,
+            validation,
+            batch_size=args.batch,
+            lr=args.lr,
+            seed=args.seed,
+            epochs=args.epochs if lsh else None,
+            seconds=None if lsh else args.dense_seconds,
+            evaluate_every=lambda step: step % steps_per_epoch == 0,
+        )
+        if lsh and args.save:
+            classifier.save_checkpoint(args.save, {"model": model.state_dict()})
+        top = classifier.predict(model, test, 5, progress=f"{name}: exact evaluation")
+        line = [name]
+        for metric in (metrics.precision_at_k, metrics.ndcg_at_k):
+            line += [f"{metric(top, labels, k):.4f}" for k in (1, 3, 5)]
+        line += [f"{metrics.psp_at_k(top, labels, k, propensity):.4f}" for k in (1, 3, 5)]
+        line += [f"{run.ms_step:.1f}", f"{run.steps:,}", f"{run.seconds:.0f}", f"{run.peak_gb:.2f}"]
+        lines.append(line)
+        runs.append(run)
+    print(f"\n{len(test):,} test rows; {classifier.machine_line(args.seed)}\n")
+    names = [f"{m}@{k}" for m in ("P", "nDCG", "PSP") for k in (1, 3, 5)]
+    classifier.print_table(["head", *names, "ms/step", "steps", "seconds", "peak GB"], lines)
+    classifier.plot(runs, f"{args.train.name}: {data.num_labels:,} labels", args.plot)
+    print(f"plot: {args.plot}")
+
+
+if __name__ == "__main__":
+    main()
