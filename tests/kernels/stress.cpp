@@ -1,0 +1,215 @@
+// Every kernel from four threads over ragged sizes, for builds with a sanitizer: see tests/test_sanitizers.py.
+// Results of the threads together must equal those of one thread, bit for bit.
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/kernels/dispatch.h"
+#include "../../csrc/kernels/retrieve.h"
+
+using namespace slide_torch;
+
+namespace {
+
+// Calls body(begin, end) for ranges of [0, count) that are multiples of `multiple`, on `threads` threads.
+template <class F>
+void parallel(int threads, int64_t count, int64_t multiple, const F& body) {
+  const int64_t tiles = (count + multiple - 1) / multiple;
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t) {
+    const int64_t begin = tiles * t / threads * multiple, end = std::min(count, tiles * (t + 1) / threads * multiple);
+    if (begin < end) pool.emplace_back([&body, begin, end] { body(begin, end); });
+  }
+  for (std::thread& thread : pool) thread.join();
+}
+
+template <class V>
+void expect_equal(const char* what, const V& one, const V& many) {
+  if (one == many) return;
+  std::fprintf(stderr, "%s: one thread and four threads differ\n", what);
+  std::exit(1);
+}
+
+// Runs fill(threads) with 1 and with 4 threads.
+template <class F>
+void compare(const char* what, const F& fill) {
+  expect_equal(what, fill(1), fill(4));
+}
+
+template <class T>
+std::vector<T> normal(std::mt19937& random, int64_t count) {
+  std::normal_distribution<double> draw;
+  std::vector<T> values(count);
+  for (T& v : values) v = static_cast<T>(draw(random));
+  return values;
+}
+
+template <class T, class Code>
+void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t lanes, int64_t n, int64_t d) {
+  const int64_t K = 3, L = 7;
+  int64_t D = 1;
+  while (D < d) D *= 2;
+  const int64_t rotations = (K * L + D - 1) / D;
+  const auto x = normal<T>(random, n * d), bias = normal<T>(random, n), center = normal<T>(random, d + 1);
+  auto signs = normal<T>(random, rotations * 3 * D);
+  for (T& s : signs) s = s > 0 ? T(1) : T(-1);
+  const auto gauss = normal<T>(random, rotations * D), projection = normal<T>(random, K * L * (d + 1));
+  std::vector<int32_t> coordinates(K * L * 8);
+  for (int32_t& c : coordinates) c = static_cast<int32_t>(random() % (d + 1));
+  const HashInput<T> in{x.data(), nullptr, bias.data(), center.data(), d};
+  compare("simhash_hadamard", [&](int threads) {
+    std::vector<Code> codes(L * n);
+    parallel(threads, n, lanes, [&](int64_t b, int64_t e) {
+      std::vector<T> scratch((d + 1 + D) * lanes);
+      k.simhash_hadamard(in, {signs.data(), gauss.data(), D}, {codes.data(), n, L, K}, b, e, scratch.data());
+    });
+    return codes;
+  });
+  compare("simhash_dense", [&](int threads) {
+    std::vector<Code> codes(L * n);
+    parallel(threads, n, lanes, [&](int64_t b, int64_t e) {
+      std::vector<T> scratch((d + 1) * lanes);
+      k.simhash_dense(in, projection.data(), {codes.data(), n, L, K}, b, e, scratch.data());
+    });
+    return codes;
+  });
+  compare("dwta", [&](int threads) {
+    std::vector<Code> codes(L * n);
+    parallel(threads, n, lanes, [&](int64_t b, int64_t e) {
+      std::vector<T> scratch((d + 1) * lanes);
+      std::vector<int32_t> winners(K * L * lanes);
+      k.dwta(in, {coordinates.data(), 8, 3}, {codes.data(), n, L, K}, b, e, scratch.data(), winners.data());
+    });
+    return codes;
+  });
+}
+
+template <class T>
+void shared_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t active, int64_t batch) {
+  const RealKernels<T>& k = real_kernels<T>();
+  const auto weight = normal<T>(random, N * d), bias = normal<T>(random, N), x = normal<T>(random, batch * d);
+  const auto log_weight = normal<T>(random, active), scale = normal<T>(random, batch);
+  std::vector<int64_t> rows(active);
+  for (int64_t u = 0; u < active; ++u) rows[u] = u * N / active;
+  const SharedProblem<T> s{weight.data(), bias.data(), rows.data(), log_weight.data(), active, d, batch, T(1.5)};
+  const int64_t by_rows = (batch + k.tile_columns - 1) / k.tile_columns;
+  const int64_t by_columns = (d + k.tile_columns - 1) / k.tile_columns;
+  std::vector<T> transposed(by_rows * k.tile_columns * d), columns(by_columns * k.tile_columns * batch);
+  k.pack_transposed(x.data(), batch, d, 0, by_rows, transposed.data());
+  k.pack_columns(x.data(), batch, d, 0, by_columns, columns.data());
+  std::vector<T> logits(active * batch), normalizer(batch), gradient(active * batch);
+  compare("shared_logits", [&](int threads) {
+    parallel(threads, active, k.tile_rows,
+             [&](int64_t b, int64_t e) { k.shared_logits(s, transposed.data(), logits.data(), b, e); });
+    return logits;
+  });
+  compare("shared_log_normalizer", [&](int threads) {
+    parallel(threads, batch, k.lanes, [&](int64_t b, int64_t e) {
+      k.shared_log_normalizer(logits.data(), active, batch, normalizer.data(), b, e);
+    });
+    return normalizer;
+  });
+  compare("shared_softmax_gradient", [&](int threads) {
+    parallel(threads, active, k.tile_rows, [&](int64_t b, int64_t e) {
+      k.shared_softmax_gradient(logits.data(), normalizer.data(), scale.data(), batch, gradient.data(), b, e);
+    });
+    return gradient;
+  });
+  compare("shared_grad_rows", [&](int threads) {
+    std::vector<T> out(active * d + active);
+    parallel(threads, active, k.tile_rows, [&](int64_t b, int64_t e) {
+      k.shared_grad_rows(s, gradient.data(), columns.data(), out.data(), out.data() + active * d, b, e);
+    });
+    return out;
+  });
+  compare("shared_grad_input", [&](int threads) {
+    std::vector<T> out(batch * d);
+    parallel(threads, batch, k.tile_rows, [&](int64_t b, int64_t e) {
+      std::vector<T> panel(k.depth * k.tile_columns);
+      k.shared_grad_input(s, gradient.data(), out.data(), b, e, panel.data());
+    });
+    return out;
+  });
+}
+
+template <class T>
+void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
+  const RealKernels<T>& k = real_kernels<T>();
+  const auto weight = normal<T>(random, N * d), bias = normal<T>(random, N), x = normal<T>(random, batch * d);
+  std::vector<int64_t> rows, offsets{0};
+  std::vector<int32_t> samples;
+  for (int64_t row = 0; row < N; row += 2) {  // every other neuron, each activated by some samples
+    for (int64_t b = 0; b < batch; ++b)
+      if (random() % 3 == 0) samples.push_back(static_cast<int32_t>(b));
+    if (static_cast<int64_t>(samples.size()) == offsets.back()) continue;
+    rows.push_back(row);
+    offsets.push_back(static_cast<int64_t>(samples.size()));
+  }
+  const int64_t pairs = static_cast<int64_t>(samples.size()), active = static_cast<int64_t>(rows.size());
+  std::vector<int32_t> positions(pairs);
+  for (int64_t i = 0; i < pairs; ++i) positions[i] = static_cast<int32_t>((i * 7919 + 3) % pairs);
+  if (pairs % 7919 == 0) return;  // the positions must be a permutation
+  const SampleProblem<T> s{weight.data(), bias.data(),      x.data(),       rows.data(),
+                           offsets.data(), positions.data(), samples.data(), d};
+  std::vector<T> logits(pairs), gradient(pairs);
+  compare("sample_logits", [&](int threads) {
+    parallel(threads, active, 1, [&](int64_t b, int64_t e) { k.sample_logits(s, logits.data(), b, e); });
+    return logits;
+  });
+  const T normalizer = k.sample_log_normalizer(logits.data(), pairs);
+  k.sample_softmax_gradient(logits.data(), pairs, normalizer, T(0.5), gradient.data());
+  compare("sample_gradients", [&](int threads) {
+    const int64_t chunks = 4, values = batch * d;
+    std::vector<T> accumulators(chunks * values), out(active * d + active);
+    parallel(threads, chunks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c)
+        k.sample_gradients(s, gradient.data(), accumulators.data() + c * values, out.data(), out.data() + active * d,
+                           active * c / chunks, active * (c + 1) / chunks);
+    });
+    out.insert(out.end(), accumulators.begin(), accumulators.end());
+    return out;
+  });
+}
+
+void retrieval(std::mt19937& random, int64_t N) {
+  std::vector<int32_t> ids(N);
+  for (int64_t i = 0; i < N; ++i) ids[i] = static_cast<int32_t>(i);
+  std::shuffle(ids.begin(), ids.end(), random);
+  compare("collision counting", [&](int threads) {
+    std::vector<std::vector<int32_t>> found(8);
+    parallel(threads, 8, 1, [&](int64_t first, int64_t last) {
+      CollisionCounter counter(N);
+      for (int64_t b = first; b < last; ++b) {
+        counter.exclude(static_cast<int32_t>(b % N));
+        for (int64_t t = 0; t < 9; ++t)
+          counter.read_bucket(ids.data() + (t * b) % N, N - (t * b) % N, N / 2 + 1, splitmix64(b * 9 + t));
+        counter.take_best(N / 3, 9, [&](int32_t id) { found[b].push_back(id); });
+        counter.release_excluded();
+      }
+    });
+    return found;
+  });
+}
+
+template <class T>
+void all(std::mt19937& random) {
+  for (int64_t d : {1, 7, 32, 65, 128}) {
+    hashing<T>(random, real_kernels<T>().hash16, real_kernels<T>().lanes, 45, d);
+    hashing<T>(random, real_kernels<T>().hash32, real_kernels<T>().lanes, 3, d);
+    shared_pattern<T>(random, 90, d, 1, 1);
+    shared_pattern<T>(random, 300, d, 73, 37);
+    sample_pattern<T>(random, 90, d, 11);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(0);
+  all<float>(random);
+  all<double>(random);
+  for (int64_t N : {1, 2, 100}) retrieval(random, N);
+  std::printf("%s ok\n", kernels().name);
+}
