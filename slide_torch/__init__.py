@@ -1,6 +1,6 @@
 """LSHLinear: a drop-in for a huge nn.Linear output layer that trains only the neurons that matter."""
 
-from . import functional, metrics
+from . import functional, metrics, optim
 from .convert import convert_
 from .linear import LSHLinear
 from .logits import SampledLogits
@@ -19,4 +19,5 @@ __all__ = [
     "functional",
     "instruction_set",
     "metrics",
+    "optim",
 ]

@@ -6,6 +6,8 @@
 #include "matmul-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
+//
+#include "optim-inl.h"  // prefetches as sample_pattern-inl.h does
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
@@ -30,5 +32,9 @@ constexpr RealKernels<T> kernels_of() {
           sample_logits<T>,
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
-          sample_gradients<T>};
+          sample_gradients<T>,
+          adam_rows<T>,
+          sgd_rows<T>,
+          adagrad_rows<T>,
+          sum_rows<T>};
 }

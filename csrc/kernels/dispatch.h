@@ -68,6 +68,54 @@ struct SampleProblem {
   int64_t features;
 };
 
+// Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
+// (count, width).
+template <class T>
+struct RowUpdate {
+  T* param;
+  T* state[2];
+  const int64_t* rows;
+  const T* gradient;
+  int64_t width;
+};
+
+// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta.
+template <class T>
+struct AdamScalars {
+  T sign;
+  T keep;
+  T rate1;
+  T rate2;
+  T step_size;
+  T eps;
+};
+
+// The step is lr * (from_buffer * buffer + from_gradient * gradient): (1, 0), or (momentum, 1) for Nesterov's.
+template <class T>
+struct SgdScalars {
+  T sign;
+  T lr;
+  T weight_decay;
+  T momentum;
+  T from_buffer;
+  T from_gradient;
+};
+
+// One entry of an uncoalesced row-sparse gradient: its row, and its place among the values.
+struct RowEntry {
+  uint32_t row;
+  uint32_t position;
+};
+
+// values (any, width); the entries of the u-th distinct row are [starts[u], starts[u + 1]).
+template <class T>
+struct RowSum {
+  const T* values;
+  const RowEntry* entries;
+  const int64_t* starts;
+  int64_t width;
+};
+
 template <class T, class Code>
 struct HashKernels {
   void (*simhash_hadamard)(const HashInput<T>&, const HadamardFunctions<T>&, const HashOutput<Code>&, int64_t begin,
@@ -102,6 +150,10 @@ struct RealKernels {
   void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
   void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                            int64_t begin, int64_t end);
+  void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
+  void (*sgd_rows)(const RowUpdate<T>&, const SgdScalars<T>&, int64_t begin, int64_t end);
+  void (*adagrad_rows)(const RowUpdate<T>&, T lr, T eps, T sign, int64_t begin, int64_t end);
+  void (*sum_rows)(const RowSum<T>&, T* out, int64_t begin, int64_t end);
 };
 
 struct KernelTable {

@@ -91,8 +91,14 @@ inline void check_tensor(const char* op, const char* name, const Tensor& t, Scal
   check(t.is_contiguous(), op, name, " must be contiguous");
 }
 
+// Asks for huge pages under 4 MiB of memory or more (memory.cpp).
+void advise_hugepages(const void* memory, int64_t bytes);
+
+// Large results are new memory at every call: with huge pages a few hundred page faults instead of tens of thousands.
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::empty(sizes, dtype);
+  Tensor t = torch::stable::empty(sizes, dtype);
+  advise_hugepages(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+  return t;
 }
 
 template <class T>

@@ -1,0 +1,219 @@
+// Optimizer steps on touched rows, in place, and the sum of duplicate rows before them. One thread owns a row, so
+// results are the same bit for bit at any number of threads.
+#include <algorithm>
+#include <cmath>
+
+#include "common.h"
+
+namespace slide_torch {
+namespace {
+
+constexpr int kDigitBits = 11;             // a digit's 2048 counters fit the first-level cache
+constexpr int64_t kSerialEntries = 16384;  // below, sorting on one thread is quicker than waking the others
+constexpr int64_t kBlockEntries = 8192;    // entries a thread counts or scatters at a time
+
+// Checks param (N, ...), states like it, rows (U) and grad_rows (U, numbers of a row).
+template <class T>
+RowUpdate<T> check_update(const char* op, const Tensor& param,
+                          const std::vector<std::pair<const char*, Tensor>>& states, const Tensor& rows,
+                          const Tensor& grad_rows) {
+  check(param.dim() >= 1, op, "param: expected at least one dimension, got shape ()");
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < param.dim(); ++i) shape.push_back(param.size(i));
+  check_tensor(op, "param", param, scalar_type_of<T>(), shape);
+  for (const auto& [name, state] : states) check_tensor(op, name, state, scalar_type_of<T>(), shape);
+  const int64_t neurons = shape[0], width = neurons > 0 ? param.numel() / neurons : 0;
+  check_tensor(op, "rows", rows, ScalarType::Long, {-1});
+  const int64_t count = rows.numel();
+  check_rows(op, data<int64_t>(rows), count, neurons);
+  std::vector<int64_t> grad_shape(grad_rows.dim(), -1);
+  check_tensor(op, "grad_rows", grad_rows, scalar_type_of<T>(), grad_shape);
+  check(grad_rows.dim() >= 1 && grad_rows.size(0) == count && grad_rows.numel() == count * width, op,
+        "grad_rows: expected ", count, " rows of ", width, " numbers, got shape ", shape_of(grad_rows));
+  RowUpdate<T> update{mutable_data<T>(param), {nullptr, nullptr}, data<int64_t>(rows), data<T>(grad_rows), width};
+  for (size_t i = 0; i < states.size(); ++i) update.state[i] = mutable_data<T>(states[i].second);
+  return update;
+}
+
+// Sorts entries by the low `bits` of their row, keeping the order of equals: least significant digit first.
+void sort_entries(RowEntry* entries, RowEntry* scratch, int64_t count, int bits) {
+  RowEntry* source = entries;
+  RowEntry* target = scratch;
+  const int passes = (bits + kDigitBits - 1) / kDigitBits;
+  for (int pass = 0; pass < passes; ++pass) {
+    const int shift = pass * bits / passes, digit_bits = (pass + 1) * bits / passes - shift;
+    const uint32_t mask = (uint32_t{1} << digit_bits) - 1;
+    uint32_t slot[1 << kDigitBits] = {};
+    for (int64_t i = 0; i < count; ++i) ++slot[source[i].row >> shift & mask];
+    uint32_t total = 0;
+    for (uint32_t digit = 0; digit <= mask; ++digit) {
+      const uint32_t here = slot[digit];
+      slot[digit] = total;
+      total += here;
+    }
+    for (int64_t i = 0; i < count; ++i) target[slot[source[i].row >> shift & mask]++] = source[i];
+    std::swap(source, target);
+  }
+  if (source != entries) std::copy(source, source + count, entries);
+}
+
+int bit_width(int64_t limit) {
+  int bits = 0;
+  while (bits < 63 && (int64_t{1} << bits) < limit) ++bits;
+  return bits;
+}
+
+// The entries in order of (row, position). Many of them are first dealt, by blocks, into up to 256 ranges of rows,
+// which threads then sort apart; the sorted order is unique, so the way there does not show.
+std::vector<RowEntry> sorted_entries(const int64_t* indices, int64_t count, int64_t num_rows) {
+  std::vector<RowEntry> sorted(count), scratch(count);
+  const int bits = bit_width(num_rows);
+  if (count < kSerialEntries || bits <= 8) {
+    for (int64_t i = 0; i < count; ++i) sorted[i] = {static_cast<uint32_t>(indices[i]), static_cast<uint32_t>(i)};
+    sort_entries(sorted.data(), scratch.data(), count, bits);
+    return sorted;
+  }
+  const int shift = bits - 8;
+  const int64_t blocks = (count + kBlockEntries - 1) / kBlockEntries, ranges = 256;
+  std::vector<int64_t> place(blocks * ranges, 0);
+  const auto for_blocks = [&](const auto& body) {
+    parallel_for(0, blocks, 2, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b)
+        for (int64_t i = b * kBlockEntries; i < std::min(count, (b + 1) * kBlockEntries); ++i)
+          body(i, place[b * ranges + (indices[i] >> shift)]);
+    });
+  };
+  for_blocks([](int64_t, int64_t& slot) { ++slot; });
+  std::vector<int64_t> range_start(ranges + 1, 0);
+  int64_t total = 0;
+  for (int64_t r = 0; r < ranges; ++r) {
+    range_start[r] = total;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t here = place[b * ranges + r];
+      place[b * ranges + r] = total;
+      total += here;
+    }
+  }
+  range_start[ranges] = total;
+  for_blocks([&](int64_t i, int64_t& slot) {
+    sorted[slot++] = {static_cast<uint32_t>(indices[i]), static_cast<uint32_t>(i)};
+  });
+  parallel_for(0, ranges, grain(8 * (count / ranges)), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r)
+      sort_entries(sorted.data() + range_start[r], scratch.data() + range_start[r], range_start[r + 1] - range_start[r],
+                   shift);
+  });
+  return sorted;
+}
+
+// Where each distinct row's entries begin, and the end.
+std::vector<int64_t> starts_of(const std::vector<RowEntry>& sorted) {
+  const int64_t count = static_cast<int64_t>(sorted.size());
+  int64_t distinct = count > 0;
+  for (int64_t i = 1; i < count; ++i) distinct += sorted[i].row != sorted[i - 1].row;
+  std::vector<int64_t> starts(distinct + 1);
+  int64_t u = 0;
+  for (int64_t i = 0; i < count; ++i)
+    if (i == 0 || sorted[i].row != sorted[i - 1].row) starts[u++] = i;
+  starts[u] = count;
+  return starts;
+}
+
+}  // namespace
+
+void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, Tensor rows, Tensor grad_rows, double lr, double beta1,
+                double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
+  constexpr const char* op = "adam_rows_";
+  check(step >= 1, op, "step: expected at least 1, got ", step);
+  dispatch_real(op, param.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto update = check_update<T>(op, param, {{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}}, rows, grad_rows);
+    const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+    const AdamScalars<T> scalars{static_cast<T>(maximize ? -1 : 1),
+                                 static_cast<T>(1 - lr * weight_decay),
+                                 static_cast<T>(1 - beta1),
+                                 static_cast<T>(1 - beta2),
+                                 static_cast<T>(lr * std::sqrt(correction2) / correction1),
+                                 static_cast<T>(eps)};
+    parallel_for(0, rows.numel(), grain(update.width * 4),
+                 [&](int64_t first, int64_t last) { real_kernels<T>().adam_rows(update, scalars, first, last); });
+  });
+}
+
+void sgd_rows_(Tensor param, std::optional<Tensor> momentum_buffer, Tensor rows, Tensor grad_rows, double lr,
+               double momentum, double weight_decay, bool nesterov, bool maximize) {
+  constexpr const char* op = "sgd_rows_";
+  dispatch_real(op, param.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<std::pair<const char*, Tensor>> states;
+    if (momentum_buffer) states.emplace_back("momentum_buffer", *momentum_buffer);
+    check(momentum_buffer || momentum == 0, op, "momentum_buffer: expected a tensor for momentum ", momentum,
+          ", got None");
+    const auto update = check_update<T>(op, param, states, rows, grad_rows);
+    const SgdScalars<T> scalars{static_cast<T>(maximize ? -1 : 1),
+                                static_cast<T>(lr),
+                                static_cast<T>(weight_decay),
+                                static_cast<T>(momentum),
+                                static_cast<T>(nesterov ? momentum : 1),
+                                static_cast<T>(nesterov ? 1 : 0)};
+    parallel_for(0, rows.numel(), grain(update.width * 2),
+                 [&](int64_t first, int64_t last) { real_kernels<T>().sgd_rows(update, scalars, first, last); });
+  });
+}
+
+void adagrad_rows_(Tensor param, Tensor sum, Tensor rows, Tensor grad_rows, double lr, double eps, bool maximize) {
+  constexpr const char* op = "adagrad_rows_";
+  dispatch_real(op, param.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto update = check_update<T>(op, param, {{"sum", sum}}, rows, grad_rows);
+    parallel_for(0, rows.numel(), grain(update.width * 4), [&](int64_t first, int64_t last) {
+      real_kernels<T>().adagrad_rows(update, static_cast<T>(lr), static_cast<T>(eps), static_cast<T>(maximize ? -1 : 1),
+                                     first, last);
+    });
+  });
+}
+
+// Row-sparse entries indices (n), values (n, ...) -> distinct rows, increasing, and their summed values; each sum
+// is taken in the order of the entries.
+std::tuple<Tensor, Tensor> coalesce_rows(Tensor indices, Tensor values, int64_t num_rows) {
+  constexpr const char* op = "coalesce_rows";
+  check_tensor(op, "indices", indices, ScalarType::Long, {-1});
+  const int64_t count = indices.numel();
+  check(values.dim() >= 1, op, "values: expected shape (n, ...), got ()");
+  std::vector<int64_t> shape(values.dim(), -1);
+  shape[0] = count;
+  check(num_rows >= 0 && num_rows <= INT32_MAX && count <= INT32_MAX, op,
+        "expected at most 2^31 - 1 rows and entries, got ", num_rows, " and ", count);
+  check_range(op, "indices", data<int64_t>(indices), count, num_rows);
+  return dispatch_real(op, values.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    check_tensor(op, "values", values, scalar_type_of<T>(), shape);
+    const int64_t width = count > 0 ? values.numel() / count : 0;
+    const auto entries = sorted_entries(data<int64_t>(indices), count, num_rows);
+    const auto starts = starts_of(entries);
+    const int64_t distinct = static_cast<int64_t>(starts.size()) - 1;
+    for (int64_t i = 1; i < values.dim(); ++i) shape[i] = values.size(i);
+    shape[0] = distinct;
+    Tensor rows = empty({distinct}, ScalarType::Long), summed = empty(shape, scalar_type_of<T>());
+    int64_t* row = mutable_data<int64_t>(rows);
+    T* target = mutable_data<T>(summed);
+    const RowSum<T> sum{data<T>(values), entries.data(), starts.data(), width};
+    // Cut by entries, not by rows: a few rows may hold most of them.
+    parallel_for(0, count, grain(width), [&](int64_t first_entry, int64_t last_entry) {
+      const int64_t first = std::lower_bound(starts.begin(), starts.end() - 1, first_entry) - starts.begin();
+      const int64_t last = std::lower_bound(starts.begin(), starts.end() - 1, last_entry) - starts.begin();
+      for (int64_t u = first; u < last; ++u) row[u] = entries[starts[u]].row;
+      real_kernels<T>().sum_rows(sum, target, first, last);
+    });
+    return {rows, summed};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
+  m.impl("adam_rows_", TORCH_BOX(&adam_rows_));
+  m.impl("sgd_rows_", TORCH_BOX(&sgd_rows_));
+  m.impl("adagrad_rows_", TORCH_BOX(&adagrad_rows_));
+  m.impl("coalesce_rows", TORCH_BOX(&coalesce_rows));
+}
+
+}  // namespace slide_torch

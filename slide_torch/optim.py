@@ -1,0 +1,482 @@
+"""Optimizers for models where some gradients are row-sparse: one optimizer for the whole model.
+
+Row-sparse gradients (``torch.sparse_coo`` with one sparse dimension, as from ``nn.EmbeddingBag``
+with ``sparse=True``) update the touched rows only, in one pass over their memory. Dense gradients
+get torch's own update. State dicts load into, and from, the torch optimizer of the same name.
+"""
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adagrad import adagrad
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from . import optim_ops
+
+__all__ = ["SGD", "Adagrad", "Adam"]
+
+
+class _RowGradient(NamedTuple):
+    param: Tensor
+    rows: Tensor
+    values: Tensor
+
+
+def _refuse(where: str, expected: str, got: object, advice: str) -> NoReturn:
+    raise ValueError(f"{where}: expected {expected}, got {got}: {advice}")
+
+
+def _check_number(name: str, value: Any, below: float = math.inf) -> None:
+    if isinstance(value, Tensor):
+        _refuse(name, "a float", "a Tensor", "pass its .item()")
+    if not isinstance(value, Real) or not 0.0 <= float(value) < below:
+        limits = "0 or more" if below == math.inf else f"at least 0 and below {below:g}"
+        _refuse(name, "a finite number", repr(value), f"it must be {limits}")
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """Optimizer state shaped like ``tensor``; under huge pages where they pay."""
+    state = torch.empty_like(tensor, requires_grad=False)
+    if state.device.type == "cpu" and state.is_contiguous():
+        optim_ops.advise_hugepages_(state)
+    return state.zero_()
+
+
+def _row_gradient(where: str, param: Tensor, grad: Tensor) -> _RowGradient:
+    """Distinct rows, increasing, and their values; ValueError for what no kernel takes."""
+    if grad.layout != torch.sparse_coo:
+        advice = "call to_dense() on it, or make it sparse_coo with one sparse dimension"
+        _refuse(where, "a strided or sparse_coo gradient", grad.layout, advice)
+    if param.dtype not in (torch.float32, torch.float64) or grad.dtype != param.dtype:
+        advice = "keep this layer in float32, or give it a dense gradient (sparse=False)"
+        dtypes = f"parameter {param.dtype}, gradient {grad.dtype}"
+        _refuse(where, "float32 or float64 for a sparse gradient", dtypes, advice)
+    if grad.shape != param.shape:
+        advice = "set .grad to a gradient of this parameter"
+        _refuse(where, f"a gradient of shape {tuple(param.shape)}", tuple(grad.shape), advice)
+    if grad.sparse_dim() != 1:
+        advice = (
+            "only rows may be sparse, as nn.EmbeddingBag(sparse=True) has it; or call to_dense()"
+        )
+        _refuse(where, "a gradient with sparse_dim 1", grad.sparse_dim(), advice)
+    if param.device.type != "cpu":
+        advice = "move this layer to the CPU, or give it a dense gradient (sparse=False)"
+        _refuse(where, "a CPU parameter for a sparse gradient", param.device, advice)
+    if not param.is_contiguous():
+        advice = "make it with nn.Parameter(tensor.contiguous())"
+        strides = f"strides {param.stride()}"
+        _refuse(where, "a contiguous parameter for a sparse gradient", strides, advice)
+    rows, values = grad._indices()[0].contiguous(), grad._values().contiguous()
+    if rows.numel() > 0 and (rows.min() < 0 or rows.max() >= len(param)):
+        outside = f"{int(rows.min())} to {int(rows.max())}"
+        _refuse(where, f"gradient rows in [0, {len(param)})", outside, "mend the indices")
+    if not (rows[1:] > rows[:-1]).all():
+        rows, values = optim_ops.coalesce_rows(rows, values, len(param))
+    return _RowGradient(param, rows, values)
+
+
+class _RowOptimizer(Optimizer):
+    """What the three share: collect and check every gradient, then update."""
+
+    # Options in state dicts of torch's optimizer that have one value here.
+    _fixed: ClassVar[dict[str, Any]] = {"differentiable": False}
+    # Options torch reads from our state dict; whatever they hold changes nothing here.
+    _ignored: ClassVar[dict[str, Any]] = {"foreach": None, "fused": None}
+
+    def __init__(self, params: Any, **defaults: Any) -> None:
+        super().__init__(params, defaults | self._fixed | self._ignored)
+
+    def _check_options(self, name: str, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _check_sparse_options(self, where: str, group: dict[str, Any]) -> None:
+        pass
+
+    def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
+        raise NotImplementedError
+
+    def _update_rows(self, group: dict[str, Any], gradient: _RowGradient) -> None:
+        raise NotImplementedError
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        name = f"slide_torch.optim.{type(self).__name__}"
+        for key, value in self._fixed.items():
+            if group.get(key, value) != value:
+                _refuse(f"{name}: {key}", str(value), group[key], "it has no other value here")
+        for key in ("lr", "weight_decay"):
+            _check_number(f"{name}: {key}", group[key])
+        self._check_options(name, group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            self._check_group(self.defaults | param_group)
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this optimizer, or of the torch optimizer of the same name."""
+        for saved in state_dict["param_groups"]:
+            group = self.defaults | saved
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].item()
+            self._check_group(group)
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() > 0:
+                    value = value.to_dense()  # torch's momentum of sparse gradients is sparse
+                    state[key] = _zeros_like(value).copy_(value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].item()
+        for of_param in self.state.values():
+            if "step" in of_param:
+                of_param["step"] = torch.tensor(float(of_param["step"]), dtype=torch.float32)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates every parameter that has a gradient.
+
+        All gradients are checked first: when one is refused, no parameter has changed.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plans = [self._plan(index, group) for index, group in enumerate(self.param_groups)]
+        for group, (dense, row_sparse) in zip(self.param_groups, plans, strict=True):
+            alike = [self._can_fuse(param) for param in dense]
+            for fused in (True, False):
+                params = [param for param, can in zip(dense, alike, strict=True) if can is fused]
+                if params:
+                    self._update_dense(group, params, fused)
+                if fused:  # torch's fused kernels do not count as in-place changes by themselves
+                    torch.autograd.graph.increment_version(params)
+            for gradient in row_sparse:
+                self._update_rows(group, gradient)
+        return loss
+
+    def _plan(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[_RowGradient]]:
+        """The parameters with dense gradients, and the row-sparse gradients, all checked."""
+        dense, row_sparse = [], []
+        first = sum(len(earlier["params"]) for earlier in self.param_groups[:index])
+        for i, param in enumerate(group["params"]):
+            if param.grad is None:
+                continue
+            name = f" {group['param_names'][i]!r}" if "param_names" in group else ""
+            where = f"slide_torch.optim.{type(self).__name__}: parameter {first + i}{name}"
+            if not param.is_floating_point():
+                _refuse(where, "a real floating-point dtype", param.dtype, "leave it out")
+            for key, value in self.state.get(param, {}).items():
+                if key == "step" or (value.shape == param.shape and value.dtype == param.dtype):
+                    continue
+                advice = "load the state dict of this model, or make a new optimizer"
+                got = f"{tuple(value.shape)} of {value.dtype}"
+                _refuse(where, f"{key} {tuple(param.shape)} of {param.dtype}", got, advice)
+            if param.grad.layout == torch.strided:
+                dense.append(param)
+            else:
+                self._check_sparse_options(where, group)
+                row_sparse.append(_row_gradient(where, param, param.grad))
+        return dense, row_sparse
+
+    def _can_fuse(self, param: Tensor) -> bool:
+        # torch's fused CPU kernels walk tensors in storage order, whatever their strides say.
+        tensors = (param, param.grad, *self.state.get(param, {}).values())
+        return param.device.type == "cpu" and all(tensor.is_contiguous() for tensor in tensors)
+
+    def _buffer(self, param: Tensor, key: str, fill: float = 0.0) -> Tensor:
+        """A tensor of the state of ``param``, made at the first use."""
+        state = self.state[param]
+        if key not in state:
+            state[key] = _zeros_like(param)
+            if fill != 0.0:
+                state[key].fill_(fill)
+        elif param.is_contiguous() and not state[key].is_contiguous():
+            state[key] = state[key].contiguous()
+        return state[key]
+
+    def _steps(self, param: Tensor) -> Tensor:
+        return self.state[param].setdefault("step", torch.tensor(0.0, dtype=torch.float32))
+
+
+class Adam(_RowOptimizer):
+    r"""Adam with decoupled weight decay, for dense and row-sparse gradients.
+
+    On dense gradients it is :class:`torch.optim.AdamW` (with ``weight_decay=0``,
+    :class:`torch.optim.Adam`), on row-sparse ones :class:`torch.optim.SparseAdam`: the moments of
+    rows that are not touched stand still, and bias correction counts the steps of the parameter.
+
+    Args:
+        params: parameters, named parameters or parameter groups to optimize.
+        lr: learning rate.
+        betas: decay of the running averages of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: what is updated first shrinks by ``lr * weight_decay`` of itself; with a
+            row-sparse gradient that is the touched rows.
+        maximize: ascend instead of descend.
+
+    Example::
+
+        >>> optimizer = slide_torch.optim.Adam(model.parameters(), lr=1e-3)
+        >>> F.cross_entropy(model(x), y).backward()
+        >>> optimizer.step()
+    """
+
+    _fixed: ClassVar[dict[str, Any]] = {
+        "differentiable": False,
+        "amsgrad": False,
+        "capturable": False,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            decoupled_weight_decay=True,
+        )
+
+    def _check_options(self, name: str, group: dict[str, Any]) -> None:
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            _refuse(f"{name}: betas", "two floats", repr(betas), "pass for example (0.9, 0.999)")
+        for index, beta in enumerate(betas):
+            _check_number(f"{name}: betas[{index}]", beta, below=1.0)
+        _check_number(f"{name}: eps", group["eps"])
+        if not group["decoupled_weight_decay"] and group["weight_decay"] != 0:
+            got = f"the L2 penalty {group['weight_decay']} of torch.optim.Adam"
+            _refuse(name, "decoupled weight decay", got, "set its weight_decay to 0 before loading")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
+
+    def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
+        adam(
+            params,
+            [param.grad for param in params],  # type: ignore[misc]
+            [self._buffer(param, "exp_avg") for param in params],
+            [self._buffer(param, "exp_avg_sq") for param in params],
+            [],
+            [self._steps(param) for param in params],
+            fused=fused,
+            foreach=False,
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+    def _update_rows(self, group: dict[str, Any], gradient: _RowGradient) -> None:
+        param, rows, values = gradient
+        steps = self._steps(param).add_(1)
+        optim_ops.adam_rows_(
+            param,
+            self._buffer(param, "exp_avg"),
+            self._buffer(param, "exp_avg_sq"),
+            rows,
+            values,
+            lr=float(group["lr"]),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            step=int(steps),
+            maximize=group["maximize"],
+        )
+
+
+class SGD(_RowOptimizer):
+    r""":class:`torch.optim.SGD`, for dense and row-sparse gradients.
+
+    On row-sparse gradients, rows that are not touched stay as they are, momentum included (torch
+    goes on moving every row ever touched), and ``weight_decay`` is added to the gradient of the
+    touched rows (torch refuses it). Without either, the result is torch's.
+
+    Args:
+        params: parameters, named parameters or parameter groups to optimize.
+        lr: learning rate.
+        momentum: momentum factor.
+        dampening: dampening of the momentum; for dense gradients only.
+        weight_decay: L2 penalty.
+        nesterov: Nesterov momentum; needs momentum and no dampening.
+        maximize: ascend instead of descend.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+        )
+
+    def _check_options(self, name: str, group: dict[str, Any]) -> None:
+        for key in ("momentum", "dampening"):
+            _check_number(f"{name}: {key}", group[key])
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            got = f"momentum {group['momentum']} and dampening {group['dampening']}"
+            _refuse(f"{name}: nesterov", "a momentum and no dampening", got, "set them so")
+
+    def _check_sparse_options(self, where: str, group: dict[str, Any]) -> None:
+        if group["momentum"] != 0 and group["dampening"] != 0:
+            advice = "put this parameter into a param group without it"
+            _refuse(where, "dampening 0 for a sparse gradient", group["dampening"], advice)
+
+    def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
+        # A first step starts the buffer from the gradient; the fused kernel takes only first
+        # steps, or none, in one call.
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for param in params:
+            parts["momentum_buffer" in self.state.get(param, {})].append(param)
+        for part in filter(None, parts):
+            buffers = [self.state.get(param, {}).get("momentum_buffer") for param in part]
+            sgd(
+                part,
+                [param.grad for param in part],  # type: ignore[misc]
+                buffers,
+                fused=fused,
+                foreach=False,
+                lr=float(group["lr"]),
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                weight_decay=group["weight_decay"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+            )
+            if group["momentum"] != 0:
+                for param, buffer in zip(part, buffers, strict=True):
+                    self.state[param]["momentum_buffer"] = buffer
+
+    def _update_rows(self, group: dict[str, Any], gradient: _RowGradient) -> None:
+        param, rows, values = gradient
+        optim_ops.sgd_rows_(
+            param,
+            self._buffer(param, "momentum_buffer") if group["momentum"] != 0 else None,
+            rows,
+            values,
+            lr=float(group["lr"]),
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+
+
+class Adagrad(_RowOptimizer):
+    r""":class:`torch.optim.Adagrad`, for dense and row-sparse gradients.
+
+    Args:
+        params: parameters, named parameters or parameter groups to optimize.
+        lr: learning rate.
+        lr_decay: the t-th step uses ``lr / (1 + (t - 1) * lr_decay)``.
+        weight_decay: L2 penalty; for dense gradients only, as in torch.
+        initial_accumulator_value: where the sum of squares starts.
+        eps: added to the denominator.
+        maximize: ascend instead of descend.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            maximize=maximize,
+        )
+
+    def _check_options(self, name: str, group: dict[str, Any]) -> None:
+        for key in ("lr_decay", "initial_accumulator_value", "eps"):
+            _check_number(f"{name}: {key}", group[key])
+
+    def _check_sparse_options(self, where: str, group: dict[str, Any]) -> None:
+        if group["weight_decay"] != 0:
+            advice = "put this parameter into a param group without it"
+            _refuse(where, "weight_decay 0 for a sparse gradient", group["weight_decay"], advice)
+
+    def _sum(self, group: dict[str, Any], param: Tensor) -> Tensor:
+        return self._buffer(param, "sum", group["initial_accumulator_value"])
+
+    def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
+        adagrad(
+            params,
+            [param.grad for param in params],  # type: ignore[misc]
+            [self._sum(group, param) for param in params],
+            [self._steps(param) for param in params],
+            fused=fused,
+            foreach=False,
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            lr_decay=group["lr_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+    def _update_rows(self, group: dict[str, Any], gradient: _RowGradient) -> None:
+        param, rows, values = gradient
+        steps = self._steps(param).add_(1)
+        optim_ops.adagrad_rows_(
+            param,
+            self._sum(group, param),
+            rows,
+            values,
+            lr=float(group["lr"]) / (1 + (float(steps) - 1) * group["lr_decay"]),
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )

@@ -1,0 +1,152 @@
+"""Operators on the touched rows of a parameter, and the sum of duplicate gradient rows."""
+
+import torch
+from torch import Tensor
+
+from . import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the operators)
+
+
+def adam_rows_(
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    maximize: bool,
+) -> None:
+    """One step of :class:`torch.optim.SparseAdam` on ``param[rows]``.
+
+    ``rows (U)`` increases strictly, ``grad_rows (U, ...)`` holds their gradients. Before the step
+    these rows shrink by ``lr * weight_decay`` of themselves.
+    """
+    torch.ops.slide_torch.adam_rows_(
+        param,
+        exp_avg,
+        exp_avg_sq,
+        rows,
+        grad_rows,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        step,
+        maximize,
+    )
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+
+
+def sgd_rows_(
+    param: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    grad_rows: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """One step of :class:`torch.optim.SGD` on ``param[rows]``; untouched rows stand still."""
+    torch.ops.slide_torch.sgd_rows_(
+        param, momentum_buffer, rows, grad_rows, lr, momentum, weight_decay, nesterov, maximize
+    )
+    changed = (param,) if momentum_buffer is None else (param, momentum_buffer)
+    torch.autograd.graph.increment_version(changed)
+
+
+def adagrad_rows_(
+    param: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    *,
+    lr: float,
+    eps: float,
+    maximize: bool,
+) -> None:
+    """One step of :class:`torch.optim.Adagrad` on ``param[rows]``; ``lr`` is the decayed one."""
+    torch.ops.slide_torch.adagrad_rows_(param, sum, rows, grad_rows, lr, eps, maximize)
+    torch.autograd.graph.increment_version((param, sum))
+
+
+def coalesce_rows(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Sums the ``values (n, ...)`` of equal ``indices (n)``: distinct rows and their sums.
+
+    Each sum is taken in the order of the entries: the same bit for bit at any number of threads.
+    """
+    return torch.ops.slide_torch.coalesce_rows(indices, values, num_rows)
+
+
+def advise_hugepages_(tensor: Tensor) -> Tensor:
+    """Asks the system for huge pages under a contiguous CPU tensor of 4 MiB or more (Linux).
+
+    Worth most between :func:`torch.empty` and the first write.
+    """
+    torch.ops.slide_torch.advise_hugepages_(tensor)
+    return tensor
+
+
+@torch.library.register_fake("slide_torch::adam_rows_")
+def _adam_rows_fake(
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    maximize: bool,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("slide_torch::sgd_rows_")
+def _sgd_rows_fake(
+    param: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    grad_rows: Tensor,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("slide_torch::adagrad_rows_")
+def _adagrad_rows_fake(
+    param: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    lr: float,
+    eps: float,
+    maximize: bool,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("slide_torch::coalesce_rows")
+def _coalesce_rows_fake(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size(min=0)
+    return indices.new_empty(count), values.new_empty((count, *values.shape[1:]))
+
+
+@torch.library.register_fake("slide_torch::advise_hugepages_")
+def _advise_hugepages_fake(t: Tensor) -> None:
+    return None
