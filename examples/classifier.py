@@ -167,7 +167,7 @@ def train(
             run.step_ms.append((time.perf_counter() - started) * 1e3)
             run.seconds += run.step_ms[-1] / 1e3
             run.steps += 1
-            if isinstance(model.head, LSHLinear):
+            if run.steps % 20 == 0 and isinstance(model.head, LSHLinear):
                 run.active.append(model.head.stats()["active_per_sample"])
             if run.steps % 20 == 0 or seconds is not None:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -33,8 +33,9 @@ class CollisionCounter {
  public:
   explicit CollisionCounter(int64_t neurons)
       : count_(static_cast<uint8_t*>(std::calloc(neurons + 1, 1)), std::free),
-        found_(static_cast<int32_t*>(std::malloc((neurons + 1) * sizeof(int32_t))), std::free) {
-    if (!count_ || !found_) throw std::bad_alloc();
+        found_(static_cast<int32_t*>(std::malloc((neurons + 1) * sizeof(int32_t))), std::free),
+        repeated_(static_cast<int32_t*>(std::malloc((neurons + 1) * sizeof(int32_t))), std::free) {
+    if (!count_ || !found_ || !repeated_) throw std::bad_alloc();
   }
 
   // Marks a neuron as taken already: it is not a candidate.
@@ -46,11 +47,8 @@ class CollisionCounter {
 
   bool is_excluded(int32_t id) const { return count_[id] == kExcluded; }
 
-  // Counts the ids of one bucket. A bucket longer than `cap` is read from a place that `random` picks, around
-  // its end, so that no id is favoured for being small.
-  void read_bucket(const int32_t* ids, int64_t length, int64_t cap, uint64_t random) {
-    if (length == 0) return;
-    int64_t start = static_cast<int64_t>((random >> 32) * static_cast<uint64_t>(length) >> 32);
+  // Counts the ids of one bucket. One longer than `cap` is read from `start` on, around its end.
+  void read_bucket(const int32_t* ids, int64_t length, int64_t start, int64_t cap) {
     const int64_t take = std::min(length, cap);
     const int64_t head = std::min(take, length - start);
     read_ids(ids + start, head);
@@ -61,21 +59,25 @@ class CollisionCounter {
   // Appends the `budget` most frequent candidates to `out` (ties: first found first) and forgets all of them.
   template <class Out>
   void take_best(int64_t budget, int64_t tables, Out&& append) {
-    int64_t threshold = 1, ties = found_count_;
-    if (found_count_ > budget) {
+    // Where enough candidates collided twice, the many that did so once need not be looked at.
+    const bool twice = repeated_count_ >= budget;
+    const int32_t* pool = twice ? repeated_.get() : found_.get();
+    const int64_t pool_count = twice ? repeated_count_ : found_count_;
+    int64_t threshold = 1, ties = pool_count;
+    if (pool_count > budget) {
       histogram_.assign(tables + 1, 0);
-      for (int64_t i = 0; i < found_count_; ++i) ++histogram_[count_[found_[i]]];
+      for (int64_t i = 0; i < pool_count; ++i) ++histogram_[count_[pool[i]]];
       int64_t above = 0;
       for (threshold = tables; threshold > 1 && above + histogram_[threshold] <= budget; --threshold)
         above += histogram_[threshold];
       ties = budget - above;
     }
-    for (int64_t i = 0; i < found_count_; ++i) {
-      const int32_t id = found_[i];
-      if (count_[id] > threshold || (count_[id] == threshold && ties-- > 0)) append(id);
-      count_[id] = 0;
+    for (int64_t i = 0; i < pool_count; ++i) {
+      const uint8_t c = count_[pool[i]];
+      if (c > threshold || (c == threshold && ties-- > 0)) append(pool[i]);
     }
-    found_count_ = 0;
+    for (int64_t i = 0; i < found_count_; ++i) count_[found_[i]] = 0;
+    found_count_ = repeated_count_ = 0;
   }
 
   void release_excluded() {
@@ -94,16 +96,20 @@ class CollisionCounter {
       const uint8_t c = count_[id];
       found_[found_count_] = id;  // kept only if it is new: a store is cheaper than a branch that is often wrong
       found_count_ += c == 0;
+      repeated_[repeated_count_] = id;
+      repeated_count_ += c == 1;
       count_[id] = c + (c != kExcluded);
     }
   }
 
   // calloc and malloc, not vectors: pages that no sample touches are never written.
   std::unique_ptr<uint8_t[], decltype(&std::free)> count_;
-  std::unique_ptr<int32_t[], decltype(&std::free)> found_;
+  std::unique_ptr<int32_t[], decltype(&std::free)> found_;     // distinct candidates
+  std::unique_ptr<int32_t[], decltype(&std::free)> repeated_;  // those that collided at least twice
   std::vector<int32_t> excluded_;
   std::vector<int64_t> histogram_;
   int64_t found_count_ = 0;
+  int64_t repeated_count_ = 0;
   int64_t ids_read_ = 0;
 };
 

@@ -37,12 +37,31 @@ int64_t retrieve_sample(const RetrieveInput& in, const Code* codes, int64_t batc
     label_positions[i] = static_cast<int32_t>(std::find(active.begin(), active.end(), id) - active.begin());
   }
   const int64_t room = std::max<int64_t>(in.budget - static_cast<int64_t>(active.size()), 0);
-  for (int64_t t = 0; room > 0 && t < in.tables.tables; ++t) {
+  // Where the buckets are is looked up for all tables first, so that these cache misses overlap; then each bucket is
+  // asked for two tables ahead. It is read from a random place on, around its end: where it is longer than the cap, or
+  // candidates tie at the budget's edge, no id is favoured for being small.
+  struct Bucket {
+    const int32_t* ids;
+    int64_t length, start;
+  };
+  Bucket bucket[kMaxTables];
+  const int64_t tables = room > 0 ? in.tables.tables : 0;
+  for (int64_t t = 0; t < tables; ++t) {
     const Code code = codes[t * batch + sample];
-    if (code < 0) continue;  // the input holds NaN or Inf: nothing collides with it
+    if (code < 0) {  // the input holds NaN or Inf: nothing collides with it
+      bucket[t] = {in.tables.ids, 0, 0};
+      continue;
+    }
     const int32_t* offsets = in.tables.offsets + t * (in.tables.buckets + 1) + code;
-    counter.read_bucket(in.tables.ids + t * in.tables.neurons + offsets[0], offsets[1] - offsets[0], in.bucket_cap,
-                        splitmix64(in.seed ^ splitmix64(static_cast<uint64_t>(sample * in.tables.tables + t))));
+    const int64_t length = offsets[1] - offsets[0];
+    const uint64_t random = splitmix64(in.seed ^ splitmix64(static_cast<uint64_t>(sample * in.tables.tables + t)));
+    const int64_t start = static_cast<int64_t>((random >> 32) * static_cast<uint64_t>(length) >> 32);
+    bucket[t] = {in.tables.ids + t * in.tables.neurons + offsets[0], length, start};
+  }
+  for (int64_t t = 0; t < tables; ++t) {
+    const Bucket& ahead = bucket[std::min(t + 2, tables - 1)];
+    for (int64_t i = 0; i < std::min<int64_t>(ahead.length, 128); i += 16) __builtin_prefetch(ahead.ids + ahead.start + i);
+    counter.read_bucket(bucket[t].ids, bucket[t].length, bucket[t].start, in.bucket_cap);
   }
   const size_t labels = active.size();
   counter.take_best(room, in.tables.tables, [&](int32_t id) { active.push_back(id); });

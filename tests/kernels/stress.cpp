@@ -184,7 +184,7 @@ void retrieval(std::mt19937& random, int64_t N) {
       for (int64_t b = first; b < last; ++b) {
         counter.exclude(static_cast<int32_t>(b % N));
         for (int64_t t = 0; t < 9; ++t)
-          counter.read_bucket(ids.data() + (t * b) % N, N - (t * b) % N, N / 2 + 1, splitmix64(b * 9 + t));
+          counter.read_bucket(ids.data() + (t * b) % N, N - (t * b) % N, (N - (t * b) % N) / 3, N / 2 + 1);
         counter.take_best(N / 3, 9, [&](int32_t id) { found[b].push_back(id); });
         counter.release_excluded();
       }
