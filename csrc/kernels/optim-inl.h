@@ -21,7 +21,7 @@ inline double square_root<double, double>(double x) {
   return __builtin_sqrt(x);
 }
 
-// Asking for scattered rows ahead took 26% off Adam's time at 256 bytes a row (Zen 4, AVX2), 15% at 512, nothing at
+// Asking for scattered rows ahead took 26% off Adam's time at 256 bytes a row (Zen 3, AVX2), 15% at 512, nothing at
 // 1 KiB, and added 20% at 2 KiB, where the hardware does better by itself, and at 4 bytes. 2 to 16 rows measured alike.
 template <class T>
 inline bool worth_prefetching(int64_t width) {

@@ -57,7 +57,9 @@ Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<
   constexpr const char* op = "simhash_hadamard";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     check_tensor(op, "signs", signs, ScalarType::Char, {-1, 3, -1});
     const int64_t rotations = signs.size(0), size = signs.size(2);
     check_tensor(op, "bias_projection", bias_projection, ScalarType::Float, {rotations, size});
@@ -82,7 +84,9 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
   constexpr const char* op = "simhash_dense";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t width = in.features + (in.bias ? 1 : 0);
     check_tensor(op, "projection", projection, ScalarType::Float, {K * L, width});
     std::vector<T> matrix(K * L * width);
@@ -100,7 +104,9 @@ Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows
   constexpr const char* op = "dwta";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t width = in.features + (in.bias ? 1 : 0);
     check_tensor(op, "coordinates", coordinates, ScalarType::Int, {K * L, -1});
     const int64_t bin = coordinates.size(1);
@@ -123,7 +129,9 @@ Tensor mean_row(Tensor weight, std::optional<Tensor> bias, int64_t most) {
   constexpr const char* op = "mean_row";
   return dispatch_real(op, weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, weight, bias, std::nullopt, std::nullopt);
+    const Rows<T> checked = check_input<T>(op, weight, bias, std::nullopt, std::nullopt);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     check(most >= 1, op, "most: expected at least 1, got ", most);
     const int64_t stride = (count + most - 1) / most > 0 ? (count + most - 1) / most : 1;
     std::vector<double> sum(in.features + 1, 0.0);
