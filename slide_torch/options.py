@@ -51,7 +51,8 @@ class LSHOptions:
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; a table's code may
-            have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons.
+            have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons, or more where L of them would hold fewer
+            than twice the budget.
         L: number of tables, at most 254. ``"auto"``: 50.
         bin_size: for DWTA, coordinates that one hash compares; a power of two.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
@@ -138,11 +139,14 @@ class LSHOptions:
             chosen["tail"] = min(1024, max(1, out_features // 4))
         if self.projection == "auto":
             chosen["projection"] = "hadamard" if in_features >= 32 else "gaussian"
-        if self.K == "auto":
-            bits = max(1, (out_features // 64).bit_length() - 1)
-            chosen["K"] = max(1, min(bits, 16) // self.bits_per_hash)
         if self.L == "auto":
             chosen["L"] = 50
+        if self.K == "auto":
+            tables = chosen.get("L", self.L)
+            budget = chosen.get("budget", self.budget)
+            bucket = max(64, 2 * budget // tables)
+            bits = max(1, (out_features // bucket).bit_length() - 1)
+            chosen["K"] = max(1, min(bits, 16) // self.bits_per_hash)
         resolved = dataclasses.replace(self, **chosen)
         if resolved.bucket_cap == "auto":
             mean = out_features >> resolved.code_bits
