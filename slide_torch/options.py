@@ -106,7 +106,7 @@ class LSHOptions:
                 "LSHOptions: rehash_growth: expected a number from 1 to 100, "
                 f"got {self.rehash_growth!r}"
             )
-        if self.correction == "importance" and self.tail == 0 and self.budget != "auto":
+        if self.correction == "importance" and self.tail == 0:
             raise ValueError(
                 "LSHOptions: correction='importance' estimates the inactive classes from the tail: "
                 "expected tail of at least 1, got 0"
