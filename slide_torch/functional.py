@@ -246,9 +246,10 @@ def _check_range(ids: Tensor, neurons: int) -> None:
 
 
 def _weighted(labels: Labels, weight: Tensor, neurons: int) -> Labels:
-    if tuple(weight.shape) != (neurons,):
+    if not isinstance(weight, Tensor) or tuple(weight.shape) != (neurons,):
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(
-            f"{_NAME}: weight: expected shape ({neurons},), got {tuple(weight.shape)}"
+            f"{_NAME}: weight: expected a tensor of shape ({neurons},), got {got}"
         )
     factor = weight.detach().to(labels.probabilities.dtype)[labels.ids]
     return Labels(labels.offsets, labels.ids, labels.probabilities * factor)

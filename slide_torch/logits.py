@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -85,9 +86,10 @@ class SampledLogits:
             self._layer, input, scale=self._scale, normalised=self._normalised
         )
 
-    def reshape(self, *shape: Any) -> SampledLogits:
+    def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
-        sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if shape is not None or (len(sizes) == 1 and not isinstance(sizes[0], int)):
+            sizes = tuple(shape if shape is not None else sizes[0])
         N = self._layer.out_features
         leading = self.shape[:-1].numel()
         known = math.prod(size for size in sizes[:-1] if size != -1)
@@ -146,7 +148,9 @@ class SampledLogits:
     def to(self, *args: Any, **kwargs: Any) -> SampledLogits:
         wanted = [a for a in (*args, *kwargs.values()) if not isinstance(a, bool)]
         for item in wanted:
-            if item not in (self.dtype, self.device, str(self.device), None):
+            if isinstance(item, Tensor):
+                self.to(item.dtype, item.device)
+            elif item not in (self.dtype, self.device, str(self.device), None):
                 self._refuse(f"to({item})", "convert the layer and its input instead")
         return self
 
@@ -156,7 +160,7 @@ class SampledLogits:
             self._refuse(
                 "multiplication by a tensor", "multiply by a number, or scale the layer's input"
             )
-        if not 0 < factor < float("inf"):
+        if not 0 < factor < math.inf:
             raise ValueError(
                 f"SampledLogits: multiplication: expected a positive finite number, got {factor}"
             )
@@ -204,8 +208,8 @@ class SampledLogits:
             raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
         rows, values = self._active_values()
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
-        classes = rows[place].masked_fill(found == float("-inf"), -1)
-        found = F.pad(found, (0, k - found.shape[1]), value=float("-inf"))
+        classes = rows[place].masked_fill(found == -math.inf, -1)
+        found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
         classes = F.pad(classes, (0, k - classes.shape[1]), value=-1)
         leading = self.shape[:-1]
         return torch.return_types.topk(
@@ -220,11 +224,11 @@ class SampledLogits:
         best = self.topk(1).indices
         return best if keepdim else best.squeeze(-1)
 
-    def to_dense(self, fill: float = float("-inf")) -> Tensor:
+    def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
         """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
         that this layer exists to avoid."""
         rows, values = self._active_values()
-        values = values.masked_fill(values == float("-inf"), fill)
+        values = values.masked_fill(values == -math.inf, fill)
         dense = values.new_full((values.shape[0], self._layer.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
@@ -239,9 +243,7 @@ class SampledLogits:
         weight = F.embedding(active.rows, layer.weight, sparse=layer.sparse)
         values = flat @ weight.T
         if layer.bias is not None:
-            values = values + F.embedding(
-                active.rows, layer.bias.unsqueeze(1), sparse=layer.sparse
-            ).squeeze(1)
+            values = values + layer.bias.gather(0, active.rows, sparse_grad=layer.sparse)
         values = values * self._scale
         log_weight = active.log_weight
         if isinstance(active, SampleActiveSets):
@@ -249,7 +251,7 @@ class SampledLogits:
             place = torch.searchsorted(active.rows, active.active.to(torch.int64))
             sample = torch.arange(flat.shape[0]).repeat_interleave(active.offsets.diff())
             owns[sample, place] = True
-            values = values.masked_fill(~owns, float("-inf"))
+            values = values.masked_fill(~owns, -math.inf)
             if log_weight is not None:
                 log_weight = torch.zeros_like(values).index_put((sample, place), log_weight)
         if self._normalised:
@@ -335,8 +337,9 @@ def _refused_operator(name: str) -> Any:
 
 
 for _name in (
-    *"add radd iadd sub rsub isub rtruediv matmul rmatmul pow rpow mod floordiv imul itruediv".split(),
-    *"neg pos abs eq ne lt le gt ge and or xor invert bool setitem array".split(),
+    *("add", "radd", "iadd", "sub", "rsub", "isub", "rtruediv", "matmul", "rmatmul", "pow", "rpow"),
+    *("mod", "floordiv", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
+    *("invert", "bool", "setitem", "array"),
 ):
     setattr(SampledLogits, f"__{_name}__", _refused_operator(f"__{_name}__"))
 

@@ -99,6 +99,8 @@ class LSHOptions:
             raise ValueError(
                 f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}"
             )
+        if not isinstance(self.center, bool):
+            raise ValueError(f"LSHOptions: center: expected a bool, got {self.center!r}")
         _check_int("rehash_every", self.rehash_every, 1, None)
         _check_int("rebuild_every", self.rebuild_every, 0, None)
         if not isinstance(self.rehash_growth, (int, float)) or not 1 <= self.rehash_growth <= 100:
