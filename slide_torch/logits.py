@@ -300,8 +300,8 @@ class SampledLogits:
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.mul, Tensor.mul) and len(args) == 2 and isinstance(args[1], SampledLogits):
-            return args[1] * args[0]
+        if func in (torch.mul, Tensor.mul) and isinstance(args[-1], SampledLogits):
+            return args[-1] * args[0]
         handler = _HANDLERS.get(func)
         name = getattr(func, "__name__", str(func))
         if handler is None or not args or not isinstance(args[0], SampledLogits):
@@ -338,8 +338,8 @@ def _refused_operator(name: str) -> Any:
 
 for _name in (
     *("add", "radd", "iadd", "sub", "rsub", "isub", "rtruediv", "matmul", "rmatmul", "pow", "rpow"),
-    *("mod", "floordiv", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
-    *("invert", "bool", "setitem", "array"),
+    *("mod", "floordiv", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("and", "or", "xor", "invert", "bool", "setitem", "array"),
 ):
     setattr(SampledLogits, f"__{_name}__", _refused_operator(f"__{_name}__"))
 
@@ -393,7 +393,7 @@ def _softmax(
     return input.softmax(dim, dtype)
 
 
-_HANDLERS = {
+_HANDLERS: dict[Any, Any] = {
     F.cross_entropy: _cross_entropy,
     F.nll_loss: _nll_loss,
     F.log_softmax: _log_softmax,

@@ -101,7 +101,7 @@ def test_a_layer_without_bias():
 
 def test_no_match_names_the_candidates():
     model = Nested()
-    with pytest.raises(ValueError, match=r"body.0 \(8 -> 8\), heads.one \(8 -> 40\), heads.two \(8"):
+    with pytest.raises(ValueError, match=r"body.0 \(8 -> 8\), heads.one \(8 -> 40\), heads"):
         convert_(model)
     assert set(kinds(model).values()) == {nn.Linear}
     with pytest.raises(ValueError, match=r"matched none of: the model \(8 -> 40\)"):
@@ -130,6 +130,6 @@ def test_subclasses_of_linear_are_left_alone():
 
 def test_a_layer_that_cannot_be_one_changes_nothing():
     model = nn.Sequential(nn.Linear(8, 40), nn.Linear(8, 40, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="expected float32 or float64, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.bfloat16"):
         convert_(model, min_out_features=1)
     assert set(kinds(model).values()) == {nn.Linear}

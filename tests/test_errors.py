@@ -1,4 +1,5 @@
-"""What is refused, by a message that says what to do, with nothing changed; and odd input that is not."""
+"""What is refused, by a message that says what to do, with nothing changed; and odd input that
+is not."""
 
 import math
 
@@ -54,7 +55,7 @@ WRONG_CALLS = [
     (dict(target=Y[:, None] - 7), ValueError, r"target: .*got -7"),
     (dict(target=Y[:3]), ValueError, r"target: expected shape \(6,\), or \(6, 'M'\).*got \(3,\)"),
     (dict(target=Y[:, None, None]), ValueError, "target: expected shape"),
-    (dict(target=torch.zeros(B, N - 1)), ValueError, r"probabilities of shape \(6, 50\).*\(6, 49\)"),
+    (dict(target=torch.zeros(B, N - 1)), ValueError, r"shape \(6, 50\).*got \(6, 49\)"),
     (dict(target=torch.zeros(B)), ValueError, "target: expected probabilities of shape"),
     (dict(target=Y.bool()), ValueError, "target: expected int64 class indices.*got torch.bool"),
     (dict(target=Y.to(torch.complex64)), ValueError, "target: .*got torch.complex64"),
@@ -62,19 +63,19 @@ WRONG_CALLS = [
     (dict(target=[1, 2]), ValueError, "target: expected a CPU tensor, got list"),
     (dict(target=Y.to("meta")), ValueError, "target: expected a CPU tensor, got one on meta"),
     (dict(target=torch.zeros(B, N).requires_grad_()), ValueError, r"target.detach\(\)"),
-    (dict(target=torch.zeros(B, N), ignore_index=3), ValueError, "ignore_index: expected a negative"),
+    (dict(target=torch.zeros(B, N), ignore_index=3), ValueError, "ignore_index: expected a neg"),
     (dict(reduction="avg"), ValueError, "reduction: expected 'mean', 'sum' or 'none', got 'avg'"),
     (dict(label_smoothing=0.1), NotImplementedError, "label_smoothing: expected 0.0, got 0.1"),
     (dict(scale=0.0), ValueError, "scale: expected a positive finite number, got 0.0"),
     (dict(scale=-1.0), ValueError, "scale: expected a positive"),
     (dict(scale=math.inf), ValueError, "scale: expected a positive finite number, got inf"),
     (dict(scale=math.nan), ValueError, "scale: expected a positive finite number, got nan"),
-    (dict(weight=torch.ones(N + 1)), ValueError, r"weight: expected a tensor of shape \(50,\), got \(51,\)"),
+    (dict(weight=torch.ones(N + 1)), ValueError, r" weight: expected .*\(50,\), got \(51,\)"),
     (dict(weight=2.0), ValueError, "weight: expected a tensor"),
     (dict(linear_bias=None), ValueError, r"linear_bias: expected shape .*50.*, got None"),
     (dict(linear_bias=torch.zeros(N + 1)), ValueError, r"linear_bias: .*got shape \(51,\)"),
     (dict(linear_bias=torch.zeros(N).double()), ValueError, "linear_bias: expected torch.float32"),
-    (dict(linear_weight=torch.zeros(N + 1, D)), ValueError, r"linear_weight: .*\(50, 8\).*\(51, 8\)"),
+    (dict(linear_weight=torch.zeros(N + 1, D)), ValueError, r"linear_weight: .*\(50, 8\).*51, 8\)"),
     (dict(linear_weight=torch.zeros(N, D).half()), ValueError, "linear_weight: .*float16"),
     (dict(linear_weight=torch.zeros(D, N).T), ValueError, r"linear_weight: .*\.contiguous\(\)"),
     (dict(tables=None), ValueError, "tables: expected HashTables, got NoneType"),
@@ -82,7 +83,9 @@ WRONG_CALLS = [
 
 
 @pytest.mark.parametrize(
-    "wrong,error,message", WRONG_CALLS, ids=[f"{i}-{next(iter(c[0]))}" for i, c in enumerate(WRONG_CALLS)]
+    "wrong,error,message",
+    WRONG_CALLS,
+    ids=[f"{next(iter(call[0]))}-{i}" for i, call in enumerate(WRONG_CALLS)],
 )
 def test_wrong_arguments(wrong, error, message):
     layer, x, y = make()
@@ -120,7 +123,7 @@ def test_tables_of_another_shape():
     [
         (torch.zeros(B, D + 1), r"LSHLinear: input: expected last dimension 8 \(in_features\)"),
         (X.double(), "LSHLinear: input: expected torch.float32 on cpu.*torch.float64"),
-        (X.to("meta"), "LSHLinear: input: expected torch.float32 on cpu.*got torch.float32 on meta"),
+        (X.to("meta"), "LSHLinear: input: expected torch.float32 on cpu.*on meta"),
     ],
 )
 def test_layer_refuses_input(input, message):
@@ -155,7 +158,7 @@ INT_FIELDS = dict(
 @pytest.mark.parametrize(
     "field,value,message",
     [
-        *((name, value, f"{name}: expected an int.*got {value}") for name, value in INT_FIELDS.items()),
+        *((name, bad, f"{name}: expected an int.*got {bad}") for name, bad in INT_FIELDS.items()),
         *((name, 1.5, f"{name}: expected an int.*got 1.5") for name in INT_FIELDS),
         *((name, True, f"{name}: expected an int.*got True") for name in INT_FIELDS),
         ("bin_size", 6, "bin_size: expected a power of two, got 6"),
@@ -180,7 +183,7 @@ def test_options_together():
     with pytest.raises(ValueError, match="27 bits, more than 24: expected K of at most 8, got 9"):
         LSHOptions(family="dwta", K=9)
     for budget in ("auto", 5, 10**9):
-        with pytest.raises(ValueError, match="correction='importance'.*expected tail of at least 1"):
+        with pytest.raises(ValueError, match=r"'importance'.*expected tail of at least 1"):
             LSHOptions(correction="importance", tail=0, budget=budget)
     names = {f.name for f in LSHOptions.__dataclass_fields__.values()}
     tested = {*INT_FIELDS, "pattern", "correction", "family", "projection", "center"}
@@ -318,7 +321,7 @@ def test_rows_without_any_label(pattern):
 @pytest.mark.parametrize("neurons,budget,tail", [(n, b, t) for n in (1, 2, 3) for b, t in
                          [(0, 0), (0, 1), (1, 0), (1, 1), ("auto", "auto")]])  # fmt: skip
 def test_tiny_layers(family, pattern, neurons, budget, tail):
-    """Labels are active whatever the budget, so losses lie between 0 and those of the full softmax."""
+    """Labels are active whatever the budget: losses lie between 0 and those of the full softmax."""
     options = LSHOptions(family=family, pattern=pattern, budget=budget, tail=tail)
     layer = LSHLinear(1, neurons, options=options)
     x, y = torch.randn(4, 1), torch.randint(neurons, (4,))

@@ -1,5 +1,5 @@
-"""The loss as a function: equal to dense torch where everything is active, to the reference on any active
-set, unbiased where corrected."""
+"""The loss as a function: equal to dense torch where everything is active, to the reference on any
+active set, unbiased where corrected."""
 
 import math
 from types import SimpleNamespace
@@ -50,13 +50,13 @@ def gradients(loss, case):
 
 
 def assert_same(ours, theirs, case, tolerance=1e-11):
-    """Loss and gradients agree to rounding of float64 (sums of at most a few thousand terms near 1)."""
+    """Loss and gradients agree to rounding of float64: sums of some hundred terms near 1."""
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
     for mine, other in zip(gradients(ours, case), gradients(theirs, case), strict=True):
         torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-# --- every neuron active: dense torch ----------------------------------------------------------------
+# --- every neuron active: dense torch -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -192,8 +192,8 @@ def test_gradcheck_in_float64():
 
 
 def operator_sample(pattern, *, N=9, d=5, B=4, log_weight=True, dtype=torch.float64):
-    """Arguments after (input, weight, bias) of a loss operator, on a fixed active set with labels of
-    several probabilities, one sample without labels."""
+    """Arguments after (input, weight, bias) of a loss operator, on a fixed active set with labels
+    of several probabilities, one sample without labels."""
     offsets = torch.tensor([0, 2, 2, 3, 5])
     probabilities = torch.tensor([0.3, 0.9, 1.0, 0.5, 0.25], dtype=dtype)
     if pattern == "shared":
@@ -203,11 +203,12 @@ def operator_sample(pattern, *, N=9, d=5, B=4, log_weight=True, dtype=torch.floa
         return rows, extra, offsets, places, probabilities, 0.7
     lists = [[2, 0, 8], [5], [3, 2], [8, 5, 0, 2]]
     sample_offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
-    active = torch.tensor(sum(lists, []), dtype=torch.int32)
+    active = torch.tensor([i for ids in lists for i in ids], dtype=torch.int32)
     transposed = ops.transpose_active(sample_offsets, active, N)
     extra = torch.randn(10, dtype=dtype) if log_weight else None
     places = torch.tensor([0, 2, 5, 6, 9])
-    return transposed[0], sample_offsets, *transposed[1:], extra, offsets, places, probabilities, 0.7
+    pairs = (sample_offsets, *transposed[1:])
+    return transposed[0], *pairs, extra, offsets, places, probabilities, 0.7
 
 
 @pytest.mark.parametrize("log_weight", [False, True])
@@ -224,31 +225,30 @@ def test_operators_gradcheck(pattern, log_weight):
 def test_float32_is_as_exact_as_torch(seed):
     """Largest error over largest value, against float64: at most twice that of torch's own float32
     layers, or one unit of rounding."""
-    found = {}
-    for dtype in DTYPES:
-        case = make(N=5000, d=96, B=64, dtype=dtype, seed=seed)
-        if dtype == torch.float64:  # the very numbers of the float32 layer
-            for name in ("x", "weight", "bias"):
-                value = getattr(narrow, name).detach().double().requires_grad_()
-                setattr(case, name, value)
-        else:
-            narrow = case
-        losses = sampled(case, case.y, reduction="none")
-        dense = F.cross_entropy(
-            F.linear(case.x, case.weight, case.bias), case.y, reduction="none"
-        )
-        found["ours", dtype] = [losses, *gradients(losses, case)]
-        found["torch", dtype] = [dense, *gradients(dense, case)]
-    truth = found["torch", torch.float64]
-    for i, name in enumerate(("loss", "input", "weight", "bias")):
-        size = truth[i].abs().max()
-        ours, theirs = (
-            (found[who, torch.float32][i] - truth[i]).abs().max() / size for who in ("ours", "torch")
-        )
-        assert ours <= max(2 * theirs, torch.finfo(torch.float32).eps), name
+    case = make(N=5000, d=96, B=64, dtype=torch.float32, seed=seed)
+    exact = SimpleNamespace(
+        x=case.x.detach().double().requires_grad_(),
+        weight=case.weight.detach().double().requires_grad_(),
+        bias=case.bias.detach().double().requires_grad_(),
+    )
+
+    def dense(case, y):
+        return F.cross_entropy(F.linear(case.x, case.weight, case.bias), y, reduction="none")
+
+    truth, theirs = dense(exact, case.y), dense(case, case.y)
+    ours = sampled(case, case.y, reduction="none")
+    found = (
+        [losses, *gradients(losses, of)]
+        for losses, of in ((truth, exact), (ours, case), (theirs, case))
+    )
+    for name, right, mine, other in zip(
+        ("loss", "input", "weight", "bias"), *found, strict=True
+    ):
+        error, allowed = ((x - right).abs().max() / right.abs().max() for x in (mine, other))
+        assert error <= max(2 * allowed, torch.finfo(torch.float32).eps), name
 
 
-# --- sampled: the reference --------------------------------------------------------------------------
+# --- sampled: the reference -----------------------------------------------------------------------
 
 
 def dense_active_set(active, labels, B, N, dtype):
@@ -327,7 +327,7 @@ def test_sparse_gradients(pattern):
         assert unseen.any() and not dense[unseen].any()
 
 
-# --- importance correction: the full softmax on average -----------------------------------------------
+# --- importance correction: the full softmax on average -------------------------------------------
 
 
 def draws_of(case, count):
@@ -359,8 +359,8 @@ def small_layer(pattern, size, **options):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_importance_estimates_the_normaliser(pattern):
-    """exp(loss) = Z / exp(z_label), and the estimate of Z is unbiased exactly, however the logits vary:
-    they vary by about 1.5 here."""
+    """exp(loss) = Z / exp(z_label), and the estimate of Z is unbiased exactly, however the logits
+    vary: they vary by about 1.5 here."""
     case = small_layer(pattern, 1.5, correction="importance")
     losses, _ = draws_of(case, 1000)
     truth = F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y, reduction="none")
@@ -372,10 +372,10 @@ def test_importance_estimates_the_normaliser(pattern):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_importance_estimates_loss_and_gradients(pattern):
-    """Loss and gradients take the logarithm of the estimate, and a quotient by it: biased by about half its
-    relative variance. With logits that vary by 0.025 and a tail of 30 of 60 that is about 1e-5, less than a
-    tenth of the standard error of 1,000 draws, as the first lines check. The uncorrected loss is off by
-    tens of standard errors, as the last ones do."""
+    """Loss and gradients take the logarithm of the estimate, and a quotient by it: biased by about
+    half its relative variance (Jensen). With logits that vary by 0.025 and a tail of 30 of 60 that
+    is about 1e-5, less than a tenth of the standard error of 1,000 draws, as the first lines check.
+    The uncorrected loss is off by tens of standard errors, as the last ones check."""
     case = small_layer(pattern, 0.025, correction="importance")
     losses, grads = draws_of(case, 1000)
     bias, standard_error = losses.var(0) / 2, losses.std(0) / math.sqrt(1000)
@@ -388,7 +388,7 @@ def test_importance_estimates_loss_and_gradients(pattern):
     assert z.isfinite().all()
     parts = z.split([case.x.numel(), case.weight.numel(), case.bias.numel()])
     for part in parts:
-        # the law of z^2 has mean 1; coordinates share the draws' randomness, so the mean scatters widely
+        # z^2 has mean 1; coordinates share the draws' randomness, so their mean scatters widely
         assert (part.abs() > 3).float().mean() < 0.03 and 0.2 < (part**2).mean() < 2
 
     plain = small_layer(pattern, 0.025)

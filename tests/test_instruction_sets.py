@@ -1,4 +1,4 @@
-"""Every float kernel at every instruction set of this machine, each level in a process of its own."""
+"""Every float kernel at every instruction set of this machine, each level in its own process."""
 
 import functools
 import io
@@ -146,7 +146,7 @@ def result_of(level):
 
 @functools.cache
 def truth():
-    """Losses and gradients by the plain-torch reference in float64, from the very float32 numbers."""
+    """Losses and gradients by the plain-torch reference in float64, from the float32 numbers."""
     i = inputs(torch.float32)
     i = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
          for k, v in i.items()}  # fmt: skip
@@ -179,9 +179,9 @@ def test_the_best_level_is_the_default():
 @pytest.mark.parametrize("level", supported_levels())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_losses_and_gradients(level, dtype):
-    """Largest error over largest value, against the reference in float64. Logits are sums of 45 products and
-    gradients of at most 301, each summed in at most 301 roundings of half a unit, of which the square root
-    counts in practice: 9 units; exp adds 2 and log 1: 12 units, or 1.4e-6 in float32."""
+    """Largest error over largest value, against the reference in float64. Logits are sums of 45
+    products and gradients of at most 301: so many roundings of half a unit, of whose number the
+    square root counts in practice: 9 units; exp adds 2 and log 1. 12 units: 1.4e-6 in float32."""
     found = result_of(level)[dtype]
     expected, sizes = truth()
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""LSHLinear: an nn.Linear in everything but training, where it learns the same from fewer neurons."""
+"""LSHLinear: nn.Linear in everything but training, where it learns the same from fewer neurons."""
 
 import copy
 import io
@@ -40,7 +40,7 @@ def tables_fit(layer):
     return layer.tables.codes is not None and torch.equal(layer.tables.codes, fresh)
 
 
-# --- as nn.Linear ------------------------------------------------------------------------------------
+# --- as nn.Linear ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -109,11 +109,11 @@ def test_from_and_to_linear_share_parameters():
     assert repr(back) == repr(linear)
     bare = LSHLinear.from_linear(nn.Linear(D, N, bias=False))
     assert bare.bias is None and bare.to_linear().bias is None
-    with pytest.raises(ValueError, match="from_linear: linear: expected nn.Linear, got Conv1d"):
+    with pytest.raises(ValueError, match=r"linear: expected nn\.Linear, got Conv1d"):
         LSHLinear.from_linear(nn.Conv1d(1, 1, 1))
 
 
-# --- copies ------------------------------------------------------------------------------------------
+# --- copies ---------------------------------------------------------------------------------------
 
 
 def through_torch_save(layer):
@@ -205,7 +205,7 @@ def test_double(built, family, projection):
     assert tables_fit(layer)
 
 
-# --- tables follow the weights -----------------------------------------------------------------------
+# --- tables follow the weights --------------------------------------------------------------------
 
 
 def test_tables_are_built_at_the_first_training_step():
@@ -218,7 +218,10 @@ def test_tables_are_built_at_the_first_training_step():
     assert layer.tables.built and tables_fit(layer) and layer.stats()["steps"] == 1
 
 
-@pytest.mark.parametrize("how", ["reset_parameters", "load_state_dict", "rehash", "rebuild", "model"])
+REFRESHERS = ["reset_parameters", "load_state_dict", "rehash", "rebuild", "whole_model"]
+
+
+@pytest.mark.parametrize("how", REFRESHERS)
 def test_tables_are_refreshed(how):
     layer, x, y = make()
     step(layer, x, y)
@@ -229,7 +232,7 @@ def test_tables_are_refreshed(how):
         layer.reset_parameters()
     elif how == "load_state_dict":
         layer.load_state_dict(nn.Linear(D, N).state_dict())
-    elif how == "model":
+    elif how == "whole_model":
         nn.Sequential(layer).load_state_dict(nn.Sequential(nn.Linear(D, N)).state_dict())
     else:
         seed = layer.tables.family.seed
@@ -246,7 +249,8 @@ def test_schedule_keeps_tables_fresh(sparse):
         options=LSHOptions(budget=5, tail=6, K=3, L=4, rehash_every=3, rehash_growth=1.0),
         sparse=sparse,
     )
-    optimizer = torch.optim.SGD(layer.parameters(), lr=5.0)
+    # momentum under dense gradients moves rows that are no longer active
+    optimizer = torch.optim.SGD(layer.parameters(), lr=2.0, momentum=0.0 if sparse else 0.9)
     moved = 0
     for i in range(13):
         loss = F.cross_entropy(layer(x), y)
@@ -310,7 +314,7 @@ def test_gradient_accumulation(pattern, sparse):
         torch.testing.assert_close(p.grad.to_dense(), one + two, rtol=1e-12, atol=1e-12)
 
 
-# --- learning ----------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correction", ["none", "importance"])
@@ -355,16 +359,16 @@ def test_learns_a_classification_problem(pattern, sparse, correction):
 def test_training_is_the_same_at_any_number_of_threads(pattern, both_thread_counts):
     """100 steps of SparseAdam end in the same bits with one and with two threads."""
     options = LSHOptions(
-        pattern=pattern, correction="importance", budget=10, tail=300, K=5, L=10, rehash_every=10
+        pattern=pattern, correction="importance", budget=10, tail=120, K=5, L=10, rehash_every=10
     )
 
     def train():
         layer = LSHLinear(24, 2000, options=options, sparse=True)
         optimizer = torch.optim.SparseAdam(list(layer.parameters()), lr=0.01)
         for _ in range(100):
-            x = torch.randn(48, 24, requires_grad=True)
+            x = torch.randn(32, 24, requires_grad=True)
             optimizer.zero_grad()
-            F.cross_entropy(layer(x), torch.randint(2000, (48,))).backward()
+            F.cross_entropy(layer(x), torch.randint(2000, (32,))).backward()
             optimizer.step()
         return [*layer.parameters(), x.grad, layer.tables.codes]
 

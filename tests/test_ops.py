@@ -1,4 +1,4 @@
-"""torch.library.opcheck of every operator: schema, fake version, autograd, tracing with dynamic shapes."""
+"""torch.library.opcheck of every operator: schema, fake version, autograd, dynamic shapes."""
 
 import re
 from pathlib import Path
@@ -93,7 +93,7 @@ def backward_samples(pattern):
             a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
         )
         _, logits, log_normalizer = forward(x, weight, bias, *rest)
-        active, tail = rest[: -6], rest[-5:-2]  # without log_weight, scale, sparse
+        active, tail = rest[:-6], rest[-5:-2]  # without log_weight, scale, sparse
         grad = randn(B, dtype=x.dtype)
         yield (grad, x, weight, *active, *tail, logits, log_normalizer, bias is not None)
 
