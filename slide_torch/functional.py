@@ -82,7 +82,8 @@ def lsh_linear_cross_entropy(
     if weight is not None:
         labels = _weighted(labels, weight, neurons)
 
-    moving = training and torch.is_grad_enabled() and linear_weight.requires_grad
+    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
+    moving = training and torch.is_grad_enabled() and trained
     if tables.uses_tables:
         with torch.no_grad():
             tables.maintain(
@@ -196,6 +197,11 @@ def as_labels(
                 f"{_NAME}: target: expected probabilities of shape ({rows}, {neurons}) for an input "
                 f"of shape (B, d), got {shape}"
             )
+        if ignore_index >= 0:
+            raise ValueError(
+                f"{_NAME}: ignore_index: expected a negative value (no effect) where the target is "
+                f"probabilities, got {ignore_index}"
+            )
         if target.layout != torch.sparse_csr:
             target = target.to_sparse_csr()
         ids = target.col_indices().to(torch.int64)
@@ -240,9 +246,10 @@ def _check_range(ids: Tensor, neurons: int) -> None:
 
 
 def _weighted(labels: Labels, weight: Tensor, neurons: int) -> Labels:
-    if tuple(weight.shape) != (neurons,):
+    if not isinstance(weight, Tensor) or tuple(weight.shape) != (neurons,):
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(
-            f"{_NAME}: weight: expected shape ({neurons},), got {tuple(weight.shape)}"
+            f"{_NAME}: weight: expected a tensor of shape ({neurons},), got {got}"
         )
     factor = weight.detach().to(labels.probabilities.dtype)[labels.ids]
     return Labels(labels.offsets, labels.ids, labels.probabilities * factor)

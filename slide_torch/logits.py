@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -58,9 +61,8 @@ class SampledLogits:
 
     @property
     def requires_grad(self) -> bool:
-        return torch.is_grad_enabled() and (
-            self._input.requires_grad or self._layer.weight.requires_grad
-        )
+        of = (self._input, self._layer.weight, self._layer.bias)
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of)
 
     def dim(self) -> int:
         return self.ndim
@@ -84,19 +86,19 @@ class SampledLogits:
             self._layer, input, scale=self._scale, normalised=self._normalised
         )
 
-    def reshape(self, *shape: Any) -> SampledLogits:
+    def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
-        sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if shape is not None or (len(sizes) == 1 and not isinstance(sizes[0], int)):
+            sizes = tuple(shape if shape is not None else sizes[0])
         N = self._layer.out_features
         leading = self.shape[:-1].numel()
-        known = 1
-        for size in sizes[:-1]:
-            known *= size if size >= 0 else 1
-        whole = -1 not in sizes[:-1] and known == leading
-        if not sizes or not (sizes[-1] == N or (sizes[-1] == -1 and whole)):
+        known = math.prod(size for size in sizes[:-1] if size != -1)
+        free = sizes[:-1].count(-1)
+        fits = known == leading if not free else free == 1 and known and leading % known == 0
+        if not sizes or not fits or not (sizes[-1] == N or (sizes[-1] == -1 and not free)):
             raise ValueError(
-                f"SampledLogits: reshape: expected a shape that keeps the last dimension {N}, "
-                f"got {tuple(sizes)}: only leading dimensions can be reshaped"
+                f"SampledLogits: reshape: expected a shape for {leading} rows that keeps the last "
+                f"dimension {N}, got {tuple(sizes)}: only leading dimensions can be reshaped"
             )
         return self._with(self._input.reshape(*sizes[:-1], self._input.shape[-1]))
 
@@ -106,31 +108,29 @@ class SampledLogits:
             self._refuse("view(dtype)", "use layer.eval()(input) for a tensor of logits")
         return self.reshape(*shape)
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -2) -> SampledLogits:
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> SampledLogits:
         """Flattens leading dimensions; the last one cannot be flattened into others."""
-        end = end_dim % self.ndim
-        if end == self.ndim - 1 and start_dim % self.ndim != end:
-            self._refuse("flatten over the last dimension", "flatten leading dimensions only: end_dim=-2")
-        return self._with(self._input.flatten(start_dim, end)) if self.ndim > 1 else self
+        start, end = start_dim % self.ndim, end_dim % self.ndim
+        if end == self.ndim - 1 and start != end:
+            self._refuse(
+                "flattening the last dimension", "flatten leading dimensions only, with end_dim=-2"
+            )
+        return self._with(self._input.flatten(start, end))
 
     def __getitem__(self, index: Any) -> SampledLogits:
         items = index if isinstance(index, tuple) else (index,)
-        used = sum(1 for item in items if item is not None and item is not Ellipsis)
-        if Ellipsis in [i for i in items if not isinstance(i, Tensor)]:
-            after = items[[i is Ellipsis for i in items].index(True) + 1 :]
-            if after and after[-1] != slice(None):
-                self._refuse("indexing the last dimension", "index leading dimensions only")
-            items = items[:-1] if after else items
-            used = len(items) - 1
-        elif used == self.ndim:
-            if items[-1] != slice(None):
-                self._refuse("indexing the last dimension", "use layer.eval()(input) for logits by class")
-            items = items[:-1]
+        used = sum(map(_dimensions_taken, items))
         if used > self.ndim:
             raise IndexError(f"SampledLogits: too many indices for {self.ndim} dimensions")
-        if any(item is None for item in items):
-            self._refuse("indexing with None", "reshape leading dimensions instead")
-        return self._with(self._input[items if len(items) != 1 else items[0]])
+        has_ellipsis = any(item is Ellipsis for item in items)
+        if items and (has_ellipsis or used == self.ndim):
+            last = items[-1]
+            whole = isinstance(last, slice) and last == slice(None)
+            if not whole and (last is not Ellipsis or used == self.ndim):
+                self._refuse(
+                    "indexing the last dimension", "use layer.eval()(input) for logits by class"
+                )
+        return self._with(self._input[index])
 
     def unsqueeze(self, dim: int) -> SampledLogits:
         position = dim if dim >= 0 else dim + self.ndim + 1
@@ -148,18 +148,19 @@ class SampledLogits:
     def to(self, *args: Any, **kwargs: Any) -> SampledLogits:
         wanted = [a for a in (*args, *kwargs.values()) if not isinstance(a, bool)]
         for item in wanted:
-            if item not in (self.dtype, self.device, str(self.device), None):
+            if isinstance(item, Tensor):
+                self.to(item.dtype, item.device)
+            elif item not in (self.dtype, self.device, str(self.device), None):
                 self._refuse(f"to({item})", "convert the layer and its input instead")
         return self
 
-    def __mul__(self, factor: float) -> SampledLogits:
-        if isinstance(factor, Tensor) and factor.numel() == 1 and not factor.requires_grad:
-            factor = float(factor)
-        if not isinstance(factor, (int, float)):
+    def __mul__(self, factor: Any) -> SampledLogits:
+        factor = _as_number(factor)
+        if factor is None:
             self._refuse(
                 "multiplication by a tensor", "multiply by a number, or scale the layer's input"
             )
-        if not 0 < factor < float("inf"):
+        if not 0 < factor < math.inf:
             raise ValueError(
                 f"SampledLogits: multiplication: expected a positive finite number, got {factor}"
             )
@@ -169,25 +170,30 @@ class SampledLogits:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> SampledLogits:
-        if isinstance(divisor, Tensor) and divisor.numel() == 1 and not divisor.requires_grad:
-            divisor = float(divisor)
-        if not isinstance(divisor, (int, float)) or divisor == 0:
-            self._refuse("division by anything but a non-zero number", "divide by a positive number")
+    def __truediv__(self, divisor: Any) -> SampledLogits:
+        divisor = _as_number(divisor)
+        if not divisor:
+            self._refuse(
+                "division by anything but a positive number", "scale the layer's input instead"
+            )
         return self * (1.0 / divisor)
+
+    __array_ufunc__ = None  # numpy's scalars leave the arithmetic to us
 
     # --- computed over the active set -----------------------------------------------------------------
 
     def log_softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> SampledLogits:
         """Log-probabilities over the active set, as lazy as the logits: for ``F.nll_loss``, ``topk``,
-        ``to_dense``."""
+        ``to_dense``. With importance correction the estimate of those over all classes."""
         self._check_class_dim("log_softmax", dim)
+        if dtype is not None:
+            self.to(dtype)
         return SampledLogits(self._layer, self._input, scale=self._scale, normalised=True)
 
     def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-        """Probabilities over the active set as a dense tensor, zero elsewhere."""
+        """``log_softmax().exp()`` as a dense tensor, zero where not active."""
         self._check_class_dim("softmax", dim)
-        return self.to_dense(float("-inf")).softmax(-1)
+        return self.log_softmax(dim, dtype).to_dense().exp()
 
     def topk(
         self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
@@ -202,8 +208,8 @@ class SampledLogits:
             raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
         rows, values = self._active_values()
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
-        classes = rows[place].masked_fill(found == float("-inf"), -1)
-        found = F.pad(found, (0, k - found.shape[1]), value=float("-inf"))
+        classes = rows[place].masked_fill(found == -math.inf, -1)
+        found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
         classes = F.pad(classes, (0, k - classes.shape[1]), value=-1)
         leading = self.shape[:-1]
         return torch.return_types.topk(
@@ -218,11 +224,11 @@ class SampledLogits:
         best = self.topk(1).indices
         return best if keepdim else best.squeeze(-1)
 
-    def to_dense(self, fill: float = float("-inf")) -> Tensor:
+    def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
         """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
         that this layer exists to avoid."""
         rows, values = self._active_values()
-        values = values.masked_fill(values == float("-inf"), fill)
+        values = values.masked_fill(values == -math.inf, fill)
         dense = values.new_full((values.shape[0], self._layer.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
@@ -237,21 +243,20 @@ class SampledLogits:
         weight = F.embedding(active.rows, layer.weight, sparse=layer.sparse)
         values = flat @ weight.T
         if layer.bias is not None:
-            values = values + F.embedding(
-                active.rows, layer.bias.unsqueeze(1), sparse=layer.sparse
-            ).squeeze(1)
+            values = values + layer.bias.gather(0, active.rows, sparse_grad=layer.sparse)
         values = values * self._scale
+        log_weight = active.log_weight
         if isinstance(active, SampleActiveSets):
             owns = torch.zeros(values.shape, dtype=torch.bool)
             place = torch.searchsorted(active.rows, active.active.to(torch.int64))
             sample = torch.arange(flat.shape[0]).repeat_interleave(active.offsets.diff())
             owns[sample, place] = True
-            values = values.masked_fill(~owns, float("-inf"))
+            values = values.masked_fill(~owns, -math.inf)
+            if log_weight is not None:
+                log_weight = torch.zeros_like(values).index_put((sample, place), log_weight)
         if self._normalised:
-            if active.log_weight is not None and not isinstance(active, SampleActiveSets):
-                values = values - (values + active.log_weight).logsumexp(1, keepdim=True)
-            else:
-                values = values.log_softmax(1)
+            weighted = values if log_weight is None else values + log_weight
+            values = values - weighted.logsumexp(1, keepdim=True)
         return active.rows, values
 
     def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
@@ -295,6 +300,8 @@ class SampledLogits:
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func in (torch.mul, Tensor.mul) and isinstance((*args, None)[1], SampledLogits):
+            args = (args[1], args[0])
         handler = _HANDLERS.get(func)
         name = getattr(func, "__name__", str(func))
         if handler is None or not args or not isinstance(args[0], SampledLogits):
@@ -304,6 +311,37 @@ class SampledLogits:
                 "a tensor of all logits."
             )
         return handler(*args, **kwargs)
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, or a tensor of one without gradient, as a float."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
+        return float(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def _dimensions_taken(item: Any) -> int:
+    """How many dimensions one item of an index consumes."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    if getattr(item, "dtype", None) in (torch.bool, torch.uint8, bool):
+        return item.ndim
+    return 1
+
+
+def _refused_operator(name: str) -> Any:
+    def refuse(self: SampledLogits, *other: Any) -> NoReturn:
+        self._refuse(f"operator {name}", "use a loss, topk, argmax or to_dense()")
+
+    return refuse
+
+
+for _name in (
+    *("add", "radd", "iadd", "sub", "rsub", "isub", "rtruediv", "matmul", "rmatmul", "pow", "rpow"),
+    *("mod", "floordiv", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("and", "or", "xor", "invert", "bool", "setitem", "array"),
+):
+    setattr(SampledLogits, f"__{_name}__", _refused_operator(f"__{_name}__"))
 
 
 def _cross_entropy(
@@ -355,7 +393,7 @@ def _softmax(
     return input.softmax(dim, dtype)
 
 
-_HANDLERS = {
+_HANDLERS: dict[Any, Any] = {
     F.cross_entropy: _cross_entropy,
     F.nll_loss: _nll_loss,
     F.log_softmax: _log_softmax,

@@ -5,7 +5,7 @@ Shapes: N neurons of width d, a batch of B inputs, U active neurons ("rows", str
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -371,6 +371,35 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "slide_torch::sample_cross_entropy", _sample_backward, setup_context=_save
+)
+
+
+def _refuse_twice(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "slide_torch: cross entropy over active sets is differentiable once; backward with "
+        "create_graph=True cannot be differentiated again"
+    )
+
+
+def _save_nothing(ctx: Any, inputs: tuple, output: tuple) -> None:
+    pass
+
+
+# without these torch would warn and take the second derivative for zero
+for _name in ("shared_cross_entropy_backward", "sample_cross_entropy_backward"):
+    torch.library.register_autograd(
+        f"slide_torch::{_name}", _refuse_twice, setup_context=_save_nothing
+    )
+
+
+def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+torch.library.register_autograd(
+    "slide_torch::rows_to_dense",
+    lambda ctx, grad: (None, grad.index_select(0, ctx.saved_tensors[0]), None),
+    setup_context=_save_rows,
 )
 
 

@@ -100,6 +100,8 @@ class LSHOptions:
             raise ValueError(
                 f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}"
             )
+        if not isinstance(self.center, bool):
+            raise ValueError(f"LSHOptions: center: expected a bool, got {self.center!r}")
         _check_int("rehash_every", self.rehash_every, 1, None)
         _check_int("rebuild_every", self.rebuild_every, 0, None)
         if not isinstance(self.rehash_growth, (int, float)) or not 1 <= self.rehash_growth <= 100:
@@ -107,7 +109,7 @@ class LSHOptions:
                 "LSHOptions: rehash_growth: expected a number from 1 to 100, "
                 f"got {self.rehash_growth!r}"
             )
-        if self.correction == "importance" and self.tail == 0 and self.budget != "auto":
+        if self.correction == "importance" and self.tail == 0:
             raise ValueError(
                 "LSHOptions: correction='importance' estimates the inactive classes from the tail: "
                 "expected tail of at least 1, got 0"

@@ -117,7 +117,7 @@ def draw_active_set(
     log_weight = None
     if options.correction == "importance":
         drawn = lengths - tail_starts
-        weight = ((neurons - tail_starts) / drawn.clamp(min=1)).log().to(input.dtype)
+        weight = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
         place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
         in_tail = place >= tail_starts.repeat_interleave(lengths)
         log_weight = torch.where(in_tail, weight.repeat_interleave(lengths), 0)

@@ -90,7 +90,7 @@ void shared_grad_rows(const SharedProblem<T>& s, const T* gradient, const T* pac
   for (int64_t u = begin; u < end; u += kTileRows) {
     const int64_t rows = min_of(kTileRows, end - u);
     for (int64_t k = 0; k < s.features; k += N)
-      for (int64_t p = 0; p < s.batch; p += kDepth) {
+      for (int64_t p = 0; p == 0 || p < s.batch; p += kDepth) {  // once for an empty batch too: zeros
         for (int64_t i = 0; i < rows; ++i) a[i] = gradient + (u + i) * s.batch + p;
         any_tile(a, 1, packed_columns + k * s.batch + p * N, N, min_of(kDepth, s.batch - p),
                  grad_rows + u * s.features + k, s.features, p > 0, rows, min_of(N, s.features - k));

@@ -43,14 +43,15 @@ void losses_of(const Targets<T>& targets, const T* logits, const T* log_normaliz
   }
 }
 
-// scale[b] = grad_loss[b] * sum of the sample's label probabilities.
+// scale[b] = grad_loss[b] * sum of the sample's label probabilities; 0 for a sample without labels whatever
+// grad_loss is (NaN for the mean over a batch that is ignored as a whole), as in torch.
 template <class T>
 std::vector<T> softmax_scale(const Targets<T>& targets, const T* grad_loss, int64_t batch) {
   std::vector<T> scale(batch);
   for (int64_t b = 0; b < batch; ++b) {
     T sum = T(0);
     for (int64_t i = targets.labels.offsets[b]; i < targets.labels.offsets[b + 1]; ++i) sum += targets.probabilities[i];
-    scale[b] = grad_loss[b] * sum;
+    scale[b] = targets.labels.offsets[b] == targets.labels.offsets[b + 1] ? T(0) : grad_loss[b] * sum;
   }
   return scale;
 }

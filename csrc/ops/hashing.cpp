@@ -87,7 +87,7 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
     const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
     const HashInput<T>& in = checked.in;
     const int64_t count = checked.count;
-    const int64_t width = in.features + (in.bias ? 1 : 0);
+    const int64_t width = in.features + (bias ? 1 : 0);
     check_tensor(op, "projection", projection, ScalarType::Float, {K * L, width});
     std::vector<T> matrix(K * L * width);
     for (size_t i = 0; i < matrix.size(); ++i) matrix[i] = static_cast<T>(data<float>(projection)[i]);
@@ -107,7 +107,7 @@ Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows
     const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
     const HashInput<T>& in = checked.in;
     const int64_t count = checked.count;
-    const int64_t width = in.features + (in.bias ? 1 : 0);
+    const int64_t width = in.features + (bias ? 1 : 0);
     check_tensor(op, "coordinates", coordinates, ScalarType::Int, {K * L, -1});
     const int64_t bin = coordinates.size(1);
     check(bin >= 2 && (bin & (bin - 1)) == 0, op, "coordinates: expected bins of 2, 4, 8, ..., got ", bin);
@@ -140,7 +140,7 @@ Tensor mean_row(Tensor weight, std::optional<Tensor> bias, int64_t most) {
       for (int64_t i = 0; i < in.features; ++i) sum[i] += in.data[row * in.features + i];
       if (in.bias) sum[in.features] += in.bias[row];
     }
-    Tensor mean = empty({in.features + (in.bias ? 1 : 0)}, weight.scalar_type());
+    Tensor mean = empty({in.features + (bias ? 1 : 0)}, weight.scalar_type());
     for (int64_t i = 0; i < mean.numel(); ++i) mutable_data<T>(mean)[i] = static_cast<T>(sum[i] / (rows > 0 ? rows : 1));
     return mean;
   });

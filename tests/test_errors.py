@@ -1,0 +1,332 @@
+"""What is refused, by a message that says what to do, with nothing changed; and odd input that
+is not."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slide_torch import HashTables, LSHLinear, LSHOptions, reference
+from slide_torch.functional import as_labels, lsh_linear_cross_entropy
+from slide_torch.sampling import SharedActiveSet, draw_active_set
+
+N, D, B = 50, 8, 6
+SAMPLED = dict(budget=4, tail=5, K=2, L=3)
+PATTERNS = ["shared", "per_sample"]
+
+
+def make(**options):
+    torch.set_num_threads(1)  # for such small problems two are slower
+    layer = LSHLinear(D, N, options=LSHOptions(**{**SAMPLED, **options}))
+    x = torch.randn(B, D)
+    y = torch.randint(N, (B,))
+    F.cross_entropy(layer(x), y).backward()  # tables, gradients and one step of the schedule
+    return layer, x, y
+
+
+def state(layer):
+    """Everything a refused call must leave as it was."""
+    tables = layer.tables
+    tensors = [*layer.parameters(), *(p.grad for p in layer.parameters()), *tables.buffers()]
+    tensors += [torch.get_rng_state()]
+    counters = {k: v for k, v in vars(tables).items() if isinstance(v, (int, float))}
+    return [t.clone() for t in tensors], counters, tables.family, [t._version for t in tensors[:2]]
+
+
+def refused(layer, call, error, message):
+    before = state(layer)
+    with pytest.raises(error, match=message):
+        call()
+    after = state(layer)
+    for old, new in zip(before[0], after[0], strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
+    assert before[1:] == after[1:]
+
+
+X, Y = torch.zeros(B, D), torch.zeros(B, dtype=torch.int64)
+WRONG_CALLS = [
+    (dict(input=torch.zeros(B, D + 1)), ValueError, r"input: expected last dimension 8 .*\(6, 9\)"),
+    (dict(input=torch.tensor(1.0)), ValueError, r"input: expected last dimension 8"),
+    (dict(input=X.double()), ValueError, "input: expected torch.float32.*got torch.float64"),
+    (dict(input=X.to("meta")), ValueError, "input: expected a CPU tensor, got meta"),
+    (dict(target=Y + N), ValueError, r"target: .*\[0, 50\) or ignore_index, got 50 \(6 such"),
+    (dict(target=Y - 1), ValueError, r"target: .*\[0, 50\) or ignore_index, got -1"),
+    (dict(target=Y[:, None] - 7), ValueError, r"target: .*got -7"),
+    (dict(target=Y[:3]), ValueError, r"target: expected shape \(6,\), or \(6, 'M'\).*got \(3,\)"),
+    (dict(target=Y[:, None, None]), ValueError, "target: expected shape"),
+    (dict(target=torch.zeros(B, N - 1)), ValueError, r"shape \(6, 50\).*got \(6, 49\)"),
+    (dict(target=torch.zeros(B)), ValueError, "target: expected probabilities of shape"),
+    (dict(target=Y.bool()), ValueError, "target: expected int64 class indices.*got torch.bool"),
+    (dict(target=Y.to(torch.complex64)), ValueError, "target: .*got torch.complex64"),
+    (dict(target=Y.to_sparse()), ValueError, "target: .*torch.sparse_coo"),
+    (dict(target=[1, 2]), ValueError, "target: expected a CPU tensor, got list"),
+    (dict(target=Y.to("meta")), ValueError, "target: expected a CPU tensor, got one on meta"),
+    (dict(target=torch.zeros(B, N).requires_grad_()), ValueError, r"target.detach\(\)"),
+    (dict(target=torch.zeros(B, N), ignore_index=3), ValueError, "ignore_index: expected a neg"),
+    (dict(reduction="avg"), ValueError, "reduction: expected 'mean', 'sum' or 'none', got 'avg'"),
+    (dict(label_smoothing=0.1), NotImplementedError, "label_smoothing: expected 0.0, got 0.1"),
+    (dict(scale=0.0), ValueError, "scale: expected a positive finite number, got 0.0"),
+    (dict(scale=-1.0), ValueError, "scale: expected a positive"),
+    (dict(scale=math.inf), ValueError, "scale: expected a positive finite number, got inf"),
+    (dict(scale=math.nan), ValueError, "scale: expected a positive finite number, got nan"),
+    (dict(weight=torch.ones(N + 1)), ValueError, r" weight: expected .*\(50,\), got \(51,\)"),
+    (dict(weight=2.0), ValueError, "weight: expected a tensor"),
+    (dict(linear_bias=None), ValueError, r"linear_bias: expected shape .*50.*, got None"),
+    (dict(linear_bias=torch.zeros(N + 1)), ValueError, r"linear_bias: .*got shape \(51,\)"),
+    (dict(linear_bias=torch.zeros(N).double()), ValueError, "linear_bias: expected torch.float32"),
+    (dict(linear_weight=torch.zeros(N + 1, D)), ValueError, r"linear_weight: .*\(50, 8\).*51, 8\)"),
+    (dict(linear_weight=torch.zeros(N, D).half()), ValueError, "linear_weight: .*float16"),
+    (dict(linear_weight=torch.zeros(D, N).T), ValueError, r"linear_weight: .*\.contiguous\(\)"),
+    (dict(tables=None), ValueError, "tables: expected HashTables, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(
+    "wrong,error,message",
+    WRONG_CALLS,
+    ids=[f"{next(iter(call[0]))}-{i}" for i, call in enumerate(WRONG_CALLS)],
+)
+def test_wrong_arguments(wrong, error, message):
+    layer, x, y = make()
+    arguments = dict(
+        input=x, target=y, linear_weight=layer.weight, linear_bias=layer.bias, tables=layer.tables
+    )
+    refused(layer, lambda: lsh_linear_cross_entropy(**{**arguments, **wrong}), error, message)
+
+
+def test_bias_where_tables_have_none():
+    layer = LSHLinear(D, N, bias=False)
+    with pytest.raises(ValueError, match=r"linear_bias: expected None.*got shape \(50,\)"):
+        lsh_linear_cross_entropy(
+            X, layer.weight, Y, linear_bias=torch.zeros(N), tables=layer.tables
+        )
+    assert not layer.tables.built
+
+
+def test_tables_of_another_shape():
+    layer, x, y = make()
+    other = HashTables(LSHOptions(), N, D + 1, has_bias=True)
+    refused(
+        layer,
+        lambda: lsh_linear_cross_entropy(
+            x, layer.weight, y, linear_bias=layer.bias, tables=other
+        ),
+        ValueError,
+        r"linear_weight: expected shape \(50, 9\), that of its tables, got \(50, 8\)",
+    )
+    assert not other.built
+
+
+@pytest.mark.parametrize(
+    "input,message",
+    [
+        (torch.zeros(B, D + 1), r"LSHLinear: input: expected last dimension 8 \(in_features\)"),
+        (X.double(), "LSHLinear: input: expected torch.float32 on cpu.*torch.float64"),
+        (X.to("meta"), "LSHLinear: input: expected torch.float32 on cpu.*on meta"),
+    ],
+)
+def test_layer_refuses_input(input, message):
+    layer, _, _ = make()
+    refused(layer, lambda: layer(input), ValueError, message)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (dict(in_features=0), "in_features: expected an int from 1 to .*, got 0"),
+        (dict(in_features=2.0), "in_features: .*got 2.0"),
+        (dict(out_features=0), "out_features: expected an int from 1 to .*, got 0"),
+        (dict(out_features=-1), "out_features: .*got -1"),
+        (dict(out_features=2**31), "out_features: expected an int from 1 to 2147483646"),
+        (dict(out_features=True), "out_features: .*got True"),
+        (dict(options={"K": 3}), "options: expected LSHOptions, got dict"),
+        (dict(device="cuda"), "device: expected the CPU, got cuda"),
+        (dict(dtype=torch.bfloat16), "dtype: expected float32 or float64, got torch.bfloat16"),
+    ],
+)
+def test_layer_arguments(arguments, message):
+    with pytest.raises(ValueError, match="LSHLinear: " + message):
+        LSHLinear(**{"in_features": 4, "out_features": 5, **arguments})
+
+
+INT_FIELDS = dict(
+    budget=-1, tail=-1, K=0, L=255, bin_size=1, bucket_cap=0, rehash_every=0, rebuild_every=-1
+)
+
+
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        *((name, bad, f"{name}: expected an int.*got {bad}") for name, bad in INT_FIELDS.items()),
+        *((name, 1.5, f"{name}: expected an int.*got 1.5") for name in INT_FIELDS),
+        *((name, True, f"{name}: expected an int.*got True") for name in INT_FIELDS),
+        ("bin_size", 6, "bin_size: expected a power of two, got 6"),
+        ("bin_size", "auto", "bin_size: expected an int"),
+        ("pattern", "both", "pattern: expected one of .*'shared', 'per_sample'.*'both'"),
+        ("correction", "yes", "correction: expected one of .*'importance'"),
+        ("family", "minhash", "family: expected one of .*'dwta'"),
+        ("projection", "dense", "projection: expected one of .*'gaussian'"),
+        ("center", 1, "center: expected a bool, got 1"),
+        ("rehash_growth", 0.5, "rehash_growth: expected a number from 1 to 100, got 0.5"),
+        ("rehash_growth", math.nan, "rehash_growth: expected a number"),
+        ("rehash_growth", "2", "rehash_growth: expected a number"),
+        ("K", 25, "K: a table's code would have 25 bits, more than 24: expected K of at most 24"),
+    ],
+)
+def test_options_fields(field, value, message):
+    with pytest.raises(ValueError, match="LSHOptions: " + message):
+        LSHOptions(**{field: value})
+
+
+def test_options_together():
+    with pytest.raises(ValueError, match="27 bits, more than 24: expected K of at most 8, got 9"):
+        LSHOptions(family="dwta", K=9)
+    for budget in ("auto", 5, 10**9):
+        with pytest.raises(ValueError, match=r"'importance'.*expected tail of at least 1"):
+            LSHOptions(correction="importance", tail=0, budget=budget)
+    names = {f.name for f in LSHOptions.__dataclass_fields__.values()}
+    tested = {*INT_FIELDS, "pattern", "correction", "family", "projection", "center"}
+    assert names == tested | {"rehash_growth"}, "a field without a test here"
+
+
+def test_state_dict_of_another_shape():
+    """As with nn.Linear: entries that fit are loaded, those that do not are named."""
+    layer, x, y = make()
+    other = torch.nn.Linear(D, N + 1).state_dict()
+    old = layer.state_dict()["weight"].clone()
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        layer.load_state_dict(other)
+    assert torch.equal(layer.weight, old)
+    assert F.cross_entropy(layer(x), y).isfinite()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_backward_twice(pattern, sparse):
+    layer, x, y = make(pattern=pattern)
+    layer.sparse = sparse
+    layer.zero_grad()
+    loss = F.cross_entropy(layer(x), y)
+    loss.backward(retain_graph=True)
+    once = layer.weight.grad.to_dense().clone()
+    loss.backward()
+    assert torch.equal(layer.weight.grad.to_dense(), 2 * once)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("changed", ["weight", "input"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_changes_before_backward_are_noticed(pattern, changed):
+    layer, x, y = make(pattern=pattern)
+    layer.weight.grad = None
+    loss = F.cross_entropy(layer(x), y)
+    with torch.no_grad():
+        (layer.weight if changed == "weight" else x).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("wanted", ["weight", "bias", "input"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_second_derivatives_are_refused(pattern, wanted, sparse):
+    layer, x, y = make(pattern=pattern)
+    layer.sparse = sparse
+    x.requires_grad_()
+    of = {"weight": layer.weight, "bias": layer.bias, "input": x}[wanted]
+    (grad,) = torch.autograd.grad(F.cross_entropy(layer(x), y), of, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        (grad.to_dense() ** 2).sum().backward()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_defective_input_spoils_its_own_row_only(pattern, everything, value):
+    layer, x, y = make(pattern=pattern, **(dict(budget=N) if everything else {}))
+    x[2, 3] = value
+    x.requires_grad_()
+    torch.manual_seed(5)
+    losses = F.cross_entropy(layer(x), y, reduction="none")
+    theirs = F.cross_entropy(F.linear(x, layer.weight, layer.bias), y, reduction="none")
+    assert losses[2].isnan() and theirs[2].isnan()
+    if not everything:
+        torch.manual_seed(5)
+        labels, _ = as_labels(y, y.shape, N, x.dtype, -100)
+        active = draw_active_set(layer.tables, x.detach(), labels)
+        mask = torch.zeros(B, N, dtype=torch.bool)
+        if isinstance(active, SharedActiveSet):
+            mask[:, active.rows] = True
+        else:
+            sample = torch.arange(B).repeat_interleave(active.offsets.diff())
+            mask[sample, active.active.long()] = True
+        target = F.one_hot(y, N).to(x.dtype)
+        theirs = reference.sampled_cross_entropy(x, layer.weight, layer.bias, mask, target)
+    others = torch.arange(B) != 2
+    torch.testing.assert_close(losses[others], theirs[others])
+    (mine,) = torch.autograd.grad(losses.sum(), x)
+    assert mine[others].isfinite().all() and mine[2].isnan().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_defective_weights_at_a_rehash(bad):
+    layer, x, y = make(rehash_every=1)
+    with torch.no_grad():
+        layer.weight[[3, 41], 0] = bad
+    message = r"weight: expected finite rows, got NaN or Inf in 2 of them \(3, 41\)"
+    refused(layer, lambda: F.cross_entropy(layer(x), y), ValueError, message)
+    refused(layer, layer.rehash, ValueError, message)
+    fresh = LSHLinear.from_linear(layer.to_linear(), options=LSHOptions(**SAMPLED))
+    with pytest.raises(ValueError, match=message):
+        F.cross_entropy(fresh(x), y)
+    assert not fresh.tables.built and fresh.tables.steps == 0
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("correction", ["none", "importance"])
+def test_empty_batch(pattern, everything, correction):
+    layer, _, _ = make(
+        pattern=pattern, correction=correction, **(dict(budget=N) if everything else {})
+    )
+    x, y = torch.empty(0, D, requires_grad=True), torch.empty(0, dtype=torch.int64)
+    for reduction in ("mean", "sum", "none"):
+        layer.zero_grad(set_to_none=True)
+        ours = F.cross_entropy(layer(x), y, reduction=reduction)
+        theirs = F.cross_entropy(F.linear(x, layer.weight, layer.bias), y, reduction=reduction)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+        ours.sum().backward()
+        assert x.grad.shape == x.shape
+        assert not layer.weight.grad.any() and not layer.bias.grad.any()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_rows_without_any_label(pattern):
+    layer, x, _ = make(pattern=pattern)
+    layer.zero_grad(set_to_none=True)
+    x.requires_grad_()
+    nothing = torch.empty(B, 0, dtype=torch.int64)
+    assert F.cross_entropy(layer(x), nothing).isnan()
+    losses = F.cross_entropy(layer(x), nothing, reduction="none")
+    assert torch.equal(losses, torch.zeros(B))
+    losses.sum().backward()
+    assert not layer.weight.grad.any() and not layer.bias.grad.any() and not x.grad.any()
+
+
+@pytest.mark.parametrize("family", ["simhash", "dwta"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("neurons,budget,tail", [(n, b, t) for n in (1, 2, 3) for b, t in
+                         [(0, 0), (0, 1), (1, 0), (1, 1), ("auto", "auto")]])  # fmt: skip
+def test_tiny_layers(family, pattern, neurons, budget, tail):
+    """Labels are active whatever the budget: losses lie between 0 and those of the full softmax."""
+    options = LSHOptions(family=family, pattern=pattern, budget=budget, tail=tail)
+    layer = LSHLinear(1, neurons, options=options)
+    x, y = torch.randn(4, 1), torch.randint(neurons, (4,))
+    losses = F.cross_entropy(layer(x), y, reduction="none")
+    full = F.cross_entropy(layer.eval()(x), y, reduction="none")
+    assert (losses >= -1e-6).all() and (losses <= full + 1e-6).all()
+    losses.sum().backward()
+    assert layer.weight.grad.isfinite().all()

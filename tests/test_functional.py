@@ -1,0 +1,395 @@
+"""The loss as a function: equal to dense torch where everything is active, to the reference on any
+active set, unbiased where corrected."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from slide_torch import HashTables, LSHOptions, ops, reference
+from slide_torch.functional import as_labels, lsh_linear_cross_entropy
+from slide_torch.sampling import SharedActiveSet, draw_active_set
+
+PATTERNS = ["shared", "per_sample"]
+DTYPES = [torch.float32, torch.float64]
+
+
+def make(N=40, d=12, B=9, *, bias=True, dtype=torch.float64, seed=0, **options):
+    """A layer, a batch and tables; every neuron is active unless ``options`` say otherwise."""
+    torch.set_num_threads(1 if N < 1000 else 2)  # for small problems two are slower
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    options = LSHOptions(**(options or {"budget": N}))
+    return SimpleNamespace(
+        x=randn(B, d).requires_grad_(),
+        weight=(randn(N, d) / 2).requires_grad_(),
+        bias=randn(N).requires_grad_() if bias else None,
+        y=torch.randint(N, (B,), generator=generator),
+        tables=HashTables(options, N, d, has_bias=bias),
+    )
+
+
+def sampled(case, target, *, input=None, **options):
+    input = case.x if input is None else input
+    return lsh_linear_cross_entropy(
+        input, case.weight, target, linear_bias=case.bias, tables=case.tables, **options
+    )
+
+
+def gradients(loss, case):
+    """Dense gradients of input, weight and bias."""
+    wanted = [t for t in (case.x, case.weight, case.bias) if t is not None]
+    found = torch.autograd.grad(loss.sum(), wanted, retain_graph=True)
+    return [g.to_dense() if g.is_sparse else g for g in found]
+
+
+def assert_same(ours, theirs, case, tolerance=1e-11):
+    """Loss and gradients agree to rounding of float64: sums of some hundred terms near 1."""
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+    for mine, other in zip(gradients(ours, case), gradients(theirs, case), strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+# --- every neuron active: dense torch -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_class_indices_equal_torch(reduction, weighted, ignored, bias):
+    case = make(bias=bias)
+    target, ignore_index = case.y.clone(), 3
+    target[target == ignore_index] = 4
+    if ignored != "none":
+        target[slice(None, None, 2) if ignored == "some" else slice(None)] = ignore_index
+    weight = torch.rand(40, dtype=torch.float64) if weighted else None
+    options = dict(weight=weight, reduction=reduction, ignore_index=ignore_index)
+    ours = sampled(case, target, **options)
+    theirs = F.cross_entropy(F.linear(case.x, case.weight, case.bias), target, **options)
+    assert ours.shape == theirs.shape
+    assert ours.isnan().any() == (ignored == "all" and reduction == "mean")
+    assert_same(ours, theirs, case)
+
+
+@pytest.mark.parametrize("budget,tail", [(40, 0), (1000, 5), (3, 40), (0, 1000)])
+def test_budget_or_tail_of_all_is_exact(budget, tail):
+    case = make(budget=budget, tail=tail, K=2, L=3)
+    theirs = F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y)
+    assert_same(sampled(case, case.y), theirs, case)
+    assert not case.tables.built
+
+
+def uniform_over(lists, N):
+    """Probabilities (B, N) uniform over each row's labels, zero for a row without."""
+    dense = torch.zeros(len(lists), N, dtype=torch.float64)
+    for b, labels in enumerate(lists):
+        for label in labels:
+            dense[b, label] += 1 / len(labels)
+    return dense
+
+
+def padded(lists, width, pad=-100):
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in lists])
+
+
+LISTS = [[1, 2, 3], [39], [], [7, 7], [0, 5, 9, 20], [4], [], [38, 0], [11, 12]]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_label_lists_are_uniform_probabilities(reduction, weighted):
+    case = make()
+    weight = torch.rand(40, dtype=torch.float64) if weighted else None
+    probabilities = uniform_over(LISTS, 40)
+    rows = F.cross_entropy(
+        F.linear(case.x, case.weight, case.bias), probabilities, weight=weight, reduction="none"
+    )
+    shares = probabilities if weight is None else probabilities * weight
+    theirs = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / shares.sum()}[reduction]
+    options = dict(weight=weight, reduction=reduction)
+    assert_same(sampled(case, padded(LISTS, 5), **options), theirs, case)
+    # the padding may stand anywhere, and have any value that ignore_index names
+    flipped = padded(LISTS, 5, pad=-1).flip(1)
+    assert_same(sampled(case, flipped, ignore_index=-1, **options), theirs, case)
+
+
+@pytest.mark.parametrize("form", ["dense", "csr", "csr_int32"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_probabilities_equal_torch(form, reduction, weighted):
+    case = make()
+    weight = torch.rand(40, dtype=torch.float64) if weighted else None
+    dense = torch.rand(9, 40, dtype=torch.float64).softmax(1)
+    dense[torch.rand(9, 40) < 0.8] = 0  # rows need not sum to one
+    dense[4] = 0
+    target = dense
+    if form != "dense":
+        target = dense.to_sparse_csr()
+    if form == "csr_int32":
+        target = torch.sparse_csr_tensor(
+            target.crow_indices().int(), target.col_indices().int(), target.values(), (9, 40)
+        )
+    options = dict(weight=weight, reduction=reduction)
+    theirs = F.cross_entropy(F.linear(case.x, case.weight, case.bias), dense, **options)
+    assert_same(sampled(case, target, **options), theirs, case)
+
+
+def test_leading_dimensions():
+    case = make(B=12)
+    logits = F.linear(case.x, case.weight, case.bias)
+    theirs = F.cross_entropy(logits, case.y, reduction="none")
+    ours = sampled(case, case.y.view(3, 4), input=case.x.view(3, 4, -1), reduction="none")
+    assert ours.shape == (3, 4)
+    assert_same(ours.flatten(), theirs, case)
+    lists = case.y.view(3, 4, 1).repeat(1, 1, 2)
+    assert_same(sampled(case, lists, input=case.x.view(3, 4, -1)), theirs.mean(), case)
+    # an input that is not contiguous, as hidden[:, :-1] is
+    ours = sampled(case, case.y.view(3, 4).T, input=case.x.view(3, 4, -1).transpose(0, 1))
+    assert_same(ours, theirs.mean(), case)
+
+
+def test_unbatched_input():
+    case = make()
+    ours = sampled(case, case.y[0], input=case.x[0])
+    theirs = F.cross_entropy(F.linear(case.x[0], case.weight, case.bias), case.y[0])
+    assert ours.shape == ()
+    assert_same(ours, theirs, case)
+    ours = sampled(case, torch.tensor([1, 2]), input=case.x[0])
+    logits = F.linear(case.x[:1], case.weight, case.bias)
+    assert_same(ours, F.cross_entropy(logits, uniform_over([[1, 2]], 40)), case)
+
+
+@pytest.mark.parametrize("scale", [0.07, 3.0])
+def test_scale_multiplies_logits(scale):
+    case = make()
+    theirs = F.cross_entropy(F.linear(case.x, case.weight, case.bias) * scale, case.y)
+    assert_same(sampled(case, case.y, scale=scale), theirs, case)
+
+
+def test_int32_and_small_integer_targets():
+    case = make()
+    expected = sampled(case, case.y)
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        assert torch.equal(sampled(case, case.y.to(dtype)), expected)
+
+
+def test_gradcheck_in_float64():
+    case = make(N=7, d=5, B=4)
+
+    def loss(x, weight, bias):
+        return lsh_linear_cross_entropy(
+            x, weight, case.y, linear_bias=bias, tables=case.tables, reduction="none"
+        )
+
+    assert gradcheck(loss, (case.x, case.weight, case.bias))
+
+
+def operator_sample(pattern, *, N=9, d=5, B=4, log_weight=True, dtype=torch.float64):
+    """Arguments after (input, weight, bias) of a loss operator, on a fixed active set with labels
+    of several probabilities, one sample without labels."""
+    offsets = torch.tensor([0, 2, 2, 3, 5])
+    probabilities = torch.tensor([0.3, 0.9, 1.0, 0.5, 0.25], dtype=dtype)
+    if pattern == "shared":
+        rows = torch.tensor([0, 2, 3, 5, 8])
+        extra = torch.randn(5, dtype=dtype) if log_weight else None
+        places = torch.tensor([0, 4, 1, 3, 2])
+        return rows, extra, offsets, places, probabilities, 0.7
+    lists = [[2, 0, 8], [5], [3, 2], [8, 5, 0, 2]]
+    sample_offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
+    active = torch.tensor([i for ids in lists for i in ids], dtype=torch.int32)
+    transposed = ops.transpose_active(sample_offsets, active, N)
+    extra = torch.randn(10, dtype=dtype) if log_weight else None
+    places = torch.tensor([0, 2, 5, 6, 9])
+    pairs = (sample_offsets, *transposed[1:])
+    return transposed[0], *pairs, extra, offsets, places, probabilities, 0.7
+
+
+@pytest.mark.parametrize("log_weight", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_operators_gradcheck(pattern, log_weight):
+    case = make(N=9, d=5, B=4)
+    op = ops.shared_cross_entropy if pattern == "shared" else ops.sample_cross_entropy
+    rest = operator_sample(pattern, log_weight=log_weight)
+    assert gradcheck(lambda x, w, b: op(x, w, b, *rest, False), (case.x, case.weight, case.bias))
+    assert gradcheck(lambda x, w: op(x, w, None, *rest, False), (case.x, case.weight))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_is_as_exact_as_torch(seed):
+    """Largest error over largest value, against float64: at most twice that of torch's own float32
+    layers, or one unit of rounding."""
+    case = make(N=5000, d=96, B=64, dtype=torch.float32, seed=seed)
+    exact = SimpleNamespace(
+        x=case.x.detach().double().requires_grad_(),
+        weight=case.weight.detach().double().requires_grad_(),
+        bias=case.bias.detach().double().requires_grad_(),
+    )
+
+    def dense(case, y):
+        return F.cross_entropy(F.linear(case.x, case.weight, case.bias), y, reduction="none")
+
+    truth, theirs = dense(exact, case.y), dense(case, case.y)
+    ours = sampled(case, case.y, reduction="none")
+    found = (
+        [losses, *gradients(losses, of)]
+        for losses, of in ((truth, exact), (ours, case), (theirs, case))
+    )
+    for name, right, mine, other in zip(
+        ("loss", "input", "weight", "bias"), *found, strict=True
+    ):
+        error, allowed = ((x - right).abs().max() / right.abs().max() for x in (mine, other))
+        assert error <= max(2 * allowed, torch.finfo(torch.float32).eps), name
+
+
+# --- sampled: the reference -----------------------------------------------------------------------
+
+
+def dense_active_set(active, labels, B, N, dtype):
+    """An active set as a mask, its log weights and the labels' probabilities, each (B, N)."""
+    mask = torch.zeros(B, N, dtype=torch.bool)
+    log_weight = torch.zeros(B, N, dtype=dtype)
+    if isinstance(active, SharedActiveSet):
+        mask[:, active.rows] = True
+        if active.log_weight is not None:
+            log_weight[:, active.rows] = active.log_weight
+    else:
+        sample = torch.arange(B).repeat_interleave(active.offsets.diff())
+        mask[sample, active.active.long()] = True
+        if active.log_weight is not None:
+            log_weight[sample, active.active.long()] = active.log_weight
+    target = torch.zeros(B, N, dtype=dtype)
+    sample = torch.arange(B).repeat_interleave(labels.offsets.diff())
+    target.index_put_((sample, labels.ids), labels.probabilities, accumulate=True)
+    return mask, log_weight, target
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("family", ["simhash", "dwta"])
+@pytest.mark.parametrize("correction", ["none", "importance"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_sampled_equals_reference(pattern, correction, family, bias, dtype):
+    N, B = 300, 20
+    case = make(
+        N, 16, B, bias=bias, dtype=dtype, pattern=pattern, correction=correction, family=family,
+        budget=12, tail=30, K=3, L=6,
+    )  # fmt: skip
+    target = torch.stack([case.y, case.y.flip(0), torch.full((B,), -100)], 1)
+    target[5] = -100
+    case.tables.rebuild(case.weight, case.bias)
+    labels, _ = as_labels(target, torch.Size([B]), N, dtype, -100)
+    active = draw_active_set(
+        case.tables, case.x, labels, generator=torch.Generator().manual_seed(7)
+    )
+    mask, log_weight, probabilities = dense_active_set(active, labels, B, N, dtype)
+    assert isinstance(active, SharedActiveSet) == (pattern == "shared")
+    assert 0.05 < mask.float().mean() < 0.9 and (mask | (probabilities == 0)).all()
+    assert (log_weight != 0).any() == (correction == "importance")
+    ours = sampled(
+        case, target, reduction="none", scale=0.8, generator=torch.Generator().manual_seed(7)
+    )
+    theirs = reference.sampled_cross_entropy(
+        case.x, case.weight, case.bias, mask, probabilities, log_weight, scale=0.8
+    )
+    # float32: sums of 16 products and of at most 300 exponentials, a few units of rounding each
+    assert_same(ours, theirs, case, tolerance=1e-11 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_sparse_gradients(pattern):
+    case = make(300, 16, 6, pattern=pattern, budget=10, tail=20, K=3, L=6)
+    case.tables.rebuild(case.weight, case.bias)
+    found = {}
+    for sparse in (False, True):
+        loss = sampled(case, case.y, sparse=sparse, generator=torch.Generator().manual_seed(1))
+        found[sparse] = torch.autograd.grad(loss, (case.x, case.weight, case.bias))
+    labels, _ = as_labels(case.y, case.y.shape, 300, torch.float64, -100)
+    active = draw_active_set(
+        case.tables, case.x, labels, generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(found[True][0], found[False][0])
+    for sparse, dense in zip(found[True][1:], found[False][1:], strict=True):
+        assert sparse.is_sparse and sparse.is_coalesced() and sparse.shape == dense.shape
+        assert torch.equal(sparse.indices()[0], active.rows)
+        assert torch.equal(sparse.to_dense(), dense)
+        # the flag is true: coalescing anew finds nothing to do
+        again = torch.sparse_coo_tensor(sparse.indices(), sparse.values(), sparse.shape).coalesce()
+        assert torch.equal(again.indices(), sparse.indices())
+        unseen = torch.ones(300, dtype=torch.bool)
+        unseen[active.rows] = False
+        assert unseen.any() and not dense[unseen].any()
+
+
+# --- importance correction: the full softmax on average -------------------------------------------
+
+
+def draws_of(case, count):
+    """`count` independent draws: losses (count, B) and gradients of their sum, flattened."""
+    losses, grads = [], []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(1000 + seed)
+        loss = sampled(case, case.y, reduction="none", generator=generator)
+        losses.append(loss.detach())
+        grads.append(torch.cat([g.flatten() for g in gradients(loss, case)]))
+    return torch.stack(losses), torch.stack(grads)
+
+
+def z_scores(draws, truth):
+    """How many standard errors the mean of the draws is away from the truth."""
+    error = draws.std(0) / math.sqrt(draws.shape[0])
+    return (draws.mean(0) - truth) / error
+
+
+def small_layer(pattern, size, **options):
+    """60 neurons whose logits vary by about `size`; a tail of half of them."""
+    case = make(60, 8, 4, pattern=pattern, budget=6, tail=30, K=2, L=3, **options)
+    with torch.no_grad():
+        case.weight.mul_(2 * size / math.sqrt(8))
+        case.bias.mul_(size)
+    case.tables.rebuild(case.weight, case.bias)
+    return case
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_importance_estimates_the_normaliser(pattern):
+    """exp(loss) = Z / exp(z_label), and the estimate of Z is unbiased exactly, however the logits
+    vary: they vary by about 1.5 here."""
+    case = small_layer(pattern, 1.5, correction="importance")
+    losses, _ = draws_of(case, 1000)
+    truth = F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y, reduction="none")
+    z = z_scores(losses.exp(), truth.detach().exp())
+    assert (z.abs() < 3.5).all() and (z**2).mean() < 3
+    total = z_scores(losses.exp().sum(1), truth.detach().exp().sum())
+    assert abs(total) < 3
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_importance_estimates_loss_and_gradients(pattern):
+    """Loss and gradients take the logarithm of the estimate, and a quotient by it: biased by about
+    half its relative variance (Jensen). With logits that vary by 0.025 and a tail of 30 of 60 that
+    is about 1e-5, less than a tenth of the standard error of 1,000 draws, as the first lines check.
+    The uncorrected loss is off by tens of standard errors, as the last ones check."""
+    case = small_layer(pattern, 0.025, correction="importance")
+    losses, grads = draws_of(case, 1000)
+    bias, standard_error = losses.var(0) / 2, losses.std(0) / math.sqrt(1000)
+    assert (bias < standard_error / 10).all()
+
+    truth = F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y, reduction="none")
+    assert abs(z_scores(losses.sum(1), truth.detach().sum())) < 3
+    exact = torch.cat([g.flatten() for g in gradients(truth, case)])
+    z = z_scores(grads, exact)
+    assert z.isfinite().all()
+    parts = z.split([case.x.numel(), case.weight.numel(), case.bias.numel()])
+    for part in parts:
+        # z^2 has mean 1; coordinates share the draws' randomness, so their mean scatters widely
+        assert (part.abs() > 3).float().mean() < 0.03 and 0.2 < (part**2).mean() < 2
+
+    plain = small_layer(pattern, 0.025)
+    assert abs(z_scores(draws_of(plain, 50)[0].sum(1), truth.detach().sum())) > 30

@@ -1,0 +1,251 @@
+"""Every float kernel at every instruction set of this machine, each level in its own process."""
+
+import functools
+import io
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slide_torch import ops, reference
+
+LEVELS = ("baseline", "avx2", "avx512")
+NEEDED = {
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+}
+
+# sizes that are multiples of no vector width, of no tile, of no block of 64 or 256 rows
+N, D, B, BINS = 301, 45, 21, 8
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def cpu_flags():
+    if platform.machine() != "x86_64":
+        return set()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":")[1].split())
+    return set()
+
+
+def supported_levels():
+    flags = cpu_flags()
+    return [level for level in LEVELS if NEEDED.get(level, set()) <= flags]
+
+
+def inputs(dtype):
+    """The same numbers in every process, those of float32 also in float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    offsets = torch.arange(B + 1)
+    lists = [torch.randperm(N, generator=generator)[: 20 + 10 * b] for b in range(B)]
+    return {
+        "x": randn(B, D),
+        "weight": randn(N, D) / 4,
+        "bias": randn(N),
+        "center": randn(D + 1) / 4,
+        "signs": (torch.randint(2, (1, 3, 64), generator=generator) * 2 - 1).to(torch.int8),
+        "bias_projection": torch.randn(1, 64, generator=generator),
+        "projection": torch.randn(60, D + 1, generator=generator),
+        "coordinates": torch.randint(
+            D + 1, (60, BINS), generator=generator, dtype=torch.int32
+        ),
+        "log_weight": randn(N),
+        "label_offsets": offsets,
+        "lists": lists,
+        "labels": torch.stack([ids[-1] for ids in lists]),
+    }
+
+
+def codes(i, K):
+    """Codes of all families: of 60 hashes, K a table. K = 20 (for DWTA 6) gives int32."""
+    rows = (i["weight"], i["bias"], None, i["center"])
+    L, wide = 60 // K, K > 15
+    return {
+        f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["bias_projection"], K, L),
+        f"dense{K}": ops.simhash_dense(*rows, i["projection"], K, L),
+        f"dwta{K}": ops.dwta(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
+    }
+
+
+def active_sets(i):
+    """Arguments of both loss operators after (x, weight, bias), and the mask (B, N) of each."""
+    probabilities = torch.linspace(0.2, 1, B).to(i["x"].dtype)
+    rows = torch.arange(0, N, 2).unique()
+    labels = i["labels"] // 2 * 2
+    shared_mask = torch.zeros(B, N, dtype=torch.bool)
+    shared_mask[:, rows] = True
+    shared = (rows, i["log_weight"][rows], i["label_offsets"], labels // 2, probabilities)
+    lengths = torch.tensor([len(ids) for ids in i["lists"]])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    active = torch.cat(i["lists"])
+    sample_mask = torch.zeros(B, N, dtype=torch.bool)
+    sample_mask[torch.arange(B).repeat_interleave(lengths), active] = True
+    rows, *pairs = ops.transpose_active(offsets, active.int(), N)
+    per_sample = (
+        rows, offsets, *pairs, i["log_weight"][active], i["label_offsets"], offsets[1:] - 1,
+        probabilities,
+    )  # fmt: skip
+    return {
+        "shared": (shared, shared_mask, labels, probabilities),
+        "sample": (per_sample, sample_mask, i["labels"], probabilities),
+    }
+
+
+def leaves(i):
+    return [i[name].clone().requires_grad_() for name in ("x", "weight", "bias")]
+
+
+def losses_and_gradients(i):
+    found = {}
+    for pattern, (arguments, *_) in active_sets(i).items():
+        layer = leaves(i)
+        loss = getattr(ops, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False)
+        loss.sum().backward()
+        values = (loss.detach(), *(t.grad for t in layer))
+        for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
+            found[f"{pattern} {name}"] = value
+    return found
+
+
+def compute():
+    result = {"level": ops.instruction_set()}
+    for name, dtype in DTYPES.items():
+        i = inputs(dtype)
+        result[name] = {**codes(i, 3), **codes(i, 20), **losses_and_gradients(i)}
+    return result
+
+
+def run(level, *command):
+    """Runs this file's `compute`, or the command, where SLIDE_TORCH_ISA names the level."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    return subprocess.run(
+        command or [sys.executable, __file__],
+        env={**os.environ, "SLIDE_TORCH_ISA": level, "PYTHONPATH": path},
+        capture_output=True,
+        timeout=120,
+    )
+
+
+@functools.cache
+def result_of(level):
+    done = run(level)
+    assert done.returncode == 0, done.stderr.decode()
+    return torch.load(io.BytesIO(done.stdout), weights_only=True)
+
+
+@functools.cache
+def truth():
+    """Losses and gradients by the plain-torch reference in float64, from the float32 numbers."""
+    i = inputs(torch.float32)
+    i = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+         for k, v in i.items()}  # fmt: skip
+    found, sizes = {}, {}
+    for pattern, (_, mask, labels, probabilities) in active_sets(i).items():
+        layer = leaves(i)
+        target = torch.zeros(B, N, dtype=torch.float64)
+        target[torch.arange(B), labels] = probabilities
+        extra = i["log_weight"].expand(B, N)
+        loss = reference.sampled_cross_entropy(*layer, mask, target, extra, scale=0.5)
+        loss.sum().backward()
+        values = (loss.detach(), *(t.grad for t in layer))
+        for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
+            found[f"{pattern} {name}"] = value
+            sizes[f"{pattern} {name}"] = value.abs().max()
+    return found, sizes
+
+
+@pytest.mark.parametrize("level", supported_levels())
+def test_the_level_asked_for_is_used(level):
+    assert result_of(level)["level"] == level
+
+
+def test_the_best_level_is_the_default():
+    code = "import slide_torch; print(slide_torch.instruction_set())"
+    done = run("", sys.executable, "-c", code)
+    assert done.stdout.decode().strip() == supported_levels()[-1]
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_losses_and_gradients(level, dtype):
+    """Largest error over largest value, against the reference in float64. Logits are sums of 45
+    products and gradients of at most 301: so many roundings of half a unit, of whose number the
+    square root counts in practice: 9 units; exp adds 2 and log 1. 12 units: 1.4e-6 in float32."""
+    found = result_of(level)[dtype]
+    expected, sizes = truth()
+    for name, value in expected.items():
+        error = (found[name].double() - value).abs().max() / sizes[name]
+        assert error < 12 * torch.finfo(DTYPES[dtype]).eps, (name, error)
+
+
+def hash_values(i):
+    """What SimHash takes the signs of, in the dtype of `i`: (N, hashes)."""
+    center = i["center"]
+    x, bias = i["weight"] - center[:-1], i["bias"] - center[-1]
+    return {
+        "hadamard": reference.simhash_hadamard_values(x, bias, i["signs"], i["bias_projection"]),
+        "dense": reference.simhash_dense_values(x, bias, i["projection"]),
+    }
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_simhash_codes(level, dtype):
+    """Equal to the reference but for tables where a projection lies within 1e-5 of its typical size
+    (1e-13 in float64) of zero, as rounding may turn it; those are few."""
+    found = result_of(level)[dtype]
+    near = 1e-5 if dtype == "float32" else 1e-13
+    for family, values in hash_values(inputs(DTYPES[dtype])).items():
+        unclear = values.abs() < near * values.abs().mean()
+        for K in (3, 20):
+            codes = found[f"{family}{K}"]
+            assert codes.dtype == (torch.int16 if K == 3 else torch.int32)
+            sure = reference.pack_bits(unclear[:, :60], K, 60 // K) == 0
+            assert sure.float().mean() > 0.99
+            expected = reference.pack_bits(values[:, :60] > 0, K, 60 // K)
+            assert torch.equal(codes.long()[sure], expected[sure])
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dwta_codes(level, dtype):
+    """Comparisons do not round: codes equal the reference exactly, and so at every level."""
+    found = result_of(level)[dtype]
+    i = inputs(DTYPES[dtype])
+    x, bias = i["weight"] - i["center"][:-1], i["bias"] - i["center"][-1]
+    places = reference.dwta_winners(x, bias, i["coordinates"])
+    assert (places >= 0).all()
+    for name, K in (("dwta3", 3), ("dwta20", 6)):
+        shifted = places.view(N, 60 // K, K) << torch.arange(0, 3 * K, 3)
+        assert found[name].dtype == (torch.int16 if K == 3 else torch.int32)
+        assert torch.equal(found[name].long(), shifted.sum(2).T)
+
+
+def test_unknown_level():
+    done = run("avx3")
+    message = "SLIDE_TORCH_ISA: expected one of .*baseline on this machine, got 'avx3'. Unset it"
+    assert done.returncode != 0
+    assert re.search(message, done.stderr.decode())
+
+
+@pytest.mark.parametrize("level", sorted(set(LEVELS) - set(supported_levels())))
+def test_unsupported_level(level):
+    done = run(level)
+    usable = ", ".join(reversed(supported_levels()))
+    expected = f"SLIDE_TORCH_ISA: expected one of {usable} on this machine, got '{level}'. Unset it"
+    assert done.returncode != 0 and expected in done.stderr.decode()
+
+
+if __name__ == "__main__":
+    torch.save(compute(), sys.stdout.buffer)

@@ -1,0 +1,453 @@
+"""SampledLogits: what it offers equals dense logits where active, all else is refused in one
+sentence."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slide_torch import LSHLinear, LSHOptions, SampledLogits
+
+N, D = 30, 8
+SAMPLED = dict(budget=5, tail=6, K=2, L=3)
+PATTERNS = ["shared", "per_sample"]
+
+
+def make(leading=(6,), *, dtype=torch.float64, sparse=False, bias=True, **options):
+    """A layer in training, an input, its SampledLogits and the dense logits; all neurons active
+    unless ``options`` say otherwise."""
+    torch.set_num_threads(1)  # for such small problems two are slower
+    options = LSHOptions(**(options or {"budget": N}))
+    layer = LSHLinear(D, N, bias, options=options, sparse=sparse, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    x = torch.randn(*leading, D, dtype=dtype, requires_grad=True)
+    return layer, x, layer(x), F.linear(x, layer.weight, layer.bias)
+
+
+def same(ours, theirs, layer, x):
+    """Values and gradients agree to rounding of float64."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    wanted = [p for p in (x, layer.weight, layer.bias) if p is not None]
+    of = torch.randn_like(theirs)
+    mine = torch.autograd.grad(ours, wanted, of, retain_graph=True)
+    other = torch.autograd.grad(theirs, wanted, of, retain_graph=True)
+    for one, two in zip(mine, other, strict=True):
+        one = one.to_dense() if one.is_sparse else one
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+
+
+# --- what it looks like ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leading", [(), (6,), (2, 3), (0,)])
+def test_looks_like_the_tensor(leading):
+    _, _, logits, dense = make(leading)
+    assert isinstance(logits, SampledLogits) and not isinstance(logits, torch.Tensor)
+    assert logits.shape == dense.shape and isinstance(logits.shape, torch.Size)
+    assert logits.size() == dense.size() and logits.size(-1) == N
+    assert logits.dim() == logits.ndim == dense.dim()
+    assert logits.numel() == torch.numel(logits) == dense.numel()
+    assert len(logits) == len(dense)
+    assert logits.dtype == dense.dtype and logits.device == dense.device
+    assert logits.requires_grad
+    assert repr(logits) == f"SampledLogits(shape={tuple(dense.shape)}, dtype=torch.float64)"
+
+
+def test_requires_grad():
+    layer, x, logits, _ = make()
+    with torch.no_grad():
+        assert not logits.requires_grad
+    x = x.detach()
+    layer.weight.requires_grad_(False)
+    assert layer(x).requires_grad  # the bias
+    layer.bias.requires_grad_(False)
+    assert not layer(x).requires_grad
+
+
+# --- views ----------------------------------------------------------------------------------------
+
+MASK = torch.tensor([[True, False, True], [False, True, True]])
+VIEWS = {
+    "view": lambda z: z.view(-1, N),
+    "view_whole": lambda z: z.view(6, -1),
+    "view_tuple": lambda z: z.view((3, 2, N)),
+    "view_size": lambda z: z.view(torch.Size([6, N])),
+    "view_minus_one": lambda z: z.view(3, -1, N),
+    "reshape": lambda z: z.reshape(3, 2, 1, N),
+    "torch.reshape": lambda z: torch.reshape(z, (6, N)),
+    "torch.reshape_keyword": lambda z: torch.reshape(z, shape=(6, N)),
+    "flatten": lambda z: z.flatten(0, 1),
+    "flatten_negative": lambda z: z.flatten(end_dim=-2),
+    "torch.flatten": lambda z: torch.flatten(z, 0, -2),
+    "flatten_nothing": lambda z: z.flatten(2),
+    "first": lambda z: z[0],
+    "last": lambda z: z[-1],
+    "numpy_int": lambda z: z[np.int64(1)],
+    "slice": lambda z: z[:1],
+    "step": lambda z: z[:, ::2],
+    "all": lambda z: z[:],
+    "empty_index": lambda z: z[()],
+    "ellipsis": lambda z: z[...],
+    "first_ellipsis": lambda z: z[0, ...],
+    "two_ellipsis": lambda z: z[0, 1, ...],
+    "shift": lambda z: z[..., :-1, :],
+    "shift_plain": lambda z: z[:, :-1],
+    "shift_full": lambda z: z[:, 1:, :],
+    "element": lambda z: z[1, 2],
+    "element_full": lambda z: z[1, 2, :],
+    "last_token": lambda z: z[:, -1, :],
+    "ellipsis_element": lambda z: z[..., 1, :],
+    "ellipsis_only_last": lambda z: z[..., :],
+    "list": lambda z: z[[1, 0, 1]],
+    "tensor": lambda z: z[torch.tensor([1, 0, 1])],
+    "two_tensors": lambda z: z[torch.tensor([1, 0]), torch.tensor([2, 2])],
+    "mask": lambda z: z[MASK],
+    "mask_rows": lambda z: z[torch.tensor([False, True])],
+    "mask_full": lambda z: z[MASK, :],
+    "mask_ellipsis": lambda z: z[MASK, ...],
+    "none": lambda z: z[:, None],
+    "none_first": lambda z: z[None],
+    "unsqueeze": lambda z: z.unsqueeze(1),
+    "unsqueeze_negative": lambda z: z.unsqueeze(-2),
+    "torch.unsqueeze": lambda z: torch.unsqueeze(z, 0),
+    "contiguous": lambda z: z.contiguous(),
+    "float": lambda z: z.float().to(torch.float64) if isinstance(z, torch.Tensor) else z.float(),
+    "to_dtype": lambda z: z.to(torch.float64),
+    "to_device": lambda z: z.to("cpu"),
+    "to_keywords": lambda z: z.to(device=torch.device("cpu"), dtype=torch.float64, copy=False),
+    "to_other": lambda z: z.to(torch.zeros(1, dtype=torch.float64)),
+    "iteration": lambda z: list(z)[1],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views(name):
+    _, _, logits, dense = make((2, 3))
+    ours, theirs = VIEWS[name](logits), VIEWS[name](dense)
+    assert isinstance(ours, SampledLogits) and ours.shape == theirs.shape
+    # float() of the dense logits rounds; ours stays exact, as documented
+    tolerance = 1e-6 if name == "float" else 1e-12
+    torch.testing.assert_close(ours.to_dense(), theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_views_of_one_row():
+    _, _, logits, dense = make(())
+    for ours, theirs in (
+        (logits.view(1, N), dense.view(1, N)),
+        (logits[None], dense[None]),
+        (logits.flatten(), dense.flatten()),
+        (logits.view(-1), dense.view(-1)),
+        (logits[:], dense[:]),
+    ):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours.to_dense(), theirs, rtol=1e-12, atol=1e-12)
+
+
+WRONG_VIEWS = {
+    "view(-1)": (lambda z: z.view(-1), ValueError, "keeps the last dimension 30"),
+    "view(30, 6)": (lambda z: z.view(N, 6), ValueError, "keeps the last dimension 30"),
+    "view(7, 30)": (lambda z: z.view(7, N), ValueError, "shape for 6 rows"),
+    "view(-1, -1)": (lambda z: z.view(-1, -1), ValueError, "keeps the last"),
+    "view(4, -1, 30)": (lambda z: z.view(4, -1, N), ValueError, "shape for 6 rows"),
+    "view()": (lambda z: z.view(()), ValueError, "keeps the last dimension"),
+    "view(dtype)": (lambda z: z.view(torch.float32), NotImplementedError, r"view\(dtype\)"),
+    "flatten": (lambda z: z.flatten(), NotImplementedError, "end_dim=-2"),
+    "torch.flatten": (lambda z: torch.flatten(z, 1), NotImplementedError, "end_dim=-2"),
+    "unsqueeze(-1)": (lambda z: z.unsqueeze(-1), NotImplementedError, "classes must stay last"),
+    "[..., 3]": (lambda z: z[..., 3], NotImplementedError, "indexing the last dimension"),
+    "[:, :, 3]": (lambda z: z[:, :, 3], NotImplementedError, "indexing the last dimension"),
+    "[0, 1, 2]": (lambda z: z[0, 1, 2], NotImplementedError, "indexing the last dimension"),
+    "[0, 1, 2, ...]": (lambda z: z[0, 1, 2, ...], NotImplementedError, "the last dimension"),
+    "[..., :5]": (lambda z: z[..., :5], NotImplementedError, "indexing the last dimension"),
+    "[..., tensor]": (lambda z: z[..., torch.tensor([1])], NotImplementedError, "the last dim"),
+    "[..., None]": (lambda z: z[..., None], NotImplementedError, "indexing the last dimension"),
+    "[:, :, :, None]": (lambda z: z[:, :, :, None], NotImplementedError, "the last dimension"),
+    "[mask]": (lambda z: z[torch.ones(2, 3, N).bool()], NotImplementedError, "the last dimension"),
+    "[0, 0, 0, 0]": (lambda z: z[0, 0, 0, 0], IndexError, "too many indices for 3 dimensions"),
+    "[5]": (lambda z: z[5], IndexError, "out of bounds"),
+    "to(float32)": (lambda z: z.to(torch.float32), NotImplementedError, r"to\(torch.float32\)"),
+    "to(cuda)": (lambda z: z.to("cuda"), NotImplementedError, r"to\(cuda\)"),
+    "* 0": (lambda z: z * 0, ValueError, "positive finite number, got 0"),
+    "* -1": (lambda z: -1.0 * z, ValueError, "positive finite number, got -1.0"),
+    "* nan": (lambda z: z * float("nan"), ValueError, "positive finite number, got nan"),
+    "/ 0": (lambda z: z / 0, NotImplementedError, "division by anything but a positive number"),
+    "/ -2": (lambda z: z / -2, ValueError, "positive finite number"),
+    "* tensor": (lambda z: z * torch.ones(N), NotImplementedError, "multiplication by a tensor"),
+    "* parameter": (
+        lambda z: z * nn.Parameter(torch.ones(())), NotImplementedError, "scale the layer's input"
+    ),
+    "topk(31)": (lambda z: z.topk(N + 1), ValueError, "k: expected 0 to 30, got 31"),
+    "topk(dim=0)": (lambda z: z.topk(1, 0), NotImplementedError, "dim=-1"),
+    "topk(smallest)": (lambda z: z.topk(1, largest=False), NotImplementedError, "large logits"),
+    "argmax()": (lambda z: z.argmax(), NotImplementedError, "over all dimensions"),
+    "softmax(1)": (lambda z: F.softmax(z, 1), NotImplementedError, "dim=-1"),
+    "log_softmax(1)": (lambda z: F.log_softmax(z, 1), NotImplementedError, "dim=-1"),
+    "log_softmax(float32)": (
+        lambda z: F.log_softmax(z, -1, dtype=torch.float32), NotImplementedError, "float32"
+    ),
+    "log_softmax * 2": (lambda z: z.log_softmax(-1) * 2, NotImplementedError, "before log_softmax"),
+    "nll of logits": (
+        lambda z: F.nll_loss(z, torch.zeros(2, 3).long()), NotImplementedError, "log_softmax"
+    ),
+    "size_average": (
+        lambda z: F.cross_entropy(z, torch.zeros(2, 3).long(), size_average=True),
+        NotImplementedError,
+        "use reduction",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_VIEWS)
+def test_wrong_views_and_arguments(name):
+    call, error, message = WRONG_VIEWS[name]
+    _, _, logits, _ = make((2, 3))
+    with pytest.raises(error, match=message):
+        call(logits)
+
+
+# --- scaling --------------------------------------------------------------------------------------
+
+SCALED = {
+    "* 0.5": lambda z: z * 0.5,
+    "0.5 *": lambda z: 0.5 * z,
+    "/ 0.07": lambda z: z / 0.07,
+    "/ 2": lambda z: z / 2,
+    "torch.mul": lambda z: torch.mul(z, 0.5),
+    "torch.div": lambda z: torch.div(z, 3.0),
+    "* tensor": lambda z: z * torch.tensor(0.5),
+    "tensor *": lambda z: torch.tensor(0.5) * z,
+    "torch.mul(tensor, )": lambda z: torch.mul(torch.tensor(0.5), z),
+    "/ tensor": lambda z: z / torch.tensor([2.0], dtype=torch.float64),
+    "numpy *": lambda z: np.float32(0.5) * z if isinstance(z, SampledLogits) else 0.5 * z,
+    "chain": lambda z: 3 * (z / 4).view(-1, N) * 0.5,
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaling(name):
+    layer, x, logits, dense = make()
+    ours, theirs = SCALED[name](logits), SCALED[name](dense)
+    assert isinstance(ours, SampledLogits)
+    same(ours.to_dense(), theirs, layer, x)
+    y = torch.randint(N, (6,))
+    same(F.cross_entropy(ours, y), F.cross_entropy(theirs, y), layer, x)
+
+
+# --- computed, everything active ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leading", [(), (6,), (2, 3), (0,)])
+@pytest.mark.parametrize("sparse,bias", [(False, True), (True, True), (True, False)])
+def test_computed_equals_dense(leading, sparse, bias):
+    layer, x, logits, dense = make(leading, sparse=sparse, bias=bias)
+    for ours, theirs in (
+        (logits.to_dense(), dense),
+        (logits.to_dense(0.0), dense),
+        (logits.softmax(-1), dense.softmax(-1)),
+        (F.softmax(logits, dim=-1), dense.softmax(-1)),
+        (torch.softmax(logits, -1, dtype=torch.float64), dense.softmax(-1)),
+        (logits.log_softmax(-1).to_dense(), dense.log_softmax(-1)),
+        (F.log_softmax(logits, -1).to_dense(), dense.log_softmax(-1)),
+        (torch.log_softmax(logits, -1).to_dense(), dense.log_softmax(-1)),
+        (logits.topk(3).values, dense.topk(3).values),
+        (torch.topk(logits, N, dim=-1).values, dense.topk(N).values),
+        (F.log_softmax(logits, -1).topk(3)[0], dense.log_softmax(-1).topk(3)[0]),
+    ):
+        same(ours, theirs, layer, x)
+    assert torch.equal(logits.topk(3).indices, dense.topk(3).indices)
+    assert torch.equal(logits.argmax(-1), dense.argmax(-1))
+    assert torch.equal(torch.argmax(logits, dim=-1), dense.argmax(-1))
+    assert torch.equal(logits.argmax(-1, keepdim=True), dense.argmax(-1, keepdim=True))
+
+
+def losses(z, y):
+    """The ways to the loss that torch users write, for (B, T, N) logits and (B, T) labels."""
+    flat, labels = z.view(-1, N), y.view(-1)
+    ignored = labels.clone()
+    ignored[::2] = 7
+    weight = torch.linspace(0.1, 2, N, dtype=torch.float64)
+    probabilities = torch.eye(N, dtype=torch.float64)[labels] * 0.75 + 0.25 / N
+    yield F.cross_entropy(flat, labels)
+    yield F.cross_entropy(flat, labels, reduction="none")
+    yield F.cross_entropy(flat, ignored, ignore_index=7, weight=weight, reduction="sum")
+    yield F.cross_entropy(flat, probabilities)
+    yield nn.CrossEntropyLoss()(flat, labels)
+    yield nn.CrossEntropyLoss(weight, ignore_index=7)(flat, ignored)
+    yield nn.CrossEntropyLoss(reduction="none")(z.reshape(-1, N).contiguous(), labels)
+    yield F.nll_loss(F.log_softmax(flat, dim=-1), labels)
+    yield nn.NLLLoss(weight)(nn.LogSoftmax(-1)(flat), labels)
+    yield F.nll_loss(flat.log_softmax(1), ignored, ignore_index=7)
+    # as in Hugging Face's language models: predict the next token
+    shifted, next_labels = z[..., :-1, :].contiguous(), y[..., 1:].contiguous()
+    next_labels[0, 0] = -100
+    yield F.cross_entropy(shifted.view(-1, N), next_labels.view(-1), ignore_index=-100)
+    yield F.cross_entropy(z[:, -1], y[:, -1])
+    yield F.cross_entropy(z[0, 0], y[0, 0])
+
+
+def test_losses_equal_dense():
+    layer, x, logits, dense = make((3, 4))
+    y = torch.randint(N, (3, 4))
+    count = 0
+    for ours, theirs in zip(losses(logits, y), losses(dense, y), strict=True):
+        same(ours, theirs, layer, x)
+        count += 1
+    assert count == 13
+
+
+def test_losses_without_flattening():
+    layer, x, logits, dense = make((3, 4))
+    y = torch.randint(N, (3, 4))
+    expected = F.cross_entropy(dense.view(-1, N), y.view(-1))
+    same(F.cross_entropy(logits, y), expected, layer, x)
+    same(logits.cross_entropy(y), expected, layer, x)
+    same(logits.cross_entropy(torch.stack([y, y], -1)), expected, layer, x)
+    csr = F.one_hot(y.view(-1), N).double().to_sparse_csr()
+    same(F.cross_entropy(logits.view(-1, N), csr), expected, layer, x)
+
+
+# --- computed over an active set ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correction", ["none", "importance"])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_computed_over_the_active_set(pattern, sparse, correction):
+    layer, x, logits, dense = make(
+        (2, 3), sparse=sparse, pattern=pattern, correction=correction, **SAMPLED
+    )
+
+    layer.rebuild()
+
+    def draw(what):
+        torch.manual_seed(3)  # every call draws an active set: the same one here
+        return what()
+
+    found = draw(lambda: logits.to_dense())
+    active = found > float("-inf")
+    assert active.sum(-1).min() >= 6 and active.sum(-1).max() < N
+    assert (active == active[0, 0]).all() == (pattern == "shared")
+    same(draw(lambda: logits.to_dense(0.0)), dense.where(active, 0.0), layer, x)
+
+    log_weight = torch.zeros(2, 3, N, dtype=torch.float64)
+    if correction == "importance":  # N minus the certain ones, for each of the tail
+        in_tail = draw(lambda: tail_of(layer, x)).view(2, 3, N)
+        certain = (active & ~in_tail).sum(-1, keepdim=True)
+        each = (N - certain).double() / in_tail.sum(-1, keepdim=True)
+        log_weight = each.log().where(in_tail, 0.0)
+    masked = dense.masked_fill(~active, float("-inf"))
+    log_probabilities = dense - (masked + log_weight).logsumexp(-1, keepdim=True)
+    ours = draw(lambda: F.log_softmax(logits, -1).to_dense(0.0))
+    same(ours, log_probabilities.where(active, 0.0), layer, x)
+    ours = draw(lambda: F.softmax(logits, -1))
+    same(ours, log_probabilities.exp().where(active, 0.0), layer, x)
+
+    best = draw(lambda: logits.topk(4))
+    expected = masked.topk(4)
+    same(best.values, expected.values, layer, x)
+    assert torch.equal(best.indices, expected.indices)
+    assert torch.equal(draw(lambda: logits.argmax(-1)), expected.indices[..., 0])
+    everything = draw(lambda: logits.topk(N))
+    assert everything.values.shape == everything.indices.shape == (2, 3, N)
+    assert torch.equal(everything.indices >= 0, everything.values > float("-inf"))
+    assert torch.equal((everything.indices >= 0).sum(-1), active.sum(-1))
+
+
+def tail_of(layer, x):
+    """Of a draw without labels: which active neurons only the tail has, (B, N)."""
+    from slide_torch.sampling import Labels, SharedActiveSet, draw_active_set
+
+    flat = x.detach().reshape(-1, D)
+    active = draw_active_set(layer.tables, flat, Labels.none(len(flat), flat.dtype))
+    result = torch.zeros(len(flat), N, dtype=torch.bool)
+    drawn = active.log_weight != 0
+    if isinstance(active, SharedActiveSet):
+        result[:, active.rows[drawn]] = True
+    else:
+        sample = torch.arange(len(flat)).repeat_interleave(active.offsets.diff())
+        result[sample[drawn], active.active.long()[drawn]] = True
+    return result
+
+
+def test_looking_is_no_training_step():
+    layer, _, logits, _ = make(**SAMPLED)
+    logits.topk(2)
+    logits.softmax(-1)
+    assert layer.tables.built and layer.tables.steps == 0
+
+
+# --- everything else ------------------------------------------------------------------------------
+
+OTHER = torch.zeros(6, N, dtype=torch.float64)
+REFUSED = {
+    "+ 1": lambda z: z + 1,
+    "1 +": lambda z: 1 + z,
+    "+ tensor": lambda z: z + OTHER,
+    "tensor +": lambda z: OTHER + z,
+    "tensor -": lambda z: OTHER - z,
+    "- 1": lambda z: z - 1,
+    "1 -": lambda z: 1 - z,
+    "1 /": lambda z: 1 / z,
+    "neg": lambda z: -z,
+    "abs": lambda z: abs(z),
+    "pow": lambda z: z**2,
+    "matmul": lambda z: z @ OTHER.T,
+    "tensor matmul": lambda z: OTHER.T @ z,
+    "==": lambda z: z == OTHER,
+    "== number": lambda z: z == 0,
+    "!=": lambda z: z != 0,
+    "<": lambda z: z < 0,
+    ">=": lambda z: z >= 0,
+    "tensor >": lambda z: OTHER.gt(z),
+    "bool": lambda z: bool(z),
+    "setitem": lambda z: z.__setitem__(0, 1.0),
+    "+=": lambda z: z.__iadd__(OTHER),
+    "numpy +": lambda z: np.float64(1) + z,
+    "np.asarray": lambda z: np.asarray(z),
+    "exp": torch.exp,
+    "torch.sum": torch.sum,
+    "torch.mean": lambda z: torch.mean(z, -1),
+    "torch.max": lambda z: torch.max(z, -1),
+    "torch.where": lambda z: torch.where(OTHER > 0, z, OTHER),
+    "logsumexp": lambda z: torch.logsumexp(z, -1),
+    "cat": lambda z: torch.cat([z, z]),
+    "stack": lambda z: torch.stack([z, OTHER]),
+    "relu": F.relu,
+    "dropout": F.dropout,
+    "linear": lambda z: F.linear(z, OTHER),
+    "bce": lambda z: F.binary_cross_entropy_with_logits(z, OTHER),
+    "BCEWithLogitsLoss": lambda z: nn.BCEWithLogitsLoss()(z, OTHER),
+    "kl_div": lambda z: F.kl_div(z, OTHER),
+    "mse": lambda z: F.mse_loss(z, OTHER),
+    "as target": lambda z: F.cross_entropy(OTHER, z),
+    "copy_": lambda z: OTHER.clone().copy_(z),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_everything_else_is_refused_clearly(name):
+    _, _, logits, _ = make()
+    message = "SampledLogits: .*is not available, as only active logits are ever computed; use "
+    with pytest.raises(NotImplementedError, match=message):
+        REFUSED[name](logits)
+
+
+@pytest.mark.parametrize("name", ["sum", "exp", "max", "transpose", "backward", "T", "item"])
+def test_methods_it_lacks(name):
+    _, _, logits, _ = make()
+    with pytest.raises(AttributeError, match=rf"SampledLogits has no '{name}'.*eval\(\)\(input\)"):
+        getattr(logits, name)
+    assert not hasattr(logits, name)
+
+
+def test_unknown_attribute():
+    _, _, logits, _ = make()
+    with pytest.raises(AttributeError, match="object has no attribute 'loss'"):
+        _ = logits.loss
+    copied = copy.copy(logits)
+    assert copied.shape == logits.shape
+    assert hash(logits) == hash(logits) and logits in [copied, logits][1:]

@@ -1,0 +1,165 @@
+"""torch.library.opcheck of every operator: schema, fake version, autograd, dynamic shapes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from slide_torch import ops
+
+# operators whose opcheck stands in the file of what they are for
+CHECKED_ELSEWHERE = {"parse_xmc": "test_data.py"}
+
+ALL_CHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+)
+
+N, D, B, K, L = 40, 12, 5, 3, 4
+DTYPES = (torch.float32, torch.float64)
+
+
+def randn(*shape, dtype=torch.float32, grad=False):
+    return torch.randn(*shape, dtype=dtype, requires_grad=grad)
+
+
+def hash_samples(functions):
+    """With and without bias, center and a choice of rows, in both dtypes."""
+    rows = torch.tensor([3, 0, 3])
+    for dtype in DTYPES:
+        x, bias = randn(N, D, dtype=dtype), randn(N, dtype=dtype)
+        yield (x, None, None, None, *functions(False))
+        yield (x, bias, rows, randn(D + 1, dtype=dtype), *functions(True))
+
+
+def hadamard(bias):
+    return torch.randint(2, (1, 3, 16)).mul(2).sub(1).to(torch.int8), randn(1, 16), K, L
+
+
+def dense(bias):
+    return randn(K * L, D + bias), K, L
+
+
+def winners(bias):
+    return torch.randint(D + bias, (K * L, 8), dtype=torch.int32), K, L
+
+
+def wide_winners(bias):  # 18 bits: codes of int32
+    return torch.randint(D + bias, (6 * L, 8), dtype=torch.int32), 6, L
+
+
+def codes(count=N, dtype=torch.int16):
+    return torch.randint(1 << K, (L, count)).to(dtype)
+
+
+def lists():
+    """Five samples' active sets, sample-major, one of them empty."""
+    offsets = torch.tensor([0, 3, 4, 4, 8, 10])
+    return offsets, torch.tensor([2, 0, 8, 5, 39, 3, 2, 5, 0, 8], dtype=torch.int32)
+
+
+def labels(dtype):
+    """Offsets, places (valid in either pattern) and probabilities."""
+    offsets = torch.tensor([0, 2, 3, 3, 4, 5])
+    return offsets, torch.tensor([0, 2, 3, 4, 5]), torch.rand(5, dtype=dtype)
+
+
+def loss_samples(pattern):
+    for dtype in DTYPES:
+        for extra in (False, True):
+            x, weight = randn(B, D, dtype=dtype, grad=True), randn(N, D, dtype=dtype, grad=True)
+            bias = randn(N, dtype=dtype, grad=True) if extra else None
+            active, pairs = active_arguments(pattern)
+            log_weight = randn(pairs, dtype=dtype) if extra else None
+            yield (x, weight, bias, *active, log_weight, *labels(dtype), 0.5, False)
+
+
+def active_arguments(pattern):
+    offsets, active = lists()
+    rows, *pair = ops.transpose_active(offsets, active, N)
+    if pattern == "shared":
+        return (rows,), len(rows)
+    return (rows, offsets, *pair), len(active)
+
+
+def backward_samples(pattern):
+    forward = getattr(torch.ops.slide_torch, f"{pattern}_cross_entropy")
+    for arguments in loss_samples(pattern):
+        x, weight, bias, *rest = (
+            a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
+        )
+        _, logits, log_normalizer = forward(x, weight, bias, *rest)
+        active, tail = rest[:-6], rest[-5:-2]  # without log_weight, scale, sparse
+        grad = randn(B, dtype=x.dtype)
+        yield (grad, x, weight, *active, *tail, logits, log_normalizer, bias is not None)
+
+
+def retrieve_samples():
+    table_offsets, table_ids = ops.build_tables(codes(), K)
+    tail = torch.tensor([1, 30], dtype=torch.int32)
+    offsets, active = torch.tensor([0, 1, 1, 2, 4, 4]), torch.tensor([7, 7, 0, 39]).int()
+    for dtype in (torch.int16, torch.int32):
+        for end in (tail, tail[:0]):
+            yield codes(B, dtype), table_offsets, table_ids, offsets, active, end, 6, 100, 3
+
+
+SAMPLES = {
+    "simhash_hadamard": lambda: hash_samples(hadamard),
+    "simhash_dense": lambda: hash_samples(dense),
+    "dwta": lambda: [*hash_samples(winners), *hash_samples(wide_winners)],
+    "mean_row": lambda: [(randn(N, D), None, 8), (randn(N, D).double(), randn(N).double(), 100)],
+    "build_tables": lambda: [(codes(), K), (codes(dtype=torch.int32), K)],
+    "update_codes_": lambda: [(codes(), torch.tensor([5, 39]), codes(2))],
+    "retrieve": retrieve_samples,
+    "transpose_active": lambda: [(*lists(), N)],
+    "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
+    "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
+    "shared_cross_entropy": lambda: loss_samples("shared"),
+    "shared_cross_entropy_backward": lambda: backward_samples("shared"),
+    "sample_cross_entropy": lambda: loss_samples("sample"),
+    "sample_cross_entropy_backward": lambda: backward_samples("sample"),
+    "rows_to_dense": lambda: [
+        (torch.tensor([0, 3, 39]), randn(3, *rest, dtype=dtype), N)
+        for rest in ((), (D,))
+        for dtype in DTYPES
+    ],
+    "instruction_set": lambda: [()],
+}
+
+
+def test_no_operator_is_forgotten():
+    source = (Path(__file__).parents[1] / "csrc" / "library.cpp").read_text()
+    defined = re.findall(r'm\.def\(\s*"(\w+)\(', source)
+    assert len(defined) == source.count("m.def(") and len(set(defined)) == len(defined)
+    here, elsewhere = set(SAMPLES), set(CHECKED_ELSEWHERE)
+    assert not here & elsewhere and here | elsewhere == set(defined)
+    for name, file in CHECKED_ELSEWHERE.items():
+        text = (Path(__file__).parent / file).read_text()
+        assert "opcheck" in text and name in text
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck(name):
+    torch.set_num_threads(1)  # for such small problems two are slower
+    op = getattr(torch.ops.slide_torch, name).default
+    count = 0
+    for arguments in SAMPLES[name]():
+        if name == "instruction_set":
+            # test_aot_dispatch_dynamic runs the operator eagerly and compiled and compares with
+            # torch.testing, which cannot compare strings; there is no tensor to trace either
+            opcheck(op, arguments, test_utils=ALL_CHECKS[:-1])
+        else:
+            opcheck(op, arguments, test_utils=ALL_CHECKS)
+        count += 1
+    assert count
+
+
+@pytest.mark.parametrize("pattern", ["shared", "sample"])
+def test_opcheck_of_sparse_gradients(pattern):
+    op = getattr(torch.ops.slide_torch, f"{pattern}_cross_entropy").default
+    for *arguments, _ in loss_samples(pattern):
+        opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
