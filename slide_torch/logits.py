@@ -300,8 +300,8 @@ class SampledLogits:
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.mul, Tensor.mul) and isinstance((*args, None)[1], SampledLogits):
-            args = (args[1], args[0])
+        if func in (torch.mul, Tensor.mul) and args and isinstance(args[-1], SampledLogits):
+            return args[-1] * args[0]
         handler = _HANDLERS.get(func)
         name = getattr(func, "__name__", str(func))
         if handler is None or not args or not isinstance(args[0], SampledLogits):

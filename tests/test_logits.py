@@ -417,6 +417,7 @@ REFUSED = {
     "cat": lambda z: torch.cat([z, z]),
     "stack": lambda z: torch.stack([z, OTHER]),
     "relu": F.relu,
+    "mul by keywords": lambda z: torch.mul(input=z, other=2.0),
     "dropout": F.dropout,
     "linear": lambda z: F.linear(z, OTHER),
     "bce": lambda z: F.binary_cross_entropy_with_logits(z, OTHER),
