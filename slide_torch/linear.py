@@ -80,6 +80,21 @@ class LSHLinear(nn.Linear):
         if hasattr(self, "tables"):
             self.tables.invalidate()
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Loads both tensors or neither: a bias is not taken from a layer whose weight does not fit."""
+        errors = args[-1]
+        own = {prefix + name: param for name, param in self.named_parameters(recurse=False)}
+        wrong = [
+            f"LSHLinear.load_state_dict: {name}: expected shape {tuple(own[name].shape)}, got "
+            f"{tuple(state_dict[name].shape)}: make the layer with the sizes that were saved"
+            for name in own
+            if name in state_dict and state_dict[name].shape != own[name].shape
+        ]
+        if wrong:
+            errors.extend(wrong)
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, input: Tensor) -> SampledLogits | Tensor:  # type: ignore[override]
         if not self.training:
             return F.linear(input, self.weight, self.bias)

@@ -190,14 +190,14 @@ def test_options_together():
     assert names == tested | {"rehash_growth"}, "a field without a test here"
 
 
-def test_state_dict_of_another_shape():
-    """As with nn.Linear: entries that fit are loaded, those that do not are named."""
+@pytest.mark.parametrize("shape", [(D, N + 1), (D + 1, N)])
+def test_state_dict_of_another_shape(shape):
+    """Named, and nothing is loaded: not even a bias that would fit."""
     layer, x, y = make()
-    other = torch.nn.Linear(D, N + 1).state_dict()
-    old = layer.state_dict()["weight"].clone()
-    with pytest.raises(RuntimeError, match="size mismatch for weight"):
-        layer.load_state_dict(other)
-    assert torch.equal(layer.weight, old)
+    old = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"weight: expected shape .*, got .*the sizes"):
+        layer.load_state_dict(torch.nn.Linear(*shape).state_dict())
+    assert all(torch.equal(value, old[name]) for name, value in layer.state_dict().items())
     assert F.cross_entropy(layer(x), y).isfinite()
 
 
