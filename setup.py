@@ -21,7 +21,15 @@ if version < (2, 10):
     sys.exit(f"slide_torch: expected torch >= 2.10, got {torch.__version__}: pip install -U torch")
 
 root = Path(__file__).parent
-flags = ["-O3", "-std=c++20", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-fvisibility=hidden"]
+flags = [
+    "-O3",
+    "-std=c++20",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-psabi",
+    "-fvisibility=hidden",
+]
 flags += ["-fno-math-errno"]  # sqrt is then one instruction, and vectorises
 flags += os.environ.get("SLIDE_TORCH_CXXFLAGS", "").split()
 

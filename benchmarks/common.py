@@ -103,7 +103,9 @@ class Worker:
     def __init__(self, target, *arguments) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, target, arguments), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, target, arguments), daemon=True
+        )
         self._process.start()
         theirs.close()
         self.ready = self._answer()

@@ -84,7 +84,9 @@ def main() -> None:
             if step % args.every == 0 or step == steps:
                 p1, _ = evaluate(embedding, head, data.validation, 5120)
                 curve.append({"step": step, "seconds": seconds, "validation_p1": p1})
-                print(f"step {step} loss {loss.item():.3f} {seconds:.0f} s P@1 {p1:.4f}", flush=True)
+                print(
+                    f"step {step} loss {loss.item():.3f} {seconds:.0f} s P@1 {p1:.4f}", flush=True
+                )
             if step == steps:
                 break
         epoch += 1

@@ -195,7 +195,9 @@ def main() -> None:
     workers, failed = {}, {}
     for name in args.only:
         try:
-            workers[name] = Worker(contender, name, args.batch, args.threads, args.seed, args.labels)
+            workers[name] = Worker(
+                contender, name, args.batch, args.threads, args.seed, args.labels
+            )
             workers[name].run(2)  # warm up: first touches, compilation, table build
         except RuntimeError as error:
             failed[name] = str(error).strip().splitlines()[-1]

@@ -54,9 +54,7 @@ def ask(args: argparse.Namespace) -> None:
     if args.save is None or not args.save.exists():
         raise SystemExit("--ask needs a trained model: give --save FILE, made by an earlier run")
     data = places.load_places(args.data_dir)
-    model = classifier.Classifier(
-        data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels)
-    )
+    model = classifier.Classifier(data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels))
     model.load_state_dict(torch.load(args.save, weights_only=True)["model"])
     try:
         indices, values = data.encode(args.ask[0], args.ask[1])
@@ -165,7 +163,9 @@ def main() -> None:
         lines,
     )
     if len(runs) == 2:
-        print(f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one")
+        print(
+            f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one"
+        )
     classifier.plot(runs, f"place names -> {data.num_labels:,} places", args.plot)
     print(f"plot: {args.plot}")
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from slide_torch import LSHLinear, LSHOptions, metrics
-from slide_torch.data import SparseRows, batches, read_xmc
+from slide_torch.data import SparseRows, read_xmc
 
 
 def arguments() -> argparse.Namespace:
@@ -97,7 +97,9 @@ def main() -> None:
     test = with_unit_rows(test_data)
     budget = "auto" if args.budget is None else args.budget
     options = LSHOptions(pattern=args.pattern, budget=budget)
-    heads = {"LSHLinear": lambda: LSHLinear(args.hidden, data.num_labels, options=options, sparse=True)}
+    heads = {
+        "LSHLinear": lambda: LSHLinear(args.hidden, data.num_labels, options=options, sparse=True)
+    }
     if args.dense_seconds > 0:
         heads["dense torch"] = lambda: nn.Linear(args.hidden, data.num_labels)
     steps_per_epoch = -(-len(rows) // args.batch)

@@ -64,9 +64,7 @@ def lsh_linear_cross_entropy(
     """
     _check_layer(input, linear_weight, linear_bias, tables)
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}"
-        )
+        raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if label_smoothing != 0.0:
         raise NotImplementedError(
             f"{_NAME}: label_smoothing: expected 0.0, got {label_smoothing}. Smoothing pulls on every "
@@ -87,7 +85,10 @@ def lsh_linear_cross_entropy(
     if tables.uses_tables:
         with torch.no_grad():
             tables.maintain(
-                linear_weight, linear_bias, advance=moving, all_rows_move=not sparse,
+                linear_weight,
+                linear_bias,
+                advance=moving,
+                all_rows_move=not sparse,
                 generator=generator,
             )
     active = draw_active_set(tables, flat, labels, generator=generator)
@@ -135,9 +136,7 @@ def lsh_linear_cross_entropy(
     return losses.sum() / labels.probabilities.sum()
 
 
-def _check_layer(
-    input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables
-) -> None:
+def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables) -> None:
     if not isinstance(tables, HashTables):
         raise ValueError(f"{_NAME}: tables: expected HashTables, got {type(tables).__name__}")
     shape = (tables.out_features, tables.in_features)
@@ -186,9 +185,7 @@ def as_labels(
         got = f"one on {target.device}" if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"{_NAME}: target: expected a CPU tensor, got {got}")
     if target.requires_grad:
-        raise ValueError(
-            f"{_NAME}: target: expected no gradient: call target.detach()"
-        )
+        raise ValueError(f"{_NAME}: target: expected no gradient: call target.detach()")
     shape = tuple(target.shape)
     rows = leading.numel()
     if target.layout == torch.sparse_csr or target.is_floating_point():
@@ -210,7 +207,11 @@ def as_labels(
             target.crow_indices().to(torch.int64), ids, target.values().to(dtype).contiguous()
         ), False
     if target.layout != torch.strided or target.dtype not in (
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
     ):
         raise ValueError(
             f"{_NAME}: target: expected int64 class indices or floating-point probabilities, "
@@ -248,8 +249,6 @@ def _check_range(ids: Tensor, neurons: int) -> None:
 def _weighted(labels: Labels, weight: Tensor, neurons: int) -> Labels:
     if not isinstance(weight, Tensor) or tuple(weight.shape) != (neurons,):
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(
-            f"{_NAME}: weight: expected a tensor of shape ({neurons},), got {got}"
-        )
+        raise ValueError(f"{_NAME}: weight: expected a tensor of shape ({neurons},), got {got}")
     factor = weight.detach().to(labels.probabilities.dtype)[labels.ids]
     return Labels(labels.offsets, labels.ids, labels.probabilities * factor)

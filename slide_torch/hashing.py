@@ -89,6 +89,10 @@ class SimHash(HashFamily):
     them is faster than skipping.
     """
 
+    signs: Tensor
+    bias_projection: Tensor
+    matrix: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -146,6 +150,8 @@ class DWTA(HashFamily):
     have; a hash whose coordinates are all absent borrows that of another bin.
     """
 
+    coordinates: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -182,9 +188,7 @@ class DWTA(HashFamily):
         return f"K={self.K}, L={self.L}, bin_size={self.bin_size}"
 
 
-def make_family(
-    options: LSHOptions, in_features: int, *, has_bias: bool, seed: int
-) -> HashFamily:
+def make_family(options: LSHOptions, in_features: int, *, has_bias: bool, seed: int) -> HashFamily:
     """The family that resolved ``options`` name."""
     assert options.K != "auto" and options.L != "auto"
     if options.family == "dwta":

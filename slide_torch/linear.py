@@ -157,7 +157,10 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear.from_linear: linear: expected nn.Linear, got {type(linear).__name__}"
             )
         _check_arguments(
-            linear.in_features, linear.out_features, options, linear.weight.device,
+            linear.in_features,
+            linear.out_features,
+            options,
+            linear.weight.device,
             linear.weight.dtype,
         )
         layer = cls.__new__(cls)
@@ -200,9 +203,7 @@ def _check_arguments(
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
             raise ValueError(f"LSHLinear: {name}: expected an int from 1 to {limit}, got {value!r}")
     if options is not None and not isinstance(options, LSHOptions):
-        raise ValueError(
-            f"LSHLinear: options: expected LSHOptions, got {type(options).__name__}"
-        )
+        raise ValueError(f"LSHLinear: options: expected LSHOptions, got {type(options).__name__}")
     where = torch.device(device) if device is not None else torch.get_default_device()
     if where.type not in ("cpu", "meta"):
         raise ValueError(f"LSHLinear: device: expected the CPU, got {where}")

@@ -82,9 +82,7 @@ class SampledLogits:
     # --- views of leading dimensions ------------------------------------------------------------------
 
     def _with(self, input: Tensor) -> SampledLogits:
-        return SampledLogits(
-            self._layer, input, scale=self._scale, normalised=self._normalised
-        )
+        return SampledLogits(self._layer, input, scale=self._scale, normalised=self._normalised)
 
     def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
@@ -212,9 +210,7 @@ class SampledLogits:
         found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
         classes = F.pad(classes, (0, k - classes.shape[1]), value=-1)
         leading = self.shape[:-1]
-        return torch.return_types.topk(
-            (found.reshape(*leading, k), classes.reshape(*leading, k))
-        )
+        return torch.return_types.topk((found.reshape(*leading, k), classes.reshape(*leading, k)))
 
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """The class of the largest active logit of each row."""
@@ -377,7 +373,9 @@ def _nll_loss(
     reduction: str = "mean",
 ) -> Tensor:
     if not input._normalised:
-        input._refuse("nll_loss of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy")
+        input._refuse(
+            "nll_loss of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy"
+        )
     return _cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import _C  # noqa: F401  (its import registers the operators)
+from . import _C  # type: ignore[attr-defined]  # noqa: F401  (its import registers the operators)
 
 _ops = torch.ops.slide_torch
 _fake = torch.library.register_fake
@@ -64,7 +64,7 @@ def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
 
 
 @_fake("slide_torch::mean_row")
-def _(weight, bias, most):
+def _(weight: Any, bias: Any, most: Any) -> Any:
     return weight.new_empty((weight.shape[1] + (bias is not None),))
 
 
@@ -74,17 +74,19 @@ def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int) -> Tensor
 
 
 @_fake("slide_torch::simhash_hadamard")
-def _(input, bias, rows, center, signs, bias_projection, K, L):
+def _(
+    input: Any, bias: Any, rows: Any, center: Any, signs: Any, bias_projection: Any, K: Any, L: Any
+) -> Any:
     return _fake_codes(input, rows, K, L)
 
 
 @_fake("slide_torch::simhash_dense")
-def _(input, bias, rows, center, projection, K, L):
+def _(input: Any, bias: Any, rows: Any, center: Any, projection: Any, K: Any, L: Any) -> Any:
     return _fake_codes(input, rows, K, L)
 
 
 @_fake("slide_torch::dwta")
-def _(input, bias, rows, center, coordinates, K, L):
+def _(input: Any, bias: Any, rows: Any, center: Any, coordinates: Any, K: Any, L: Any) -> Any:
     return _fake_codes(input, rows, K * (coordinates.shape[1].bit_length() - 1), L)
 
 
@@ -97,7 +99,7 @@ def build_tables(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 @_fake("slide_torch::build_tables")
-def _(codes, bits):
+def _(codes: Any, bits: Any) -> Any:
     L, N = codes.shape
     return (
         codes.new_empty((L, (1 << bits) + 1), dtype=torch.int32),
@@ -111,7 +113,7 @@ def update_codes_(codes: Tensor, rows: Tensor, fresh: Tensor) -> Tensor:
 
 
 @_fake("slide_torch::update_codes_")
-def _(codes, rows, fresh):
+def _(codes: Any, rows: Any, fresh: Any) -> Any:
     return codes.new_empty((codes.shape[0],), dtype=torch.int64)
 
 
@@ -140,7 +142,17 @@ def retrieve(
 
 
 @_fake("slide_torch::retrieve")
-def _(codes, table_offsets, table_ids, label_offsets, label_ids, tail, budget, bucket_cap, seed):
+def _(
+    codes: Any,
+    table_offsets: Any,
+    table_ids: Any,
+    label_offsets: Any,
+    label_ids: Any,
+    tail: Any,
+    budget: Any,
+    bucket_cap: Any,
+    seed: Any,
+) -> Any:
     batch = codes.shape[1]
     pairs = torch.library.get_ctx().new_dynamic_size()
     return (
@@ -161,7 +173,7 @@ def transpose_active(
 
 
 @_fake("slide_torch::transpose_active")
-def _(offsets, active, neurons):
+def _(offsets: Any, active: Any, neurons: Any) -> Any:
     count = torch.library.get_ctx().new_dynamic_size()
     return (
         active.new_empty((count,), dtype=torch.int64),
@@ -178,7 +190,7 @@ def union_active(certain: Tensor, tail: Tensor, neurons: int) -> tuple[Tensor, T
 
 
 @_fake("slide_torch::union_active")
-def _(certain, tail, neurons):
+def _(certain: Any, tail: Any, neurons: Any) -> Any:
     count = torch.library.get_ctx().new_dynamic_size()
     return (
         certain.new_empty((count,), dtype=torch.int64),
@@ -192,7 +204,7 @@ def sample_tail(count: int, neurons: int, seed: int) -> Tensor:
 
 
 @_fake("slide_torch::sample_tail")
-def _(count, neurons, seed):
+def _(count: Any, neurons: Any, seed: Any) -> Any:
     return torch.empty((count,), dtype=torch.int32)
 
 
@@ -202,7 +214,7 @@ def rows_to_dense(rows: Tensor, values: Tensor, neurons: int) -> Tensor:
 
 
 @_fake("slide_torch::rows_to_dense")
-def _(rows, values, neurons):
+def _(rows: Any, values: Any, neurons: Any) -> Any:
     return values.new_empty((neurons, *values.shape[1:]))
 
 
@@ -286,7 +298,18 @@ def sample_cross_entropy(
 
 
 @_fake("slide_torch::shared_cross_entropy")
-def _(input, weight, bias, rows, log_weight, offsets, places, probabilities, scale, sparse):
+def _(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    rows: Any,
+    log_weight: Any,
+    offsets: Any,
+    places: Any,
+    probabilities: Any,
+    scale: Any,
+    sparse: Any,
+) -> Any:
     batch = input.shape[0]
     return (
         input.new_empty((batch,)),
@@ -296,7 +319,17 @@ def _(input, weight, bias, rows, log_weight, offsets, places, probabilities, sca
 
 
 @_fake("slide_torch::sample_cross_entropy")
-def _(input, weight, bias, rows, offsets, pair_offsets, pair_positions, pair_samples, *rest):
+def _(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    rows: Any,
+    offsets: Any,
+    pair_offsets: Any,
+    pair_positions: Any,
+    pair_samples: Any,
+    *rest: Any,
+) -> Any:
     batch = input.shape[0]
     return (
         input.new_empty((batch,)),
@@ -307,7 +340,7 @@ def _(input, weight, bias, rows, offsets, pair_offsets, pair_positions, pair_sam
 
 @_fake("slide_torch::shared_cross_entropy_backward")
 @_fake("slide_torch::sample_cross_entropy_backward")
-def _(grad_loss, input, weight, rows, *rest):
+def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
     has_bias = rest[-1]
     return (
         torch.empty_like(input),
@@ -360,9 +393,7 @@ def _shared_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
 def _sample_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, offsets, pair_*(3), log_weight, label_*(3), logits, log_normalizer
     saved = ctx.saved_tensors
-    found = _gradients(
-        ctx, _ops.sample_cross_entropy_backward, grad_loss, *saved[3:7], *saved[8:]
-    )
+    found = _gradients(ctx, _ops.sample_cross_entropy_backward, grad_loss, *saved[3:7], *saved[8:])
     return (*found, *[None] * 11)
 
 

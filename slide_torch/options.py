@@ -51,8 +51,8 @@ class LSHOptions:
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; a table's code may
-            have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons, or more where L of them would hold fewer
-            than twice the budget.
+            have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons, or more where L of
+            them would hold fewer than twice the budget.
         L: number of tables, at most 254. ``"auto"``: 50.
         bin_size: for DWTA, coordinates that one hash compares; a power of two.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
@@ -97,9 +97,7 @@ class LSHOptions:
                 _check_int(name, getattr(self, name), low, high, " or 'auto'")
         _check_int("bin_size", self.bin_size, 2, 1 << 16)
         if self.bin_size & (self.bin_size - 1):
-            raise ValueError(
-                f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}"
-            )
+            raise ValueError(f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}")
         if not isinstance(self.center, bool):
             raise ValueError(f"LSHOptions: center: expected a bool, got {self.center!r}")
         _check_int("rehash_every", self.rehash_every, 1, None)

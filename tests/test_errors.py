@@ -109,9 +109,7 @@ def test_tables_of_another_shape():
     other = HashTables(LSHOptions(), N, D + 1, has_bias=True)
     refused(
         layer,
-        lambda: lsh_linear_cross_entropy(
-            x, layer.weight, y, linear_bias=layer.bias, tables=other
-        ),
+        lambda: lsh_linear_cross_entropy(x, layer.weight, y, linear_bias=layer.bias, tables=other),
         ValueError,
         r"linear_weight: expected shape \(50, 9\), that of its tables, got \(50, 8\)",
     )

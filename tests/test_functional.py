@@ -241,9 +241,7 @@ def test_float32_is_as_exact_as_torch(seed):
         [losses, *gradients(losses, of)]
         for losses, of in ((truth, exact), (ours, case), (theirs, case))
     )
-    for name, right, mine, other in zip(
-        ("loss", "input", "weight", "bias"), *found, strict=True
-    ):
+    for name, right, mine, other in zip(("loss", "input", "weight", "bias"), *found, strict=True):
         error, allowed = ((x - right).abs().max() / right.abs().max() for x in (mine, other))
         assert error <= max(2 * allowed, torch.finfo(torch.float32).eps), name
 

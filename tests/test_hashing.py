@@ -21,7 +21,9 @@ def agree_but_for_rounding(codes, values, K, L):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n,d,K,L,bias", [(37, 32, 4, 9, True), (5, 100, 7, 40, False), (1, 3, 2, 3, True)])
+@pytest.mark.parametrize(
+    "n,d,K,L,bias", [(37, 32, 4, 9, True), (5, 100, 7, 40, False), (1, 3, 2, 3, True)]
+)
 @pytest.mark.parametrize("projection", ["hadamard", "gaussian", "sparse"])
 def test_simhash_equals_reference(dtype, n, d, K, L, bias, projection):
     x = torch.randn(n, d, dtype=dtype)
@@ -79,7 +81,9 @@ def test_dwta_borrows_for_empty_bins():
     assert (hashes[0] == 0).all()
     for i in range(1, 30):
         assert set(hashes[i].tolist()) <= set(winners[i][full[i]].tolist())
-    assert torch.equal(family.row_codes(x * 5.0).long(), codes)  # only the order of coordinates matters
+    assert torch.equal(
+        family.row_codes(x * 5.0).long(), codes
+    )  # only the order of coordinates matters
 
 
 @pytest.mark.parametrize("projection", ["hadamard", "gaussian", "sparse"])

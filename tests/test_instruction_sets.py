@@ -56,9 +56,7 @@ def inputs(dtype):
         "signs": (torch.randint(2, (1, 3, 64), generator=generator) * 2 - 1).to(torch.int8),
         "bias_projection": torch.randn(1, 64, generator=generator),
         "projection": torch.randn(60, D + 1, generator=generator),
-        "coordinates": torch.randint(
-            D + 1, (60, BINS), generator=generator, dtype=torch.int32
-        ),
+        "coordinates": torch.randint(D + 1, (60, BINS), generator=generator, dtype=torch.int32),
         "log_weight": randn(N),
         "label_offsets": offsets,
         "lists": lists,

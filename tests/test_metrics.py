@@ -115,7 +115,7 @@ def test_errors_of_propensities():
     good = torch.tensor([[0, 1]])
     with pytest.raises(TypeError, match="psp_at_k: label_propensities must be of a floating"):
         metrics.psp_at_k(good, good, 1, torch.ones(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="psp_at_k: label_propensities must be .N. and positive"):
+    with pytest.raises(ValueError, match=r"psp_at_k: label_propensities must be .N. and positive"):
         metrics.psp_at_k(good, good, 1, torch.zeros(2))
     with pytest.raises(ValueError, match="got 1 entries and label 1"):
         metrics.psp_at_k(good, good, 2, torch.ones(1))

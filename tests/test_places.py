@@ -10,8 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-import places as places_module  # noqa: E402
-from places import batches, normalise, prepare, read_cache, tokenise, write_cache  # noqa: E402
+import places as places_module
+from places import batches, normalise, prepare, read_cache, tokenise, write_cache
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = {"test_fraction": 0.2, "validation_fraction": 0.2}
@@ -283,7 +283,7 @@ def test_batches_of_nothing_and_of_bad_size(places):
 
 def test_batches_fit_embedding_bag(places):
     bag = torch.nn.EmbeddingBag(places.num_features, 3, mode="sum", include_last_offset=True)
-    indices, offsets, values, labels = next(batches(places.train, 8, seed=0))
+    indices, offsets, values, _ = next(batches(places.train, 8, seed=0))
     output = bag(indices, offsets, per_sample_weights=values)
     assert output.shape == (8, 3)
     first = slice(0, int(offsets[1]))

@@ -93,9 +93,7 @@ def test_bucket_cap_bounds_what_is_read_and_favours_no_id():
     queries = torch.zeros(1, B, dtype=torch.int16)
     offsets, ids = ops.build_tables(codes, 1)
     none = torch.zeros(B + 1, dtype=torch.int64)
-    _, active, _, _, ids_read = ops.retrieve(
-        queries, offsets, ids, none, EMPTY, EMPTY, 10, 10, 123
-    )
+    _, active, _, _, ids_read = ops.retrieve(queries, offsets, ids, none, EMPTY, EMPTY, 10, 10, 123)
     assert ids_read.item() == 10 * B
     thirds = torch.bincount(active.long() // 334, minlength=3)
     assert (thirds > 0.25 * 10 * B).all()
@@ -110,7 +108,9 @@ def test_defective_query_finds_nothing():
     assert start.tolist() == [0, 5, 5]
 
 
-@pytest.mark.parametrize("neurons,batch,mean", [(1, 3, 1), (7, 5, 3), (1000, 17, 60), (100_000, 9, 500)])
+@pytest.mark.parametrize(
+    "neurons,batch,mean", [(1, 3, 1), (7, 5, 3), (1000, 17, 60), (100_000, 9, 500)]
+)
 def test_transpose_active(neurons, batch, mean):
     lists = [torch.randperm(neurons)[: min(neurons, mean + b)] for b in range(batch)]
     offsets = torch.tensor([0, *[len(x) for x in lists]]).cumsum(0)
@@ -140,7 +140,7 @@ def test_sample_tail_is_uniform():
     pairs = torch.zeros(N, N)
     for seed in range(draws):
         ids = ops.sample_tail(n, N, seed).long()
-        assert len(ids) == n and (ids.diff() > 0).all() and 0 <= ids[0] and ids[-1] < N
+        assert len(ids) == n and (ids.diff() > 0).all() and ids[0] >= 0 and ids[-1] < N
         counts[ids] += 1
         pairs[ids[:, None], ids] += 1
     p = n / N

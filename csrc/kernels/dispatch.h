@@ -139,8 +139,8 @@ struct RealKernels {
   void (*shared_logits)(const SharedProblem<T>&, const T* packed_input, T* logits, int64_t begin, int64_t end);
   void (*shared_log_normalizer)(const T* logits, int64_t active, int64_t batch, T* log_normalizer, int64_t begin,
                                 int64_t end);
-  void (*shared_softmax_gradient)(const T* logits, const T* log_normalizer, const T* scale, int64_t batch,
-                                  T* gradient, int64_t begin, int64_t end);
+  void (*shared_softmax_gradient)(const T* logits, const T* log_normalizer, const T* scale, int64_t batch, T* gradient,
+                                  int64_t begin, int64_t end);
   void (*shared_grad_rows)(const SharedProblem<T>&, const T* gradient, const T* packed_columns, T* grad_rows,
                            T* grad_bias, int64_t begin, int64_t end);
   void (*shared_grad_input)(const SharedProblem<T>&, const T* gradient, T* grad_input, int64_t begin, int64_t end,

@@ -67,8 +67,8 @@ inline void hadamard(T* data, int64_t size) {
 // SimHash (Charikar 2002) by structured rotations H S3 H S2 H S1 (Andoni et al. 2015): D log D additions give D
 // nearly independent signs where a dense projection costs d multiplications for each.
 template <class T, class Code>
-void simhash_hadamard(const HashInput<T>& in, const HadamardFunctions<T>& f, const HashOutput<Code>& out,
-                      int64_t begin, int64_t end, T* scratch) {
+void simhash_hadamard(const HashInput<T>& in, const HadamardFunctions<T>& f, const HashOutput<Code>& out, int64_t begin,
+                      int64_t end, T* scratch) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   T* block = scratch;
@@ -105,8 +105,8 @@ void simhash_hadamard(const HashInput<T>& in, const HadamardFunctions<T>& f, con
 
 // SimHash by an explicit (hashes * tables, features [+ 1]) matrix: Gaussian or sparse signs.
 template <class T, class Code>
-void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput<Code>& out, int64_t begin,
-                   int64_t end, T* scratch) {
+void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput<Code>& out, int64_t begin, int64_t end,
+                   T* scratch) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes, group = 8;
   const int64_t width = in.features + (in.bias ? 1 : 0);

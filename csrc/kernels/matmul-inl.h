@@ -12,8 +12,8 @@ constexpr int64_t tile_columns() {
 
 // a[i] points to A(i, 0), the next p lies a_step further; b[p * b_stride] is the first of the two vectors.
 template <class T, int64_t Rows>
-inline void tile(const T* const* a, int64_t a_step, const T* b, int64_t b_stride, int64_t depth, T* c,
-                 int64_t c_stride, bool accumulate) {
+inline void tile(const T* const* a, int64_t a_step, const T* b, int64_t b_stride, int64_t depth, T* c, int64_t c_stride,
+                 bool accumulate) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   V sum[Rows][2] = {};
@@ -37,7 +37,8 @@ template <class T>
 inline void any_tile(const T* const* a, int64_t a_step, const T* b, int64_t b_stride, int64_t depth, T* c,
                      int64_t c_stride, bool accumulate, int64_t rows, int64_t columns) {
   constexpr int64_t N = tile_columns<T>();
-  if (rows == kTileRows && columns == N) return tile<T, kTileRows>(a, a_step, b, b_stride, depth, c, c_stride, accumulate);
+  if (rows == kTileRows && columns == N)
+    return tile<T, kTileRows>(a, a_step, b, b_stride, depth, c, c_stride, accumulate);
   T part[kTileRows * N];
   const T* pointers[kTileRows];
   for (int64_t i = 0; i < kTileRows; ++i) pointers[i] = a[i < rows ? i : 0];

@@ -82,8 +82,8 @@ void shared_softmax_gradient(const T* logits, const T* log_normalizer, const T* 
 
 // grad_rows[u, :] = sum_b gradient[u, b] x[b, :] and grad_bias[u] = sum_b gradient[u, b], u in [begin, end).
 template <class T>
-void shared_grad_rows(const SharedProblem<T>& s, const T* gradient, const T* packed_columns, T* grad_rows,
-                      T* grad_bias, int64_t begin, int64_t end) {
+void shared_grad_rows(const SharedProblem<T>& s, const T* gradient, const T* packed_columns, T* grad_rows, T* grad_bias,
+                      int64_t begin, int64_t end) {
   using V = Vec<T>;
   constexpr int64_t N = tile_columns<T>(), W = Simd<T>::lanes;
   const T* a[kTileRows];

@@ -58,7 +58,9 @@ inline T horizontal_sum(Vec<T> value) {
   return lane[0];
 }
 
-inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t min_of(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 // exp(x) for float: x = n ln2 + r with |r| <= ln2/2, a degree-6 polynomial for exp(r), then 2^n put into
 // the exponent in two halves so that results near the limits stay right. At most 2 ulp off; exp(-inf) = 0,

@@ -60,7 +60,8 @@ int64_t retrieve_sample(const RetrieveInput& in, const Code* codes, int64_t batc
   }
   for (int64_t t = 0; t < tables; ++t) {
     const Bucket& ahead = bucket[std::min(t + 2, tables - 1)];
-    for (int64_t i = 0; i < std::min<int64_t>(ahead.length, 128); i += 16) __builtin_prefetch(ahead.ids + ahead.start + i);
+    for (int64_t i = 0; i < std::min<int64_t>(ahead.length, 128); i += 16)
+      __builtin_prefetch(ahead.ids + ahead.start + i);
     counter.read_bucket(bucket[t].ids, bucket[t].length, bucket[t].start, in.bucket_cap);
   }
   const size_t labels = active.size();
@@ -117,8 +118,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
         const int64_t before = counter.ids_read();
         for (int64_t t = 0; t < tables; ++t)
           check(data<Code>(codes)[t * batch + b] < buckets, op, "codes: expected values below ", buckets);
-        mutable_data<int64_t>(tail_starts)[b] = retrieve_sample(in, data<Code>(codes), batch, b, counter, active,
-                                                                mutable_data<int32_t>(label_positions));
+        mutable_data<int64_t>(tail_starts)[b] =
+            retrieve_sample(in, data<Code>(codes), batch, b, counter, active, mutable_data<int32_t>(label_positions));
         found[b].assign(active.begin(), active.end());
         read[b] = counter.ids_read() - before;
       }

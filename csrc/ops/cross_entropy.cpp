@@ -135,9 +135,10 @@ std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy(Tensor input, Tensor wei
 }
 
 // Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
-std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy_backward(
-    Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor label_offsets, Tensor label_places,
-    Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) {
+std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight,
+                                                                 Tensor rows, Tensor label_offsets, Tensor label_places,
+                                                                 Tensor label_probabilities, Tensor logits,
+                                                                 Tensor log_normalizer, bool has_bias) {
   constexpr const char* op = "shared_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
@@ -203,8 +204,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy(Tensor input, Tensor wei
                                                         Tensor rows, Tensor offsets, Tensor pair_offsets,
                                                         Tensor pair_positions, Tensor pair_samples,
                                                         std::optional<Tensor> log_weight, Tensor label_offsets,
-                                                        Tensor label_places, Tensor label_probabilities,
-                                                        double scale, [[maybe_unused]] bool sparse) {
+                                                        Tensor label_places, Tensor label_probabilities, double scale,
+                                                        [[maybe_unused]] bool sparse) {
   constexpr const char* op = "sample_cross_entropy";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
@@ -233,10 +234,12 @@ std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy(Tensor input, Tensor wei
 }
 
 // Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
-std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy_backward(
-    Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets, Tensor pair_offsets,
-    Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
-    Tensor logits, Tensor log_normalizer, bool has_bias) {
+std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight,
+                                                                 Tensor rows, Tensor offsets, Tensor pair_offsets,
+                                                                 Tensor pair_positions, Tensor pair_samples,
+                                                                 Tensor label_offsets, Tensor label_places,
+                                                                 Tensor label_probabilities, Tensor logits,
+                                                                 Tensor log_normalizer, bool has_bias) {
   constexpr const char* op = "sample_cross_entropy_backward";
   // grad_input meets every thread's rows. Rows are cut into a fixed number of chunks with equal pairs, each chunk
   // has an accumulator of its own, and these are added in order: the same sum at any number of threads.

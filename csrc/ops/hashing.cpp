@@ -65,22 +65,23 @@ Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<
     check_tensor(op, "bias_projection", bias_projection, ScalarType::Float, {rotations, size});
     check(size >= in.features && (size & (size - 1)) == 0, op, "signs: expected a power of two of at least ",
           in.features, " coordinates, got ", size);
-    check(rotations * size >= K * L, op, "signs: ", rotations, " rotations of ", size, " give fewer than K * L = ",
-          K * L, " hashes");
+    check(rotations * size >= K * L, op, "signs: ", rotations, " rotations of ", size,
+          " give fewer than K * L = ", K * L, " hashes");
     std::vector<T> sign(rotations * 3 * size), projection(rotations * size);
     for (size_t i = 0; i < sign.size(); ++i) sign[i] = static_cast<T>(data<int8_t>(signs)[i]);
     for (size_t i = 0; i < projection.size(); ++i) projection[i] = static_cast<T>(data<float>(bias_projection)[i]);
     const HadamardFunctions<T> functions{sign.data(), projection.data(), size};
     const int64_t lanes = real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K, rotations * size * 16, [&](const auto& k, const auto& out, int64_t b, int64_t e) {
-      std::vector<T> scratch((in.features + 1 + size) * lanes);
-      k.simhash_hadamard(in, functions, out, b, e, scratch.data());
-    });
+    return hash_rows<T>(op, count, K, L, K, rotations * size * 16,
+                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
+                          std::vector<T> scratch((in.features + 1 + size) * lanes);
+                          k.simhash_hadamard(in, functions, out, b, e, scratch.data());
+                        });
   });
 }
 
-Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
-                     std::optional<Tensor> center, Tensor projection, int64_t K, int64_t L) {
+Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+                     Tensor projection, int64_t K, int64_t L) {
   constexpr const char* op = "simhash_dense";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -99,8 +100,8 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
   });
 }
 
-Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
-            std::optional<Tensor> center, Tensor coordinates, int64_t K, int64_t L) {
+Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+            Tensor coordinates, int64_t K, int64_t L) {
   constexpr const char* op = "dwta";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -141,7 +142,8 @@ Tensor mean_row(Tensor weight, std::optional<Tensor> bias, int64_t most) {
       if (in.bias) sum[in.features] += in.bias[row];
     }
     Tensor mean = empty({in.features + (bias ? 1 : 0)}, weight.scalar_type());
-    for (int64_t i = 0; i < mean.numel(); ++i) mutable_data<T>(mean)[i] = static_cast<T>(sum[i] / (rows > 0 ? rows : 1));
+    for (int64_t i = 0; i < mean.numel(); ++i)
+      mutable_data<T>(mean)[i] = static_cast<T>(sum[i] / (rows > 0 ? rows : 1));
     return mean;
   });
 }

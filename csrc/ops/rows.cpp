@@ -38,6 +38,8 @@ Tensor rows_to_dense(Tensor rows, Tensor values, int64_t neurons) {
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) { m.impl("rows_to_dense", TORCH_BOX(&rows_to_dense)); }
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
+  m.impl("rows_to_dense", TORCH_BOX(&rows_to_dense));
+}
 
 }  // namespace slide_torch

@@ -9,8 +9,7 @@ namespace {
 constexpr int kMaxCodeBits = 24;
 
 template <class Code>
-void build_table(const Code* codes, int64_t neurons, int64_t buckets, int32_t* offsets, int32_t* ids,
-                 int32_t* cursor) {
+void build_table(const Code* codes, int64_t neurons, int64_t buckets, int32_t* offsets, int32_t* ids, int32_t* cursor) {
   std::fill(cursor, cursor + buckets, 0);
   for (int64_t i = 0; i < neurons; ++i) ++cursor[codes[i]];
   int32_t total = 0;
@@ -64,8 +63,9 @@ std::tuple<Tensor, Tensor> build_tables(Tensor codes, int64_t bits) {
     parallel_for(0, tables, grain(neurons), [&](int64_t first, int64_t last) {
       std::vector<int32_t> cursor(buckets);
       for (int64_t t = first; t < last; ++t)
-        build_table(data<Code>(codes) + t * neurons, neurons, buckets, mutable_data<int32_t>(offsets) + t * (buckets + 1),
-                    mutable_data<int32_t>(ids) + t * neurons, cursor.data());
+        build_table(data<Code>(codes) + t * neurons, neurons, buckets,
+                    mutable_data<int32_t>(offsets) + t * (buckets + 1), mutable_data<int32_t>(ids) + t * neurons,
+                    cursor.data());
     });
   });
   return {offsets, ids};

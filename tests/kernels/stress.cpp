@@ -151,7 +151,7 @@ void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   std::vector<int32_t> positions(pairs);
   for (int64_t i = 0; i < pairs; ++i) positions[i] = static_cast<int32_t>((i * 7919 + 3) % pairs);
   if (pairs % 7919 == 0) return;  // the positions must be a permutation
-  const SampleProblem<T> s{weight.data(), bias.data(),      x.data(),       rows.data(),
+  const SampleProblem<T> s{weight.data(),  bias.data(),      x.data(),       rows.data(),
                            offsets.data(), positions.data(), samples.data(), d};
   std::vector<T> logits(pairs), gradient(pairs);
   compare("sample_logits", [&](int threads) {
