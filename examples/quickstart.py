@@ -10,6 +10,7 @@ Data: spellings of places from geonames.org (CC BY 4.0), as shipped by the packa
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import classifier
@@ -39,6 +40,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
     parser.add_argument("--data-dir", type=Path, help="default: the user's cache folder")
+    parser.add_argument("--json", type=Path, help="where the table goes, too")
     parser.add_argument("--plot", type=Path, default=Path("quickstart.png"))
     parser.add_argument(
         "--ask", nargs=2, metavar=("NAME", "COUNTRY"), help="five best places by the --save model"
@@ -148,20 +150,28 @@ def main() -> None:
             ]
         )
     print(f"\nheld-out names: {len(test):,}; {classifier.machine_line(args.seed)}\n")
-    classifier.print_table(
-        [
-            "head",
-            "P@1",
-            "P@5",
-            "ms/step",
-            "steps",
-            "seconds",
-            "peak GB",
-            "active neurons per sample",
-            "recall of exact top 10",
-        ],
-        lines,
-    )
+    columns = [
+        "head",
+        "P@1",
+        "P@5",
+        "ms/step",
+        "steps",
+        "seconds",
+        "peak GB",
+        "active neurons per sample",
+        "recall of exact top 10",
+    ]
+    classifier.print_table(columns, lines)
+    if args.json:
+        machine = classifier.machine_line(args.seed)
+        record = {
+            "machine": machine,
+            "held_out": len(test),
+            "columns": columns,
+            "rows": lines,
+            "curves": {run.name: run.curve for run in runs},
+        }
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
     if len(runs) == 2:
         print(
             f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .logits import SampledLogits
+from .optim_ops import advise_hugepages_
 from .options import LSHOptions
 from .sampling import candidates
 from .tables import HashTables
@@ -76,6 +77,8 @@ class LSHLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Initialises as ``nn.Linear`` does; the tables follow at the next use."""
+        if self.weight.device.type == "cpu":  # scattered rows on small pages cost a page walk each
+            advise_hugepages_(self.weight.detach())
         super().reset_parameters()
         if hasattr(self, "tables"):
             self.tables.invalidate()

@@ -125,7 +125,9 @@ inline void check_offsets(const char* op, const char* name, const int64_t* offse
 
 template <class Int>
 void check_range(const char* op, const char* name, const Int* values, int64_t count, int64_t limit) {
-  for (int64_t i = 0; i < count; ++i)
+  bool inside = true;  // without a branch in the loop, so that it vectorises
+  for (int64_t i = 0; i < count; ++i) inside &= (values[i] >= 0) & (values[i] < limit);
+  for (int64_t i = 0; !inside && i < count; ++i)
     check(values[i] >= 0 && values[i] < limit, op, name, ": expected values in [0, ", limit, "), got ", values[i],
           " at position ", i);
 }
@@ -133,7 +135,9 @@ void check_range(const char* op, const char* name, const Int* values, int64_t co
 // Rows must be strictly increasing: one thread owns one gradient row.
 inline void check_rows(const char* op, const int64_t* rows, int64_t count, int64_t limit) {
   check_range(op, "rows", rows, count, limit);
-  for (int64_t i = 1; i < count; ++i) check(rows[i - 1] < rows[i], op, "rows must be strictly increasing");
+  bool increasing = true;
+  for (int64_t i = 1; i < count; ++i) increasing &= rows[i - 1] < rows[i];
+  check(increasing, op, "rows must be strictly increasing");
 }
 
 // Calls f.template operator()<float>() or <double>().

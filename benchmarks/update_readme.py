@@ -1,0 +1,90 @@
+"""Writes the README's tables from the records in benchmarks/results/: no figure there is typed in.
+
+python benchmarks/update_readme.py          # rewrites README.md
+python benchmarks/update_readme.py --check  # fails if it would change
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def quickstart() -> str:
+    record = json.loads((RESULTS / "quickstart.json").read_text())
+    table = markdown(record["columns"], record["rows"])
+    return (
+        f"{table}\n\n{record['held_out']:,} held-out names, exact evaluation; {record['machine']}."
+    )
+
+
+def equal_steps() -> str:
+    dense = json.loads((RESULTS / "quickstart_dense.json").read_text())
+    lsh = json.loads((RESULTS / "quickstart_lsh.json").read_text())
+    rows = [
+        [
+            f"{ours['step']:,}",
+            f"{theirs['validation_p1']:.4f}",
+            f"{ours['validation_p1']:.4f}",
+        ]
+        for theirs, ours in zip(dense["curve"], lsh["curve"], strict=True)
+    ]
+    table = markdown(["steps", "dense, validation P@1", "LSHLinear, validation P@1"], rows)
+    return (
+        f"{table}\n\nAfter {dense['steps']:,} steps, held out: dense P@1 {dense['test_p1']:.4f}, "
+        f"P@5 {dense['test_p5']:.4f}; LSHLinear P@1 {lsh['test_p1']:.4f}, P@5 {lsh['test_p5']:.4f}. "
+        f"Both at learning rate {dense['lr']}, seed {dense['seed']}, batch {dense['batch']}, "
+        f"torch {dense['torch']}. (Their times are not compared here: other work shared the machine "
+        "during the dense run.)"
+    )
+
+
+def step_time() -> str:
+    record = json.loads((RESULTS / "step_time.json").read_text())
+    rows = [
+        [
+            f"`{c['contender']}`",
+            f"{c['ms_step']:.1f}",
+            f"{c['times_best_dense']:.1f}×",
+            f"{c['peak_gb']:.1f}",
+            f"{c['active_per_sample']:,.0f}" if "active_per_sample" in c else "",
+        ]
+        for c in record["contenders"]
+    ]
+    columns = ["contender", "ms/step", "best dense / it", "peak GB", "active neurons per sample"]
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    missing = "".join(f"\n`{name}` did not run: {why}." for name, why in record["failed"].items())
+    return f"{markdown(columns, rows)}\n\n{where}.{missing}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = old = readme.read_text()
+    for make in (quickstart, equal_steps, step_time):
+        name = make.__name__
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
+        if count != 1:
+            sys.exit(f"README.md: expected one {name} block, found {count}")
+    if args.check and text != old:
+        sys.exit("README.md differs from the records: run benchmarks/update_readme.py")
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
