@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.to
 .PHONY: demo test bench lint format clean
 
 demo: $(VENV)/installed-examples
-	$(BIN)/python examples/quickstart.py --save quickstart.pt
+	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
 
 test: $(VENV)/installed-dev
