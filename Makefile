@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench figures lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -18,6 +18,14 @@ bench: $(VENV)/installed-examples
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/optim.py
 	$(BIN)/python benchmarks/xmc_read.py
+
+# The records behind the README's tables; the dense run takes as long as it takes.
+figures: $(VENV)/installed-examples
+	$(BIN)/python examples/quickstart.py --json benchmarks/results/quickstart.json
+	$(BIN)/python benchmarks/dense_reference.py --json benchmarks/results/quickstart_dense.json
+	$(BIN)/python benchmarks/equal_steps.py --dense benchmarks/results/quickstart_dense.json --json benchmarks/results/quickstart_lsh.json
+	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
+	$(BIN)/python benchmarks/update_readme.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

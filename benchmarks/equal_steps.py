@@ -84,7 +84,7 @@ def main() -> None:
         [str(d["step"]), f"{d['validation_p1']:.4f}", f"{o['validation_p1']:.4f}"]
         for d, o in zip(dense["curve"], curve, strict=True)
     ]
-    print_table(["steps", "dense: validation P@1", "LSHLinear: validation P@1"], rows)
+    print_table(["steps", "dense: P@1, validation part", "LSHLinear: P@1, validation part"], rows)
     print(
         f"held out after {steps} steps: dense P@1 {dense['test_p1']:.4f} P@5 {dense['test_p5']:.4f}, "
         f"LSHLinear P@1 {test_p1:.4f} P@5 {test_p5:.4f}; "

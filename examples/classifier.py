@@ -3,6 +3,7 @@ head and a dense head, exact evaluation, the table and the plot."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import platform
@@ -47,7 +48,7 @@ def loss_of(logits: Tensor | SampledLogits, labels: Tensor) -> Tensor:
     kept = labels != IGNORE_INDEX
     count = kept.sum(1)
     own = F.log_softmax(logits, dim=1).gather(1, labels.clamp(min=0)) * kept
-    return -(own.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
+    return -(own.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 
 
 @dataclass
@@ -221,7 +222,7 @@ def plot(runs: list[Run], title: str, path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no plot: matplotlib is missing: pip install slide_torch[examples]")
+        print('no plot: matplotlib is missing: pip install --no-build-isolation ".[examples]"')
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -241,10 +242,21 @@ def plot(runs: list[Run], title: str, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+    print(f"plot: {path}")
+
+
+def check_outputs(parser: argparse.ArgumentParser, *paths: Path | None) -> None:
+    """Refuses, before any work, files that could not be written after it."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{path}: expected an existing folder, got {path.parent}: make it first")
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
     """Writes beside the target and renames: a run that is killed leaves no half file."""
     temporary = path.with_name(path.name + f".{os.getpid()}.part")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

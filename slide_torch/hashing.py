@@ -85,8 +85,7 @@ class SimHash(HashFamily):
     probability 1 - t / pi.
 
     ``projection``: ``"hadamard"``, ``"gaussian"`` or ``"sparse"``, see :class:`LSHOptions`. The sparse one
-    is multiplied as a dense matrix: at a third of its entries non-zero, vector arithmetic over all of
-    them is faster than skipping.
+    is multiplied as a dense matrix.
     """
 
     signs: Tensor

@@ -84,7 +84,7 @@ class LSHLinear(nn.Linear):
             self.tables.invalidate()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Loads both tensors or neither: a bias is not taken from a layer whose weight does not fit."""
+        """Loads nothing where a shape does not fit: no bias of a layer whose weight is another."""
         errors = args[-1]
         own = {prefix + name: param for name, param in self.named_parameters(recurse=False)}
         wrong = [

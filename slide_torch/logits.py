@@ -197,14 +197,14 @@ class SampledLogits:
         self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
     ) -> torch.return_types.topk:
         """The k largest active logits of each row and their classes; -inf and -1 where fewer are
-        active."""
+        active. For looking: it is no training step to the tables, as ``to_dense`` is."""
         self._check_class_dim("topk", dim)
         if not largest:
             self._refuse("topk(largest=False)", "tables find large logits only")
         N = self._layer.out_features
         if not 0 <= k <= N:
             raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
-        rows, values = self._active_values()
+        rows, values = self._active_values(trains=False)
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
         classes = rows[place].masked_fill(found == -math.inf, -1)
         found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
@@ -223,19 +223,25 @@ class SampledLogits:
     def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
         """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
         that this layer exists to avoid."""
-        rows, values = self._active_values()
+        rows, values = self._active_values(trains=True)
         values = values.masked_fill(values == -math.inf, fill)
         dense = values.new_full((values.shape[0], self._layer.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
-    def _active_values(self) -> tuple[Tensor, Tensor]:
-        """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row."""
+    def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
+        """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
+        ``trains`` says that a loss may be made of them."""
         layer = self._layer
         tables = layer.tables
         flat = self._input.reshape(-1, layer.in_features)
+        moving = trains and torch.is_grad_enabled() and layer.weight.requires_grad
         if tables.uses_tables:
-            tables.maintain(layer.weight, layer.bias, advance=False, all_rows_move=False)
+            tables.maintain(
+                layer.weight, layer.bias, advance=moving, all_rows_move=not layer.sparse
+            )
         active = draw_active_set(tables, flat, Labels.none(flat.shape[0], flat.dtype))
+        if moving:
+            tables.mark_dirty(active.rows, layer.weight._version if layer.sparse else None)
         weight = F.embedding(active.rows, layer.weight, sparse=layer.sparse)
         values = flat @ weight.T
         if layer.bias is not None:

@@ -52,7 +52,7 @@ class LSHOptions:
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; a table's code may
             have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons, or more where L of
-            them would hold fewer than twice the budget.
+            them would hold fewer than twice the budget, with codes of at most 15 bits.
         L: number of tables, at most 254. ``"auto"``: 50.
         bin_size: for DWTA, coordinates that one hash compares; a power of two.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
@@ -146,7 +146,7 @@ class LSHOptions:
             budget = chosen.get("budget", self.budget)
             bucket = max(64, 2 * budget // tables)
             bits = max(1, (out_features // bucket).bit_length() - 1)
-            chosen["K"] = max(1, min(bits, 16) // self.bits_per_hash)
+            chosen["K"] = max(1, min(bits, 15) // self.bits_per_hash)
         resolved = dataclasses.replace(self, **chosen)
         if resolved.bucket_cap == "auto":
             mean = out_features >> resolved.code_bits

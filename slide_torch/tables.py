@@ -64,6 +64,8 @@ class HashTables(nn.Module):
         self._period = float(self.options.rehash_every)
         self._since_rehash = 0
         self._last: dict[str, float] = {}
+        self._pending: list[Tensor] = []
+        self._pending_version = -1
 
     def invalidate(self) -> None:
         """Says that the weights have changed as a whole: all rows are rehashed at the next use."""
@@ -123,10 +125,12 @@ class HashTables(nn.Module):
         else:
             fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
             moved = ops.update_codes_(self.codes, rows, fresh)
+            assert self.dirty is not None
+            others = self.dirty.index_fill(0, rows, False)
             if bool(moved.any()):
                 self._install(self.codes)
-            else:
-                self._clear_dirty()
+            self.dirty = others
+            self._keep_pending()
         self.rehashes += 1
         self._finish(started)
 
@@ -145,6 +149,8 @@ class HashTables(nn.Module):
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
         """
+        if weight._version != self._pending_version:
+            self._pending = []  # the change has happened
         if self.family is None:
             self.rebuild(weight, bias, generator=generator)
         elif self.codes is None:
@@ -162,10 +168,19 @@ class HashTables(nn.Module):
         self.steps += advance
         self._since_rehash += advance
 
-    def mark_dirty(self, rows: Tensor) -> None:
-        """Says that ``rows`` (int64 (n)) are about to change."""
-        if self.dirty is not None:
-            self.dirty[rows] = True
+    def mark_dirty(self, rows: Tensor, version: int | None = None) -> None:
+        """Says that ``rows`` (int64 (n)) are about to change.
+
+        ``version``, that of the weight now (``weight._version``), keeps the marks through a rehash that
+        comes before the change itself, as when gradients are accumulated over several batches.
+        """
+        if self.dirty is None:
+            return
+        self.dirty[rows] = True
+        if version is not None:
+            if version != self._pending_version:
+                self._pending, self._pending_version = [], version
+            self._pending.append(rows)
 
     def record(self, active: ActiveSet) -> None:
         """Remembers what the last training step computed, for :meth:`stats`."""
@@ -177,12 +192,16 @@ class HashTables(nn.Module):
 
     def _install(self, codes: Tensor) -> None:
         assert self.family is not None
-        self.offsets, self.ids = ops.build_tables(codes, self.family.bits)
         self.codes = codes
-        self._clear_dirty()
-
-    def _clear_dirty(self) -> None:
+        self.offsets = self.ids = None  # the old ones make room
+        self.offsets, self.ids = ops.build_tables(codes, self.family.bits)
         self.dirty = torch.zeros(self.out_features, dtype=torch.bool)
+        self._keep_pending()
+
+    def _keep_pending(self) -> None:
+        assert self.dirty is not None
+        for rows in self._pending:
+            self.dirty[rows] = True
 
     def _finish(self, started: float) -> None:
         self._since_rehash = 0

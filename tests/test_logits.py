@@ -376,7 +376,9 @@ def tail_of(layer, x):
 def test_looking_is_no_training_step():
     layer, _, logits, _ = make(**SAMPLED)
     logits.topk(2)
-    logits.softmax(-1)
+    logits.argmax(-1)
+    with torch.no_grad():
+        logits.softmax(-1)
     assert layer.tables.built and layer.tables.steps == 0
 
 
@@ -452,3 +454,11 @@ def test_unknown_attribute():
     copied = copy.copy(logits)
     assert copied.shape == logits.shape
     assert hash(logits) == hash(logits) and logits in [copied, logits][1:]
+
+
+def test_training_through_to_dense_keeps_the_tables_fresh():
+    options = LSHOptions(K=4, L=8, budget=8, tail=8, rehash_every=2)
+    layer = LSHLinear(16, 200, options=options, sparse=True)
+    x = torch.randn(6, 16)
+    layer(x).to_dense(0.0).sum().backward()
+    assert layer.stats()["steps"] == 1 and layer.stats()["dirty_share"] > 0

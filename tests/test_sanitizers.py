@@ -34,6 +34,8 @@ def program(request, tmp_path_factory):
 def test_kernels_are_clean(program, level):
     environment = {"SLIDE_TORCH_ISA": level, "PATH": "/usr/bin:/bin"}
     run = subprocess.run([str(program)], capture_output=True, text=True, env=environment)
+    if "unexpected memory mapping" in run.stderr:
+        pytest.skip("this kernel's address-space layout is not supported by ThreadSanitizer")
     if "expected one of" in run.stderr and level != "baseline":
         pytest.skip(f"this machine has no {level}")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -255,3 +255,36 @@ def test_rehash_refuses_nan_and_changes_nothing():
         after = dict(tables.named_buffers())
         assert all(torch.equal(after[n], before[n]) for n in before)
         assert tables.family.seed == seed
+
+
+def test_partial_rehash_keeps_other_marks():
+    tables, weight = make_tables(LSHOptions(K=4, L=6))
+    tables.mark_dirty(torch.tensor([1, 2, 3]))
+    tables.rehash(weight, None, rows=torch.tensor([2]))
+    assert tables.dirty.nonzero().flatten().tolist() == [1, 3]
+
+
+def test_marks_outlive_a_rehash_that_comes_before_the_change():
+    """Gradients accumulated over two batches: the rehash falls between the marks and the update."""
+    tables, weight = make_tables(LSHOptions(K=4, L=6, rehash_every=1, rehash_growth=1.0))
+    tables.maintain(weight, None, advance=True, all_rows_move=False)
+    tables.mark_dirty(torch.tensor([5]), weight._version)
+    tables.maintain(weight, None, advance=True, all_rows_move=False)  # rehashes
+    assert tables.dirty.nonzero().flatten().tolist() == [5]
+    tables.mark_dirty(torch.tensor([7]), weight._version)
+    weight[torch.tensor([5, 7])] *= -1.0  # the optimizer's step
+    tables.maintain(weight, None, advance=True, all_rows_move=False)
+    assert not tables.dirty.any()
+    assert torch.equal(tables.codes, tables.family.row_codes(weight, None))
+
+
+def test_retrieve_takes_many_labels_in_linear_time():
+    """Every class a label: positions are found without searching."""
+    N = 200_000
+    codes = torch.zeros(1, 1, dtype=torch.int16)
+    offsets, ids = ops.build_tables(torch.zeros(1, N, dtype=torch.int16), 1)
+    labels = torch.arange(N, dtype=torch.int32)
+    _, active, _, positions, _ = ops.retrieve(
+        codes, offsets, ids, torch.tensor([0, N]), labels, EMPTY, 5, 5, 0
+    )
+    assert torch.equal(active, labels) and torch.equal(positions, labels)

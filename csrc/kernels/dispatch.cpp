@@ -10,10 +10,12 @@ namespace {
 
 bool supported(const KernelTable& table) {
 #if defined(__x86_64__)
-  if (&table == &avx2_kernels) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
+  if (&table == &avx2_kernels) return avx2;
   if (&table == &avx512_kernels)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && avx2;
 #endif
   return &table == &baseline_kernels;
 }

@@ -1,5 +1,6 @@
 // Optimizers on the touched rows of a parameter, read and written once, and the sum of duplicate gradient rows.
-// The limit is memory: Adam moves 24 bytes an element against a division and a square root every 8 lanes.
+// The limit is memory: Adam moves 28 bytes an element, the gradient included, against a division and a square root
+// every 8 lanes.
 
 // gcc turns the lanes into one vsqrtps (given -fno-math-errno); clang has the operation.
 template <class V, class T>
@@ -21,8 +22,8 @@ inline double square_root<double, double>(double x) {
   return __builtin_sqrt(x);
 }
 
-// Asking for scattered rows ahead took 26% off Adam's time at 256 bytes a row (Zen 3, AVX2), 15% at 512, nothing at
-// 1 KiB, and added 20% at 2 KiB, where the hardware does better by itself, and at 4 bytes. 2 to 16 rows measured alike.
+// Asking for scattered rows ahead helps rows of some cache lines; of longer ones the hardware prefetches the rest by
+// itself, and rows of single elements share their lines with their neighbours.
 template <class T>
 inline bool worth_prefetching(int64_t width) {
   const int64_t bytes = width * int64_t(sizeof(T));

@@ -1,6 +1,6 @@
 // Softmax cross entropy where every sample has its own active set (SLIDE's pattern), traversed neuron-major:
 // a weight row comes from memory once a batch and meets every sample that activated it; the inputs of the
-// batch sit in the second-level cache. Sample-major traversal was measured at half the speed.
+// batch sit in the second-level cache.
 
 template <class T>
 inline T dot(const T* a, const T* b, int64_t n) {

@@ -11,8 +11,7 @@ void shared_logits(const SharedProblem<T>& s, const T* packed_input, T* logits, 
     for (int64_t i = 0; i < rows; ++i) {
       a[i] = s.weight + s.rows[u + i] * s.features;
       if (u + i + kTileRows < end)  // the next tile's rows are scattered: the hardware cannot guess them
-        for (int64_t byte = 0; byte < s.features * int64_t(sizeof(T)); byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(s.weight + s.rows[u + i + kTileRows] * s.features) + byte);
+        prefetch_row(s.weight + s.rows[u + i + kTileRows] * s.features, s.features);
     }
     for (int64_t b = 0; b < s.batch; b += N)
       any_tile(a, 1, packed_input + b * s.features, N, s.features, logits + u * s.batch + b, s.batch, false, rows,
@@ -59,7 +58,7 @@ void shared_log_normalizer(const T* logits, int64_t active, int64_t batch, T* lo
   }
 }
 
-// Overwrites logits[u, :] of rows [begin, end) by the loss's derivative but for the labels' share:
+// gradient[u, :] of rows [begin, end): the loss's derivative by the logits but for the labels' share,
 // scale[b] * softmax[u, b]; the labels are subtracted by the caller, who knows where they are.
 template <class T>
 void shared_softmax_gradient(const T* logits, const T* log_normalizer, const T* scale, int64_t batch, T* gradient,

@@ -8,8 +8,6 @@
 namespace slide_torch {
 namespace {
 
-constexpr int64_t kMaxTables = 254;
-
 struct RetrieveInput {
   TablesView tables;
   const int64_t* label_offsets;
@@ -30,11 +28,13 @@ int64_t retrieve_sample(const RetrieveInput& in, const Code* codes, int64_t batc
   const int64_t first = in.label_offsets[sample], last = in.label_offsets[sample + 1];
   for (int64_t i = first; i < last; ++i) {
     const int32_t id = in.label_ids[i];
-    if (!counter.is_excluded(id)) {
-      counter.exclude(id);
-      active.push_back(id);
+    if (counter.is_excluded(id)) {  // listed twice
+      label_positions[i] = static_cast<int32_t>(std::find(active.begin(), active.end(), id) - active.begin());
+      continue;
     }
-    label_positions[i] = static_cast<int32_t>(std::find(active.begin(), active.end(), id) - active.begin());
+    counter.exclude(id);
+    label_positions[i] = static_cast<int32_t>(active.size());
+    active.push_back(id);
   }
   const int64_t room = std::max<int64_t>(in.budget - static_cast<int64_t>(active.size()), 0);
   // Where the buckets are is looked up for all tables first, so that these cache misses overlap; then each bucket is
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
 }
 
 // Transposes sample-major active sets: rows (U) increasing, pair_offsets (U + 1), pair_positions and pair_samples
-// (pairs). Two levels of counting sort: neurons are cut into ranges small enough for the first-level cache.
+// (pairs). Two levels of counting sort: neurons are cut into 256 ranges or fewer, each counted by itself.
 std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tensor active, int64_t neurons) {
   constexpr const char* op = "transpose_active";
   check_tensor(op, "offsets", offsets, ScalarType::Long, {-1});

@@ -52,8 +52,12 @@ constexpr ScalarType scalar_type_of<bool>() {
   return ScalarType::Bool;
 }
 
+// As MAX_CODE_BITS and MAX_TABLES in slide_torch/options.py.
+constexpr int kMaxCodeBits = 24;
+constexpr int64_t kMaxTables = 254;
+
 // Throws "operator: message" when the condition fails. User errors are caught in Python with more to say; these
-// checks keep a direct call of an operator from reading outside its tensors.
+// checks are for direct calls of an operator. (The contents of what build_tables made are trusted.)
 template <class... Parts>
 void check(bool condition, const char* op, const Parts&... parts) {
   if (condition) [[likely]]

@@ -4,8 +4,6 @@
 namespace slide_torch {
 namespace {
 
-constexpr int kMaxCodeBits = 24;
-
 template <class T>
 struct Rows {
   HashInput<T> in;

@@ -6,8 +6,6 @@
 namespace slide_torch {
 namespace {
 
-constexpr int kMaxCodeBits = 24;
-
 template <class Code>
 void build_table(const Code* codes, int64_t neurons, int64_t buckets, int32_t* offsets, int32_t* ids, int32_t* cursor) {
   std::fill(cursor, cursor + buckets, 0);
