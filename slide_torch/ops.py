@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401  (its import registers the operators)
+from . import _C, fused_backward  # type: ignore[attr-defined]  # noqa: F401  (importing _C registers the operators)
 
 _ops = torch.ops.slide_torch
 _fake = torch.library.register_fake
@@ -349,6 +349,13 @@ def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
     )
 
 
+@_fake("slide_torch::shared_cross_entropy_backward_adam_")
+@_fake("slide_torch::sample_cross_entropy_backward_adam_")
+def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
+    has_bias = rest[-10]
+    return torch.empty_like(input), input.new_empty((rows.shape[0] if has_bias else 0,))
+
+
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.scale, ctx.sparse = inputs
     _, logits, log_normalizer = output
@@ -371,29 +378,56 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
     return rows_to_dense(rows, values, neurons)
 
 
-def _gradients(ctx: Any, op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
+def _gradients(ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
+    """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once,
+    and has no gradient then."""
     input, weight, rows = ctx.saved_tensors[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
-    grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, ctx.has_bias)
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     neurons = weight.shape[0]
+    optimizer = fused_backward.optimizer_of(weight) if ctx.sparse and need_weight else None
+    if optimizer is None:
+        grad_input, grad_rows, grad_bias = op(
+            grad_loss, input, weight, rows, *between, ctx.has_bias
+        )
+        grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
+    else:
+        grad_weight = None
+        with torch.no_grad(), optimizer.fused_step(weight) as step:
+            grad_input, grad_bias = fused_op(
+                grad_loss, input, weight, rows, *between, ctx.has_bias, **step
+            )
+            torch.autograd.graph.increment_version((weight, step["exp_avg"], step["exp_avg_sq"]))
     return (
         grad_input if need_input else None,
-        _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None,
+        grad_weight,
         _hand_over(rows, grad_bias, neurons, ctx.sparse) if need_bias else None,
     )
 
 
 def _shared_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, log_weight, label_*(3), logits, log_normalizer
-    found = _gradients(ctx, _ops.shared_cross_entropy_backward, grad_loss, *ctx.saved_tensors[4:])
+    found = _gradients(
+        ctx,
+        _ops.shared_cross_entropy_backward,
+        _ops.shared_cross_entropy_backward_adam_,
+        grad_loss,
+        *ctx.saved_tensors[4:],
+    )
     return (*found, *[None] * 7)
 
 
 def _sample_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, offsets, pair_*(3), log_weight, label_*(3), logits, log_normalizer
     saved = ctx.saved_tensors
-    found = _gradients(ctx, _ops.sample_cross_entropy_backward, grad_loss, *saved[3:7], *saved[8:])
+    found = _gradients(
+        ctx,
+        _ops.sample_cross_entropy_backward,
+        _ops.sample_cross_entropy_backward_adam_,
+        grad_loss,
+        *saved[3:7],
+        *saved[8:],
+    )
     return (*found, *[None] * 11)
 
 

@@ -105,6 +105,13 @@ def backward_samples(pattern):
         yield (grad, x, weight, *active, *tail, logits, log_normalizer, bias is not None)
 
 
+def fused_samples(pattern):
+    for arguments in backward_samples(pattern):
+        weight = arguments[2]
+        moments = randn(*weight.shape, dtype=weight.dtype), torch.rand_like(weight)
+        yield (*arguments, *moments, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, False)
+
+
 def retrieve_samples():
     table_offsets, table_ids = ops.build_tables(codes(), K)
     tail = torch.tensor([1, 30], dtype=torch.int32)
@@ -127,8 +134,10 @@ SAMPLES = {
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
     "shared_cross_entropy": lambda: loss_samples("shared"),
     "shared_cross_entropy_backward": lambda: backward_samples("shared"),
+    "shared_cross_entropy_backward_adam_": lambda: fused_samples("shared"),
     "sample_cross_entropy": lambda: loss_samples("sample"),
     "sample_cross_entropy_backward": lambda: backward_samples("sample"),
+    "sample_cross_entropy_backward_adam_": lambda: fused_samples("sample"),
     "rows_to_dense": lambda: [
         (torch.tensor([0, 3, 39]), randn(3, *rest, dtype=dtype), N)
         for rest in ((), (D,))

@@ -65,6 +65,7 @@ struct SampleProblem {
   const int64_t* pair_offsets;
   const int32_t* pair_positions;
   const int32_t* pair_samples;
+  int64_t active;
   int64_t features;
 };
 
@@ -76,6 +77,7 @@ struct RowUpdate {
   T* state[2];
   const int64_t* rows;
   const T* gradient;
+  int64_t count;
   int64_t width;
 };
 
