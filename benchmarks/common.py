@@ -21,7 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from classifier import check_outputs, draw, loss_of, machine, print_table, resident_gb
+from classifier import (
+    Classifier,
+    check_outputs,
+    draw,
+    loss_of,
+    machine,
+    print_table,
+    resident_gb,
+    save_checkpoint,
+)
 
 from slide_torch.optim_ops import advise_hugepages_, touch_rows_
 
@@ -29,6 +38,7 @@ __all__ = [
     "FEATURES",
     "HIDDEN",
     "LABELS",
+    "Classifier",
     "Memory",
     "Worker",
     "argument_parser",
@@ -45,6 +55,7 @@ __all__ = [
     "print_table",
     "random_rows",
     "resident_gb",
+    "save_checkpoint",
 ]
 
 FEATURES, LABELS = 135_909, 670_091  # Amazon-670K's shape

@@ -2,10 +2,11 @@
 
     python benchmarks/scaling.py --json benchmarks/results/scaling.json
 
-One size varies at a time around N = 100,000, d = 128, batch 128. A step is forward, loss, backward and the
-optimizer's update of the layer. Contenders: LSHLinear with row-sparse gradients and slide_torch.optim.Adam,
-``lsh_shared`` (the defaults) and ``lsh_per_sample``; dense torch with its fused Adam, ``dense``
-(F.linear and F.cross_entropy) and ``dense_linear_cross_entropy`` (F.linear_cross_entropy, which keeps no (B, N) matrix).
+One size varies at a time around N = 100,000, d = 128, batch 128. A step is forward, loss, backward and
+the optimizer's update of the layer. Contenders: LSHLinear with row-sparse gradients and
+slide_torch.optim.Adam, ``lsh_shared`` (the defaults) and ``lsh_per_sample``; dense torch with its fused
+Adam, ``dense`` (F.linear and F.cross_entropy) and ``dense_linear_cross_entropy``
+(F.linear_cross_entropy, which keeps no (B, N) matrix).
 LSH steps bear the tables' upkeep: a rehash of as many rows as 50 steps touch, and now and then a rebuild,
 measured, divided by 50. Inputs, labels and weights are random: active sets overlap less than on real
 data, which is in dense's favour; speed only, no accuracy.
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="most for a contender at a point"
     )
+    parser.add_argument("--largest", type=int, default=10_000_000, help="N of the largest point")
     args = parse(parser)
     base = Point(threads=args.threads)
     neurons = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
@@ -213,7 +215,7 @@ def main() -> None:
         )
         neurons, widths, batches = (3_000, 10_000), (128,), (16,)
     variants = [
-        *(dataclasses.replace(base, neurons=n) for n in neurons),
+        *(dataclasses.replace(base, neurons=n) for n in neurons if n <= args.largest),
         *(dataclasses.replace(base, width=d) for d in widths),
         *(dataclasses.replace(base, batch=b) for b in batches),
         *(dataclasses.replace(base, threads=t) for t in (1, args.threads)),
@@ -254,7 +256,8 @@ def main() -> None:
 
 
 def line(result: dict) -> str:
-    where = f"N {result['neurons']:,}, d {result['width']}, batch {result['batch']}, threads {result['threads']}"
+    where = f"N {result['neurons']:,}, d {result['width']}, batch {result['batch']}"
+    where += f", threads {result['threads']}"
     ms = (f"{n} {'does not fit' if v is None else f'{v:.1f} ms'}" for n, v in result["ms"].items())
     return f"{where}: {', '.join(ms)}"
 

@@ -99,7 +99,7 @@ def touch_rows_(tensor: Tensor, rows: Tensor, *, write: bool) -> Tensor:
     """Reads ``rows (U)``, increasing, of ``tensor (N, d)``, or inverts every bit of them (twice is as
     before), and does nothing else: the memory bound of operators on the same rows.
 
-    Returns the exclusive or of the 8-byte words read, int64 (1).
+    Returns the exclusive or of the bits of all numbers read, int64 (1).
     """
     seen = torch.ops.slide_torch.touch_rows_(tensor, rows, write)
     if write:

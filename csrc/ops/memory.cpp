@@ -36,34 +36,24 @@ void advise_hugepages_(Tensor t) {
   advise_hugepages(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
 }
 
-// Reads `rows` of t and nothing more, or inverts every bit of them: what memory can do for operators that read, or read
-// and write, the same rows (benchmarks/). Returns the exclusive or of all words read, (1), so that they are read
-// indeed.
+// Reads `rows` of t (N, d) and nothing more, or inverts every bit of them: what memory can do for operators that read,
+// or read and write, the same rows (benchmarks/). Returns the exclusive or of all numbers' bits, (1).
 Tensor touch_rows_(Tensor t, Tensor rows, bool write) {
   constexpr const char* op = "touch_rows_";
-  check(t.is_cpu() && t.is_contiguous() && t.dim() == 2, op, "t: expected a contiguous CPU tensor with two dimensions");
-  check_tensor(op, "rows", rows, ScalarType::Long, {-1});
-  check_rows(op, data<int64_t>(rows), rows.numel(), t.size(0));
-  const int64_t bytes = t.size(1) * static_cast<int64_t>(t.element_size()), words = bytes / 8;
-  check(bytes % 8 == 0, op, "t: expected rows of a multiple of 8 bytes, got ", bytes);
-  constexpr int64_t kAhead = 8, kLine = 8;  // rows asked for ahead; words of a cache line
-  const int64_t* row = data<int64_t>(rows);
-  uint64_t* const memory = static_cast<uint64_t*>(write ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr()));
-  std::atomic<uint64_t> all{0};
-  parallel_for(0, rows.numel(), grain(words), [&](int64_t first, int64_t last) {
-    uint64_t seen = 0;
-    for (int64_t u = first; u < last; ++u) {
-      const uint64_t* ahead = memory + row[u + kAhead < last ? u + kAhead : u] * words;
-      for (int64_t i = 0; i < words; i += kLine) __builtin_prefetch(ahead + i);
-      uint64_t* word = memory + row[u] * words;
-      for (int64_t i = 0; i < words; ++i) seen ^= word[i];
-      for (int64_t i = 0; write && i < words; ++i) word[i] = ~word[i];
-    }
-    all ^= seen;
+  return dispatch_real(op, t.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    check_tensor(op, "t", t, scalar_type_of<T>(), {-1, -1});
+    check_tensor(op, "rows", rows, ScalarType::Long, {-1});
+    const int64_t count = rows.numel(), width = t.size(1);
+    check_rows(op, data<int64_t>(rows), count, t.size(0));
+    std::atomic<int64_t> seen{0};
+    parallel_for(0, count, grain(width), [&](int64_t first, int64_t last) {
+      seen ^= real_kernels<T>().touch_rows(mutable_data<T>(t), data<int64_t>(rows), width, write, first, last);
+    });
+    Tensor result = empty({1}, ScalarType::Long);
+    *mutable_data<int64_t>(result) = seen.load();
+    return result;
   });
-  Tensor result = empty({1}, ScalarType::Long);
-  *mutable_data<int64_t>(result) = static_cast<int64_t>(all.load());
-  return result;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
