@@ -25,8 +25,10 @@ from classifier import (
     Classifier,
     check_outputs,
     draw,
+    labels_of,
     loss_of,
     machine,
+    predict,
     print_table,
     resident_gb,
     save_checkpoint,
@@ -47,10 +49,12 @@ __all__ = [
     "bound_ms",
     "finish",
     "generate_batches",
+    "labels_of",
     "loss_of",
     "median",
     "milliseconds",
     "parse",
+    "predict",
     "print_rates",
     "print_table",
     "random_rows",
@@ -240,7 +244,9 @@ class Worker:
     def __init__(
         self, target: Callable, *arguments: Any, environment: dict[str, str] | None = None
     ) -> None:
-        context = multiprocessing.get_context("spawn")
+        # a server that has imported torch once and never computed: forks of it start at once and are clean
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "slide_torch"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, environment or {}, target, arguments), daemon=True

@@ -388,7 +388,7 @@ def start_levels(levels: list[str], *arguments) -> tuple[dict[str, Worker], dict
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, "20,000 neurons, one round")
+    parser = argument_parser(__doc__, "4,000 neurons, one round")
     parser.add_argument("--neurons", type=int, default=LABELS)
     parser.add_argument("--active", type=int, default=3_840, help="per sample")
     parser.add_argument("--rounds", type=int, default=9)
@@ -396,7 +396,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
     args = parse(parser)
     if args.quick:
-        args.neurons, args.active, args.rounds = 20_000, 200, 1
+        args.neurons, args.active, args.rounds = 4_000, 50, 1
     workers, missing = start_levels(args.levels, args.neurons, args.active, args.seed)
     if not workers:
         raise SystemExit("no level to measure")

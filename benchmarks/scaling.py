@@ -56,8 +56,10 @@ class Point:
         weights = 4 * self.neurons * self.width
         if contender in PATTERNS:  # weight, moments; tables, codes, and both again in the making
             tables = 50 * self.neurons * 6
-            pairs = self.batch * (2048 if contender == "lsh_per_sample" else 16)
-            return (3 * weights + 1.5 * tables + 16 * self.width * pairs) / 2**30
+            pairs = self.batch * 2048 if contender == "lsh_per_sample" else 0
+            rows = min(self.neurons, pairs or 1024 + 17 * self.batch)
+            logits = 40 * pairs or 8 * rows * self.batch
+            return (3 * weights + 1.5 * tables + 16 * self.width * rows + logits) / 2**30
         logits = 12 * self.batch * self.neurons if contender == "dense" else 0
         return (4 * weights + logits) / 2**30
 

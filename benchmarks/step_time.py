@@ -190,10 +190,10 @@ CONTENDERS = (
 )
 
 
-def memory(threads: int):
+def memory(threads: int, labels: int):
     """The contender that measures the memory itself."""
     torch.set_num_threads(threads)
-    return Memory().turn
+    return Memory(labels).turn
 
 
 def byte_bounds(result: dict, labels: int) -> list[dict]:
@@ -220,14 +220,14 @@ def byte_bounds(result: dict, labels: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, "20,000 labels, one round, without bf16 and compile")
+    parser = argument_parser(__doc__, "4,000 labels, one round, without bf16 and compile")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--labels", type=int, default=LABELS)
     parser.add_argument("--only", nargs="*", default=CONTENDERS, choices=CONTENDERS)
     args = parse(parser)
     if args.quick:
-        args.labels, args.rounds = 20_000, 1
+        args.labels, args.rounds = 4_000, 1
         args.only = [name for name in args.only if name not in ("dense_bf16", "dense_compile")]
     workers, failed, answers = {}, {}, {}
     for name in args.only:
@@ -245,7 +245,7 @@ def main() -> None:
             workers.pop(name, None)
             print(f"{name}: {failed[name]}", flush=True)
     answers |= {name: [] for name in workers}
-    meter, turns = Worker(memory, args.threads), []
+    meter, turns = Worker(memory, args.threads, args.labels), []
     for _ in range(args.rounds):
         turns.append(meter.run())
         for name, worker in workers.items():
