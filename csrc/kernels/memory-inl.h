@@ -1,7 +1,7 @@
 // What memory can do for operators that read, or read and write, scattered rows: a measure to hold them against.
 
 // Exclusive or of all numbers' bits in rows [begin, end) of table (any, width); `write` inverts every bit of them.
-// A line is asked for with each line read, not a row's lines at once: 40% more bytes a second on Zen 3.
+// Some rows ahead are asked for, a line with each line read.
 template <class T>
 int64_t touch_rows(T* table, const int64_t* rows, int64_t width, bool write, int64_t begin, int64_t end) {
   using Int = typename IntegerOf<T>::type;
