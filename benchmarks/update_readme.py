@@ -67,19 +67,51 @@ def step_time() -> str:
     return f"{markdown(columns, rows)}\n\n{where}.{missing}"
 
 
+def scaling() -> str:
+    record = json.loads((RESULTS / "scaling.json").read_text())
+    rows = [
+        [
+            f"{c['width']:,}",
+            f"{c['batch']:,}",
+            f"{c['neurons']:,}" if c["neurons"] else f"over {c['largest_tried']:,}",
+            f"{c['dense_ms']:.1f}" if c["neurons"] else "",
+            f"{c['lsh_ms']:.1f}" if c["neurons"] else "",
+        ]
+        for c in record["crossovers"]
+    ]
+    columns = [
+        "width d",
+        "batch",
+        "LSHLinear is faster from N =",
+        "dense there, ms/step",
+        "LSHLinear",
+    ]
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return f"{markdown(columns, rows)}\n\n{where}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = ROOT / "README.md"
     text = old = readme.read_text()
-    for make in (quickstart, equal_steps, step_time):
+    missing = []
+    for make in (quickstart, equal_steps, step_time, scaling):
         name = make.__name__
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        try:
+            block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        except FileNotFoundError as error:
+            missing.append(f"{name} stays as it is: no {error.filename}")
+            continue
         text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
         if count != 1:
             sys.exit(f"README.md: expected one {name} block, found {count}")
+    for line in missing:
+        print(line)
+    if args.check and missing:
+        sys.exit("records are missing: make bench, make figures")
     if args.check and text != old:
         sys.exit("README.md differs from the records: run benchmarks/update_readme.py")
     readme.write_text(text)

@@ -86,6 +86,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
 
   // memory.cpp
   m.def("advise_hugepages_(Tensor(a!) t) -> ()");
+  m.def("touch_rows_(Tensor(a!) t, Tensor rows, bool write) -> Tensor");
 
   // misc.cpp
   m.def("instruction_set() -> str");

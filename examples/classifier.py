@@ -4,6 +4,7 @@ head and a dense head, exact evaluation, the table and the plot."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import platform
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,29 +72,23 @@ class Run:
         return float(np.median(self.step_ms))
 
 
+def resident_gb(key: str = "VmRSS") -> float:
+    """Resident gigabytes (VmRSS) of this process, or their peak (VmHWM); NaN but on Linux."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return float("nan")
+
+
 def reset_peak_memory() -> float:
-    """Forgets the peak so far and returns the resident gigabytes now (Linux; 0 elsewhere)."""
+    """Forgets the peak so far and returns the resident gigabytes now."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        return _status_gb("VmRSS")
-    except OSError:
-        return 0.0
-
-
-def peak_memory() -> float:
-    """Largest resident gigabytes since :func:`reset_peak_memory`."""
-    try:
-        return _status_gb("VmHWM")
-    except OSError:
-        return float("nan")
-
-
-def _status_gb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 2**20
-    raise OSError(f"{key} is not in /proc/self/status")
+    return resident_gb()
 
 
 @torch.no_grad()
@@ -174,7 +170,7 @@ def train(
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             done = seconds is not None and run.seconds >= seconds
             if done or evaluate_every(run.steps):
-                run.peak_gb = max(run.peak_gb, peak_memory() - base)
+                run.peak_gb = max(run.peak_gb, resident_gb("VmHWM") - base)
                 score = precision_at_1(predict(model, validation, 1), validation_labels)
                 run.curve.append((run.seconds, run.steps, score))
                 reset_peak_memory()
@@ -182,25 +178,38 @@ def train(
                 bar.close()
                 return
         epoch += 1
-    run.peak_gb = max(run.peak_gb, peak_memory() - base)
+    run.peak_gb = max(run.peak_gb, resident_gb("VmHWM") - base)
     if not run.curve or run.curve[-1][1] != run.steps:
         score = precision_at_1(predict(model, validation, 1), validation_labels)
         run.curve.append((run.seconds, run.steps, score))
 
 
-def machine_line(seed: int) -> str:
-    """Machine, threads, versions and seed, for quoting beside any number."""
+def machine() -> dict[str, Any]:
+    """What a figure must be quoted with."""
     cpu = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
                 break
-    except OSError:
-        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "slide_torch": __version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def machine_line(seed: int) -> str:
+    """The machine in a line, for quoting beside any number."""
+    of = machine()
     return (
-        f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores, {instruction_set()}, "
-        f"torch {torch.__version__}, slide_torch {__version__}, seed {seed}"
+        f"{of['cpu']}, {of['threads']} of {of['cores']} cores, {of['instruction_set']}, "
+        f"torch {of['torch']}, slide_torch {of['slide_torch']}, seed {seed}"
     )
 
 
@@ -217,32 +226,44 @@ def print_table(columns: list[str], lines: list[list[str]]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def plot(runs: list[Run], title: str, path: Path) -> None:
-    """P@1 on validation rows against seconds of training, one curve a contender."""
+def draw(path: Path, paint: Callable[[Any], None], size: tuple[float, float] = (7, 4.2)) -> None:
+    """Lets ``paint`` fill the axes of a figure and saves it; without matplotlib, says that it did not."""
     try:
         import matplotlib
     except ImportError:
-        print('no plot: matplotlib is missing: pip install --no-build-isolation ".[examples]"')
+        print(
+            f"{path}: not drawn, matplotlib is missing: "
+            'pip install --no-build-isolation ".[examples]"'
+        )
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=120)
-    for run in runs:
-        seconds = [0.0, *[point[0] for point in run.curve]]
-        scores = [0.0, *[point[2] for point in run.curve]]
-        label = f"{run.name} ({run.ms_step:.0f} ms a step)"
-        axes.plot(seconds, scores, marker="o", markersize=3, label=label)
-    axes.set_xlabel("seconds of training")
-    axes.set_ylabel("P@1 on validation rows")
-    axes.set_title(title)
-    axes.set_ylim(bottom=0)
+    figure, axes = plt.subplots(figsize=size, dpi=120)
+    paint(axes)
     axes.grid(alpha=0.3)
-    axes.legend()
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
-    print(f"plot: {path}")
+    print(f"picture: {path}")
+
+
+def plot(runs: list[Run], title: str, path: Path) -> None:
+    """P@1 on validation rows against seconds of training, one curve a contender."""
+
+    def paint(axes: Any) -> None:
+        for run in runs:
+            seconds = [0.0, *[point[0] for point in run.curve]]
+            scores = [0.0, *[point[2] for point in run.curve]]
+            label = f"{run.name} ({run.ms_step:.0f} ms a step)"
+            axes.plot(seconds, scores, marker="o", markersize=3, label=label)
+        axes.set_xlabel("seconds of training")
+        axes.set_ylabel("P@1 on validation rows")
+        axes.set_title(title)
+        axes.set_ylim(bottom=0)
+        axes.legend()
+
+    draw(path, paint)
 
 
 def check_outputs(parser: argparse.ArgumentParser, *paths: Path | None) -> None:

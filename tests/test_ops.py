@@ -17,6 +17,7 @@ CHECKED_ELSEWHERE = {
     "adagrad_rows_": "test_optim.py",
     "coalesce_rows": "test_optim.py",
     "advise_hugepages_": "test_optim.py",
+    "touch_rows_": "test_optim.py",
 }
 
 ALL_CHECKS = (

@@ -4,6 +4,7 @@
 //
 #include "hashing-inl.h"
 #include "matmul-inl.h"
+#include "memory-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
 //
@@ -36,5 +37,6 @@ constexpr RealKernels<T> kernels_of() {
           adam_rows<T>,
           sgd_rows<T>,
           adagrad_rows<T>,
-          sum_rows<T>};
+          sum_rows<T>,
+          touch_rows<T>};
 }

@@ -156,6 +156,7 @@ struct RealKernels {
   void (*sgd_rows)(const RowUpdate<T>&, const SgdScalars<T>&, int64_t begin, int64_t end);
   void (*adagrad_rows)(const RowUpdate<T>&, T lr, T eps, T sign, int64_t begin, int64_t end);
   void (*sum_rows)(const RowSum<T>&, T* out, int64_t begin, int64_t end);
+  int64_t (*touch_rows)(T* table, const int64_t* rows, int64_t width, bool write, int64_t begin, int64_t end);
 };
 
 struct KernelTable {
