@@ -260,6 +260,21 @@ def sample_cross_entropy_backward(p: Problem) -> Case:
     )
 
 
+@case
+def sample_cross_entropy_backward_adam_(p: Problem) -> Case:
+    x, weight, _, rows, *active, _, _, _, _, _, _ = arguments = sample_arguments(p)
+    places = arguments[-5:-2]
+    _, *kept = torch.ops.slide_torch.sample_cross_entropy(*arguments)
+    grad_loss = torch.full((p.batch,), 1 / p.batch)
+    backward = torch.ops.slide_torch.sample_cross_entropy_backward_adam_
+    adam = torch.zeros_like(weight), torch.zeros_like(weight), 1e-9, 0.9, 0.999, 1e-8, 0.0, 5, False
+    return Case(
+        lambda: backward(grad_loss, x, weight, rows, *active, *places, *kept, True, *adam),
+        {"row_update": 6 * p.row_bytes(rows)},
+        4 * p.sample.active.numel() * p.width,
+    )
+
+
 # --- gradients and optimizers ------------------------------------------------------------------------
 
 

@@ -8,9 +8,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam
-from torch import nn
 
 D, N, B = 20, 500, 12
 SHARED = LSHOptions(tail=30, K=4, L=8)
@@ -132,7 +133,7 @@ def test_two_losses_of_one_weight_are_refused_by_torch():
     optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
     x, y = torch.randn(B, D), torch.arange(B)
     losses = F.cross_entropy(net(x), y) + F.cross_entropy(net(x), y + 1)
-    with pytest.raises(RuntimeError, match="modified by an inplace|one backward between"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace|one backward between"):
         losses.backward()
     assert optimizer
 
