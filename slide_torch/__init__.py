@@ -6,6 +6,7 @@ from .linear import LSHLinear
 from .logits import SampledLogits
 from .ops import instruction_set
 from .options import LSHOptions
+from .persistence import load_sampler_state, sampler_state
 from .tables import HashTables
 
 __version__ = "0.1.0"
@@ -18,6 +19,8 @@ __all__ = [
     "convert_",
     "functional",
     "instruction_set",
+    "load_sampler_state",
     "metrics",
     "optim",
+    "sampler_state",
 ]

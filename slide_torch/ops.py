@@ -366,7 +366,7 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
         return torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
         )
-    if rows.shape[0] == neurons:
+    if isinstance(rows.shape[0], int) and rows.shape[0] == neurons:  # a SymInt is not known
         return values
     return rows_to_dense(rows, values, neurons)
 

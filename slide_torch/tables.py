@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import time
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,19 @@ from .options import LSHOptions
 
 if TYPE_CHECKING:
     from .sampling import ActiveSet
+
+
+_HANDLES = itertools.count()
+_TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDictionary()
+
+# Counters of the schedule, kept by sampler_state.
+_SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_since_rehash")
+
+# Options that may differ between the layer that was saved and the one that goes on.
+_NOT_IN_CODES = frozenset(
+    ("pattern", "budget", "tail", "correction", "bucket_cap")
+    + ("rehash_every", "rehash_growth", "rebuild_every")
+)
 
 
 def draw_seed(generator: torch.Generator | None = None) -> int:
@@ -51,7 +67,22 @@ class HashTables(nn.Module):
         for name in ("codes", "offsets", "ids", "dirty"):
             self.register_buffer(name, None, persistent=False)
         self.family: HashFamily | None = None
+        self._enroll()
         self.clear()
+
+    def _enroll(self) -> None:
+        """Takes a number by which compiled graphs, that hold no objects, find these tables."""
+        self.handle = next(_HANDLES)
+        _TABLES[self.handle] = self
+
+    @staticmethod
+    def of_handle(handle: int) -> HashTables:
+        """The tables whose ``handle`` this is, in this process."""
+        return _TABLES[handle]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._enroll()  # a copy is not its original
 
     def clear(self) -> None:
         """Forgets tables, functions and schedule; the next use builds anew."""
@@ -78,9 +109,14 @@ class HashTables(nn.Module):
     @property
     def uses_tables(self) -> bool:
         """Whether anything is retrieved: not if nothing, or everything, is active."""
+        return self.options.budget != 0 and not self.exact
+
+    @property
+    def exact(self) -> bool:
+        """Whether every neuron is active."""
         options = self.options
         assert isinstance(options.budget, int) and isinstance(options.tail, int)
-        return 0 < options.budget < self.out_features and options.tail < self.out_features
+        return options.budget >= self.out_features or options.tail >= self.out_features
 
     @torch.no_grad()
     def rebuild(
@@ -206,6 +242,71 @@ class HashTables(nn.Module):
     def _finish(self, started: float) -> None:
         self._since_rehash = 0
         self.upkeep_seconds += time.perf_counter() - started
+
+    def sampler_state(self, weight: Tensor) -> dict[str, Any]:
+        """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight``."""
+        changing = self._pending if weight._version == self._pending_version else []
+        return {
+            "format": 1,
+            "options": dataclasses.asdict(self.options),
+            "shape": (self.out_features, self.in_features, self.has_bias),
+            "seed": None if self.family is None else self.family.seed,
+            "functions": {} if self.family is None else dict(self.family.named_buffers()),
+            "codes": self.codes,
+            "dirty": None if self.dirty is None else self.dirty.nonzero().flatten(),
+            "changing": torch.cat(changing) if changing else None,
+            "schedule": {name: getattr(self, name) for name in _SCHEDULE},
+            "last": dict(self._last),
+        }
+
+    def load_sampler_state(self, state: dict[str, Any], weight: Tensor) -> None:
+        """Takes up what :meth:`sampler_state` returned; ``weight`` is the one loaded beside it.
+
+        Raises:
+            ValueError: it is of tables with other options or of another shape; nothing is changed.
+        """
+        family = self._check_sampler_state(state)
+        self.clear()
+        self.family = family
+        if state["codes"] is not None:
+            self._install(state["codes"].clone())
+            assert self.dirty is not None
+            self.dirty[state["dirty"]] = True
+        if state["changing"] is not None:
+            self._pending, self._pending_version = [state["changing"].clone()], weight._version
+        self._last = dict(state["last"])
+        for name in _SCHEDULE:
+            setattr(self, name, state["schedule"][name])
+
+    def _check_sampler_state(self, state: dict[str, Any]) -> HashFamily | None:
+        """The saved hash family, if the state fits these tables."""
+        where = "HashTables.load_sampler_state"
+        if not isinstance(state, dict) or state.get("format") != 1:
+            raise ValueError(
+                f"{where}: state: expected what sampler_state returned (format 1), "
+                f"got {state.get('format') if isinstance(state, dict) else type(state).__name__}"
+            )
+        shape = (self.out_features, self.in_features, self.has_bias)
+        if tuple(state["shape"]) != shape:
+            raise ValueError(
+                f"{where}: state: expected (out_features, in_features, bias) {shape}, "
+                f"got {tuple(state['shape'])}: make the layer with the sizes that were saved"
+            )
+        own, saved = dataclasses.asdict(self.options), state["options"]
+        for name in own.keys() - _NOT_IN_CODES:
+            if saved.get(name) != own[name]:
+                raise ValueError(
+                    f"{where}: options.{name}: expected {own[name]!r}, that of these tables, got "
+                    f"{saved.get(name)!r}: make the layer with the options that were saved"
+                )
+        if state["seed"] is None:
+            return None
+        family = make_family(
+            self.options, self.in_features, has_bias=self.has_bias, seed=state["seed"]
+        )
+        for name, value in state["functions"].items():
+            setattr(family, name, None if value is None else value.clone())
+        return family
 
     def memory_bytes(self) -> int:
         """Bytes of the tables and of what keeps them fresh."""

@@ -253,7 +253,7 @@ def test_defective_input_spoils_its_own_row_only(pattern, everything, value):
     assert losses[2].isnan() and theirs[2].isnan()
     if not everything:
         torch.manual_seed(5)
-        labels, _ = as_labels(y, y.shape, N, x.dtype, -100)
+        labels = as_labels(y, y.shape, N, x.dtype, -100)
         active = draw_active_set(layer.tables, x.detach(), labels)
         mask = torch.zeros(B, N, dtype=torch.bool)
         if isinstance(active, SharedActiveSet):
