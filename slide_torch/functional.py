@@ -134,6 +134,7 @@ def lsh_linear_cross_entropy(
     return losses.sum() / labels.probabilities.sum()
 
 
+@torch.compiler.disable
 def draw_step(
     tables: HashTables,
     input: Tensor,

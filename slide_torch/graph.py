@@ -2,7 +2,8 @@
 
 Upkeep and sampling are Python whose every step depends on data. Compiled graphs call it as a whole: it
 takes and gives tensors, finds the tables by their handle, and draws from torch's global generator just as
-in eager mode, so that losses and gradients are those of eager mode, bit for bit.
+in eager mode, so that losses and gradients are those of eager mode. Each call takes a ticket of its own, a
+counter that the graph advances: compilers merge calls of equal arguments, and two draws are not one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from . import functional
 from .sampling import ActiveSet, Labels, SampleActiveSets, SharedActiveSet
 from .tables import HashTables
 
+_OUTPUTS = (
+    *("label_offsets", "label_ids", "probabilities", "label_places", "rows", "log_weight"),
+    *("offsets", "active", "pair_offsets", "pair_positions", "pair_samples"),
+)
 torch.library.define(
     "slide_torch::draw_step",
-    "(Tensor input, Tensor weight, Tensor? bias, Tensor target, int[] leading, Tensor? class_weight, "
-    "int ignore_index, bool moving, bool sparse, int tables) -> Tensor[]",
-    # it draws random numbers: two equal calls are not one, and none is moved before another
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor target, SymInt[] leading, Tensor? class_weight, "
+    "int ignore_index, bool moving, bool sparse, int tables, Tensor ticket) -> ("
+    + ", ".join(f"Tensor {name}" for name in _OUTPUTS)
+    + ")",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
 )
 
@@ -40,6 +46,7 @@ def draw_step(
     generator: None,
 ) -> tuple[Labels, ActiveSet]:
     """As :func:`slide_torch.functional.draw_step`, for tracing; statistics stay in the tables."""
+    tables.draws.add_(1)
     found = torch.ops.slide_torch.draw_step(
         input,
         linear_weight,
@@ -51,19 +58,16 @@ def draw_step(
         moving,
         sparse,
         tables.handle,
+        tables.draws.clone(),
     )
-    label_offsets, label_ids, probabilities, label_places, *rest = found
+    label_offsets, label_ids, probabilities, label_places, rows, log_weight, *by_sample = found
     labels = Labels(label_offsets, label_ids, probabilities)
-    log_weight = rest.pop() if _has_log_weight(tables) else None
-    # what the step counted is in tables.stats() already
-    kind = SharedActiveSet if _is_shared(tables) else SampleActiveSets
-    return labels, kind(
-        *rest,
-        log_weight=log_weight,
-        label_places=label_places,
-        active_per_sample=0.0,
-        ids_read=0,
-    )
+    if not _has_log_weight(tables):
+        log_weight = None
+    # 0: what the step counted is in tables.stats() already
+    if _is_shared(tables):
+        return labels, SharedActiveSet(rows, log_weight, label_places, 0.0, 0)
+    return labels, SampleActiveSets(rows, *by_sample, log_weight, label_places, 0.0, 0)
 
 
 def _is_shared(tables: HashTables) -> bool:
@@ -86,7 +90,8 @@ def _draw_step(
     moving: bool,
     sparse: bool,
     handle: int,
-) -> list[Tensor]:
+    ticket: Tensor,
+) -> tuple[Tensor, ...]:
     labels, active = functional.draw_step(
         HashTables.of_handle(handle),
         input,
@@ -102,14 +107,18 @@ def _draw_step(
     )
     # The graph may reuse the memory of what it is given, so it gets nothing that the tables keep (rows),
     # nor one tensor twice (ids and places, where every neuron is active).
-    tensors = [labels.offsets, labels.ids.clone(), labels.probabilities, active.label_places]
-    tensors.append(active.rows.clone())
+    found = {
+        "label_offsets": labels.offsets,
+        "label_ids": labels.ids.clone(),
+        "probabilities": labels.probabilities,
+        "label_places": active.label_places,
+        "rows": active.rows.clone(),
+        "log_weight": active.log_weight,
+    }
     if isinstance(active, SampleActiveSets):
-        tensors += [active.offsets, active.active]
-        tensors += [active.pair_offsets, active.pair_positions, active.pair_samples]
-    if active.log_weight is not None:
-        tensors.append(active.log_weight)
-    return tensors
+        for name in _OUTPUTS[6:]:
+            found[name] = getattr(active, name)
+    return tuple(input.new_empty(0) if (t := found.get(n)) is None else t for n in _OUTPUTS)
 
 
 @torch.library.register_fake("slide_torch::draw_step")
@@ -124,21 +133,30 @@ def _(
     moving: Any,
     sparse: Any,
     handle: Any,
+    ticket: Any,
 ) -> Any:
     tables = HashTables.of_handle(handle)
     context = torch.library.get_ctx()
     labels, rows = context.new_dynamic_size(), context.new_dynamic_size()
 
+    batch = input.shape[0]
+    shared = _is_shared(tables)
+    pairs = 0 if shared else context.new_dynamic_size()
+    weighted = rows if shared else pairs
+
     def made(size: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         return input.new_empty((size,), dtype=dtype)
 
-    offsets = input.shape[0] + 1
-    tensors = [made(offsets), made(labels), made(labels, input.dtype), made(labels), made(rows)]
-    weighted = rows
-    if not _is_shared(tables):
-        weighted = pairs = context.new_dynamic_size()
-        tensors += [made(offsets), made(pairs, torch.int32), made(rows + 1)]
-        tensors += [made(pairs, torch.int32), made(pairs, torch.int32)]
-    if _has_log_weight(tables):
-        tensors.append(made(weighted, input.dtype))
-    return tensors
+    return (
+        made(batch + 1),
+        made(labels),
+        made(labels, input.dtype),
+        made(labels),
+        made(rows),
+        made(weighted if _has_log_weight(tables) else 0, input.dtype),
+        made(0 if shared else batch + 1),
+        made(pairs, torch.int32),
+        made(0 if shared else rows + 1),
+        made(pairs, torch.int32),
+        made(pairs, torch.int32),
+    )

@@ -90,7 +90,7 @@ class SampledLogits:
             sizes = tuple(shape if shape is not None else sizes[0])
         N = self._layer.out_features
         leading = self.shape[:-1].numel()
-        known = math.prod(size for size in sizes[:-1] if size != -1)
+        known = math.prod([size for size in sizes[:-1] if size != -1])
         free = sizes[:-1].count(-1)
         fits = known == leading if not free else free == 1 and known and leading % known == 0
         if not sizes or not fits or not (sizes[-1] == N or (sizes[-1] == -1 and not free)):
@@ -228,6 +228,7 @@ class SampledLogits:
         dense = values.new_full((values.shape[0], self._layer.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
+    @torch.compiler.disable  # every step of it depends on data
     def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
         """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
         ``trains`` says that a loss may be made of them."""

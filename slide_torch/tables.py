@@ -55,6 +55,7 @@ class HashTables(nn.Module):
     offsets: Tensor | None
     ids: Tensor | None
     dirty: Tensor | None
+    draws: Tensor
 
     def __init__(
         self, options: LSHOptions, out_features: int, in_features: int, *, has_bias: bool
@@ -66,6 +67,8 @@ class HashTables(nn.Module):
         self.has_bias = has_bias
         for name in ("codes", "offsets", "ids", "dirty"):
             self.register_buffer(name, None, persistent=False)
+        # how often compiled graphs have drawn, see graph.py
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64), persistent=False)
         self.family: HashFamily | None = None
         self._enroll()
         self.clear()
