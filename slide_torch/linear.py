@@ -188,7 +188,10 @@ class LSHLinear(nn.Linear):
         return linear
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, sparse={self.sparse}, options={self.options}"
+        return (
+            f"{super().extra_repr()}, sparse={self.sparse}, options={self.options}, "
+            f"built={self.tables.built}"
+        )
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

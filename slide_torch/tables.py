@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
 from .hashing import HashFamily, make_family
@@ -37,12 +37,14 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator))
 
 
-class HashTables(nn.Module):
+class HashTables:
     """L hash tables over the rows of a weight matrix, in packed (CSR) buckets.
 
     Memory: 4 bytes per neuron and table for the buckets, 2 (codes up to 15 bits) or 4 for the codes,
-    which make it cheap to rehash only the rows that changed. All are integer buffers that no state
-    dict holds: tables are remade from the weights at the first use, and after loading.
+    which make it cheap to rehash only the rows that changed. It is no module, and its tensors are no
+    buffers: what copies, averages or broadcasts those of a model (state dicts, ``AveragedModel``,
+    ``DistributedDataParallel``) leaves tables alone. They are remade from the weights at the first use,
+    and after loading.
 
     Args:
         options: how to hash and when to rehash; ``"auto"`` is resolved for the shape.
@@ -55,21 +57,17 @@ class HashTables(nn.Module):
     offsets: Tensor | None
     ids: Tensor | None
     dirty: Tensor | None
-    draws: Tensor
+    family: HashFamily | None
 
     def __init__(
         self, options: LSHOptions, out_features: int, in_features: int, *, has_bias: bool
     ) -> None:
-        super().__init__()
         self.options = options.resolve(out_features, in_features)
         self.out_features = out_features
         self.in_features = in_features
         self.has_bias = has_bias
-        for name in ("codes", "offsets", "ids", "dirty"):
-            self.register_buffer(name, None, persistent=False)
         # how often compiled graphs have drawn, see graph.py
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.family: HashFamily | None = None
+        self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
         self._enroll()
         self.clear()
 
@@ -84,7 +82,7 @@ class HashTables(nn.Module):
         return _TABLES[handle]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.update(state)
         self._enroll()  # a copy is not its original
 
     def clear(self) -> None:
@@ -311,9 +309,15 @@ class HashTables(nn.Module):
             setattr(family, name, None if value is None else value.clone())
         return family
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tables' tensors, those of the hash functions included, by name."""
+        own = {name: getattr(self, name) for name in ("codes", "offsets", "ids", "dirty")}
+        functions = {} if self.family is None else dict(self.family.named_buffers(prefix="family"))
+        return {name: value for name, value in (own | functions).items() if value is not None}
+
     def memory_bytes(self) -> int:
         """Bytes of the tables and of what keeps them fresh."""
-        return sum(buffer.nbytes for buffer in self.buffers())
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def stats(self) -> dict[str, float]:
         """Training steps seen, rehashes, rebuilds, seconds of upkeep; of the last step the active
@@ -333,8 +337,8 @@ class HashTables(nn.Module):
             result["bucket_load_max"] = float(load.max())
         return result
 
-    def extra_repr(self) -> str:
-        return f"out_features={self.out_features}, built={self.built}"
+    def __repr__(self) -> str:
+        return f"HashTables(out_features={self.out_features}, built={self.built})"
 
 
 def _finite(codes: Tensor, rows: Tensor | None) -> Tensor:

@@ -97,8 +97,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(case, stop):
     assert torch.equal(train(other, other_optimizer, range(stop, 16)), expected_losses)
     assert all(map(torch.equal, other.parameters(), model.parameters()))
     tables, expected = other[-1].tables, model[-1].tables
-    assert dict(other.named_buffers()).keys() == dict(model.named_buffers()).keys()
-    assert all(map(torch.equal, other.buffers(), model.buffers()))
+    assert tables.tensors().keys() == expected.tensors().keys()
+    assert all(map(torch.equal, tables.tensors().values(), expected.tensors().values()))
     ignored = "upkeep_seconds"
     stats, expected_stats = tables.stats(), expected.stats()
     assert stats.pop(ignored) >= 0 and expected_stats.pop(ignored) >= 0
@@ -149,7 +149,7 @@ def test_size_is_that_of_the_codes():
     train(model, optimizer, range(2))
     file = io.BytesIO()
     torch.save(sampler_state(model), file)
-    assert 2 * 50 * N < file.tell() < 2 * 50 * N + 12_000
+    assert 2 * 50 * N < file.tell() < 2 * 50 * N + 40_000
 
 
 def test_state_of_several_layers_by_name():
