@@ -2,6 +2,7 @@
 
 from . import functional, metrics, optim
 from .convert import convert_
+from .gradients import clip_grad_norm_
 from .linear import LSHLinear
 from .logits import SampledLogits
 from .ops import instruction_set
@@ -16,6 +17,7 @@ __all__ = [
     "LSHLinear",
     "LSHOptions",
     "SampledLogits",
+    "clip_grad_norm_",
     "convert_",
     "functional",
     "instruction_set",

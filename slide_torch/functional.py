@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import graph, ops
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
-from .tables import HashTables
+from .tables import HashTables, draw_seed
 
 _NAME = "lsh_linear_cross_entropy"
 
@@ -62,7 +62,10 @@ def lsh_linear_cross_entropy(
 
     The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
     """
+    input = autocast_input(input, linear_weight)
     _check_layer(input, linear_weight, linear_bias, tables)
+    if sparse:
+        _check_leaves(linear_weight, linear_bias)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if label_smoothing != 0.0:
@@ -156,20 +159,43 @@ def draw_step(
     labels = as_labels(target, leading, neurons, input.dtype, ignore_index)
     if weight is not None:
         labels = _weighted(labels, weight, neurons)
-    if tables.uses_tables:
-        with torch.no_grad():
-            tables.maintain(
-                linear_weight,
-                linear_bias,
-                advance=moving,
-                all_rows_move=not sparse,
-                generator=generator,
-            )
+    if not tables.exact:
+        # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds
+        # the random state in step, draws the same set, and is known by its seed.
+        seed = draw_seed(generator)
+        generator = torch.Generator().manual_seed(seed)
+        if tables.uses_tables and tables.meet(seed, linear_weight._version, moving=moving):
+            with torch.no_grad():
+                tables.maintain(
+                    linear_weight,
+                    linear_bias,
+                    advance=moving,
+                    all_rows_move=not sparse,
+                    generator=torch.Generator().manual_seed(seed ^ 1),
+                )
     active = draw_active_set(tables, input, labels, generator=generator)
     if moving:
         tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
         tables.record(active)
     return labels, active
+
+
+def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
+    """Under autocast ``input`` in the dtype of ``weight``: earlier layers give it in bfloat16, and sampled
+    losses are computed at full precision. The cast's own gradient goes back in bfloat16."""
+    if torch.is_autocast_enabled("cpu") and input.is_floating_point():
+        return input.to(weight.dtype)
+    return input
+
+
+def _check_leaves(weight: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("linear_weight", weight), ("linear_bias", bias)):
+        if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{_NAME}: {name}: expected a leaf (a Parameter) for sparse=True, got the result of a "
+                "computation (a parametrization?), through which row-sparse gradients do not flow: use "
+                "sparse=False"
+            )
 
 
 def _check_traceable(target: Tensor, generator: torch.Generator | None) -> None:

@@ -371,8 +371,8 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
     return rows_to_dense(rows, values, neurons)
 
 
-def _gradients(ctx: Any, op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
-    input, weight, rows = ctx.saved_tensors[:3]
+def _gradients(ctx: Any, op: Any, grad_loss: Tensor, saved: tuple, *between: Tensor) -> tuple:
+    input, weight, rows = saved[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
     grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, ctx.has_bias)
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -386,14 +386,16 @@ def _gradients(ctx: Any, op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
 
 def _shared_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, log_weight, label_*(3), logits, log_normalizer
-    found = _gradients(ctx, _ops.shared_cross_entropy_backward, grad_loss, *ctx.saved_tensors[4:])
+    saved = ctx.saved_tensors  # once: activation checkpointing recomputes for it, and only once
+    found = _gradients(ctx, _ops.shared_cross_entropy_backward, grad_loss, saved, *saved[4:])
     return (*found, *[None] * 7)
 
 
 def _sample_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, offsets, pair_*(3), log_weight, label_*(3), logits, log_normalizer
     saved = ctx.saved_tensors
-    found = _gradients(ctx, _ops.sample_cross_entropy_backward, grad_loss, *saved[3:7], *saved[8:])
+    between = (*saved[3:7], *saved[8:])
+    found = _gradients(ctx, _ops.sample_cross_entropy_backward, grad_loss, saved, *between)
     return (*found, *[None] * 11)
 
 

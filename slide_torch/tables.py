@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _HANDLES = itertools.count()
 _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDictionary()
 
+# Steps whose recomputation is known: as many as may lie between a forward and its backward.
+_REMEMBERED_STEPS = 64
+
 # Counters of the schedule, kept by sampler_state.
 _SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_since_rehash")
 
@@ -96,6 +99,7 @@ class HashTables:
         self._period = float(self.options.rehash_every)
         self._since_rehash = 0
         self._last: dict[str, float] = {}
+        self._met: dict[tuple[int, int], bool] = {}
         self._pending: list[Tensor] = []
         self._pending_version = -1
 
@@ -204,6 +208,21 @@ class HashTables:
             self._period *= self.options.rehash_growth
         self.steps += advance
         self._since_rehash += advance
+
+    def meet(self, seed: int, version: int, *, moving: bool) -> bool:
+        """Whether a step that drew ``seed`` at the weight's ``version`` is a new one. A recomputation of one of the last steps
+        (activation checkpointing restores the random state) is not: it must find the same tables, and
+        counts in the schedule only if the step did not, its first pass being without gradients."""
+        counted = self._met.pop((seed, version), None)
+        self._met[seed, version] = moving or bool(counted)
+        if len(self._met) > _REMEMBERED_STEPS:
+            del self._met[next(iter(self._met))]
+        if counted is None:
+            return True
+        if moving and not counted:
+            self.steps += 1
+            self._since_rehash += 1
+        return not self.built
 
     def mark_dirty(self, rows: Tensor, version: int | None = None) -> None:
         """Says that ``rows`` (int64 (n)) are about to change.
