@@ -159,24 +159,36 @@ def draw_step(
     labels = as_labels(target, leading, neurons, input.dtype, ignore_index)
     if weight is not None:
         labels = _weighted(labels, weight, neurons)
-    if not tables.exact:
-        # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds
-        # the random state in step, draws the same set, and is known by its seed.
-        seed = draw_seed(generator)
-        generator = torch.Generator().manual_seed(seed)
-        if tables.uses_tables and tables.meet(seed, linear_weight._version, moving=moving):
-            with torch.no_grad():
-                tables.maintain(
-                    linear_weight,
-                    linear_bias,
-                    advance=moving,
-                    all_rows_move=not sparse,
-                    generator=torch.Generator().manual_seed(seed ^ 1),
-                )
-    active = draw_active_set(tables, input, labels, generator=generator)
+    # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
+    # random state in step, draws the same set, and is known by its seed.
+    source = torch.default_generator if generator is None else generator
+    before = source.get_state()
+    seed = None if tables.exact else draw_seed(source)
+    upkeep = None
+    if tables.uses_tables:
+        upkeep = tables.meet(seed, linear_weight._version, moving=moving)
+
+    def maintain() -> None:
+        try:
+            tables.maintain(
+                linear_weight,
+                linear_bias,
+                advance=moving,
+                all_rows_move=not sparse,
+                generator=torch.Generator().manual_seed(seed ^ 1),
+            )
+        except ValueError:
+            source.set_state(before)
+            raise
+
+    if upkeep == "before":
+        maintain()
+    active = draw_active_set(tables, input, labels, seed=seed)
     if moving:
         tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
         tables.record(active)
+    if upkeep == "after":
+        maintain()
     return labels, active
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -209,20 +209,20 @@ class HashTables:
         self.steps += advance
         self._since_rehash += advance
 
-    def meet(self, seed: int, version: int, *, moving: bool) -> bool:
-        """Whether a step that drew ``seed`` at the weight's ``version`` is a new one. A recomputation of one of the last steps
-        (activation checkpointing restores the random state) is not: it must find the same tables, and
-        counts in the schedule only if the step did not, its first pass being without gradients."""
+    def meet(self, seed: int, version: int, *, moving: bool) -> Literal["before", "after"] | None:
+        """When a step that drew ``seed`` at the weight's ``version`` has its upkeep: before it draws.
+
+        The recomputation of one of the last steps (activation checkpointing restores the random state)
+        must find the same tables and is no step of its own: none. But where the first pass was without
+        gradients, it is the recomputation that trains: after its draw.
+        """
         counted = self._met.pop((seed, version), None)
         self._met[seed, version] = moving or bool(counted)
         if len(self._met) > _REMEMBERED_STEPS:
             del self._met[next(iter(self._met))]
-        if counted is None:
-            return True
-        if moving and not counted:
-            self.steps += 1
-            self._since_rehash += 1
-        return not self.built
+        if counted is None or not self.built:
+            return "before"
+        return "after" if moving and not counted else None
 
     def mark_dirty(self, rows: Tensor, version: int | None = None) -> None:
         """Says that ``rows`` (int64 (n)) are about to change.
@@ -230,9 +230,8 @@ class HashTables:
         ``version``, that of the weight now (``weight._version``), keeps the marks through a rehash that
         comes before the change itself, as when gradients are accumulated over several batches.
         """
-        if self.dirty is None:
-            return
-        self.dirty[rows] = True
+        if self.dirty is not None:
+            self.dirty[rows] = True
         if version is not None:
             if version != self._pending_version:
                 self._pending, self._pending_version = [], version
