@@ -163,7 +163,7 @@ def draw_step(
     # random state in step, draws the same set, and is known by its seed.
     source = torch.default_generator if generator is None else generator
     before = source.get_state()
-    seed = None if tables.exact else draw_seed(source)
+    seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
     if tables.uses_tables:
         upkeep = tables.meet(seed, linear_weight._version, moving=moving)

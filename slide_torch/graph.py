@@ -60,14 +60,26 @@ def draw_step(
         tables.handle,
         tables.draws.clone(),
     )
-    label_offsets, label_ids, probabilities, label_places, rows, log_weight, *by_sample = found
+    label_offsets, label_ids, probabilities, label_places, rows, log_weight = found[:6]
     labels = Labels(label_offsets, label_ids, probabilities)
     if not _has_log_weight(tables):
         log_weight = None
     # 0: what the step counted is in tables.stats() already
     if _is_shared(tables):
         return labels, SharedActiveSet(rows, log_weight, label_places, 0.0, 0)
-    return labels, SampleActiveSets(rows, *by_sample, log_weight, label_places, 0.0, 0)
+    offsets, active, pair_offsets, positions, samples = found[6:]
+    return labels, SampleActiveSets(
+        rows,
+        offsets,
+        active,
+        pair_offsets,
+        positions,
+        samples,
+        log_weight,
+        label_places,
+        0.0,
+        0,
+    )
 
 
 def _is_shared(tables: HashTables) -> bool:

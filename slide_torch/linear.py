@@ -116,8 +116,8 @@ class LSHLinear(nn.Linear):
         return SampledLogits(self, input)
 
     def tie(self, embedding: nn.Embedding) -> LSHLinear:
-        """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that the
-        embedding looks up in training: they move with it, whether they are active here or not.
+        """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
+        the embedding looks up in training: they move with it, whether they are active here or not.
 
         (Under ``sparse=False`` every row is rehashed anyway, and assigning ``layer.weight =
         embedding.weight`` does the same.)
@@ -126,7 +126,7 @@ class LSHLinear(nn.Linear):
             ValueError: it is no embedding of (out_features, in_features), or of another dtype.
         """
         shape = (self.out_features, self.in_features)
-        weight = getattr(embedding, "weight", None)
+        weight: Any = getattr(embedding, "weight", None)
         if not isinstance(embedding, nn.Embedding | nn.EmbeddingBag) or (
             tuple(weight.shape) != shape or weight.dtype != self.weight.dtype
         ):

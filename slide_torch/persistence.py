@@ -53,6 +53,4 @@ def load_sampler_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> No
 
 
 def _layers(model: nn.Module) -> dict[str, LSHLinear]:
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, LSHLinear)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, LSHLinear)}

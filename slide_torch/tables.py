@@ -29,10 +29,10 @@ _REMEMBERED_STEPS = 64
 _SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_since_rehash")
 
 # Options that may differ between the layer that was saved and the one that goes on.
-_NOT_IN_CODES = frozenset(
-    ("pattern", "budget", "tail", "correction", "bucket_cap")
-    + ("rehash_every", "rehash_growth", "rebuild_every")
-)
+_NOT_IN_CODES = {
+    *("pattern", "budget", "tail", "correction", "bucket_cap"),
+    *("rehash_every", "rehash_growth", "rebuild_every"),
+}
 
 
 def draw_seed(generator: torch.Generator | None = None) -> int:

@@ -70,7 +70,10 @@ def check_alike(model, losses_of, backend, **arguments):
     torch.testing.assert_close(found, expected, rtol=1e-5 if backend == "inductor" else 0, atol=0)
     for one, other in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-    assert all(p.grad.layout == e.grad.layout for p, e in zip(model.parameters(), eager.parameters()))
+    assert all(
+        p.grad.layout == e.grad.layout
+        for p, e in zip(model.parameters(), eager.parameters(), strict=True)
+    )
     stats, expected_stats = model[-1].stats(), eager[-1].stats()
     assert stats.pop("upkeep_seconds") >= 0 and expected_stats.pop("upkeep_seconds") >= 0
     assert stats == expected_stats
@@ -103,7 +106,9 @@ LOSSES = {
     "criterion": lambda model: criterion_of(model, nn.CrossEntropyLoss()),
     "log_softmax": lambda model: lambda x, y: F.nll_loss(F.log_softmax(model(x), -1), y),
     "scaled_sum": lambda model: lambda x, y: F.cross_entropy(model(x) / 0.7, y, reduction="sum"),
-    "none": lambda model: lambda x, y: F.cross_entropy(model(x), y, reduction="none").square().sum(),
+    "none": lambda model: (
+        lambda x, y: F.cross_entropy(model(x), y, reduction="none").square().sum()
+    ),
     "weighted": lambda model: (
         lambda x, y: F.cross_entropy(model(x), y, weight=torch.linspace(0.5, 2.0, N))
     ),
@@ -217,6 +222,21 @@ def test_export_of_eval():
         x = torch.randn(size, D)
         assert torch.equal(program.module()(x), model(x))
     assert set(program.state_dict) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck_of_the_draw(case):
+    """All but the comparison of two runs: a draw is random, and moves the schedule."""
+    model = make(**CASES[case])
+    layer = model[-1]
+    for target in (class_indices(), label_lists()):
+        arguments = [torch.randn(B, D), layer.weight.detach(), layer.bias.detach(), target, [B]]
+        arguments += [None, -100, True, True, layer.tables.handle, layer.tables.draws.clone()]
+        torch.library.opcheck(
+            torch.ops.slide_torch.draw_step.default,
+            tuple(arguments),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
 
 
 def test_refusals():

@@ -160,10 +160,10 @@ def test_activation_checkpointing(pattern, sparse, use_reentrant):
             def forward(x, y, one=one):
                 return F.cross_entropy(one(x), y)
 
-            if one is plain:
-                loss = forward(x, y)
-            else:
-                loss = checkpoint(forward, x, y, use_reentrant=use_reentrant)
+            saved = one is saving
+            loss = (
+                checkpoint(forward, x, y, use_reentrant=use_reentrant) if saved else forward(x, y)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -71,7 +71,9 @@ def work(rank, file, result, sparse, budget, built):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("sparse,budget,built", [(False, 5, True), (True, 5, True), (True, N, False)])
+@pytest.mark.parametrize(
+    "sparse,budget,built", [(False, 5, True), (True, 5, True), (True, N, False)]
+)
 def test_replicas_stay_equal(sparse, budget, built, tmp_path):
     file, result = tmp_path / "store", str(tmp_path / "result")
     mp.spawn(work, (str(file), result, sparse, budget, built), nprocs=2)

@@ -28,7 +28,11 @@ def make(**options):
 def state(layer):
     """Everything a refused call must leave as it was."""
     tables = layer.tables
-    tensors = [*layer.parameters(), *(p.grad for p in layer.parameters()), *tables.tensors().values()]
+    tensors = [
+        *layer.parameters(),
+        *(p.grad for p in layer.parameters()),
+        *tables.tensors().values(),
+    ]
     tensors += [torch.get_rng_state()]
     counters = {k: v for k, v in vars(tables).items() if isinstance(v, (int, float))}
     return [t.clone() for t in tensors], counters, tables.family, [t._version for t in tensors[:2]]

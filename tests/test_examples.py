@@ -92,7 +92,15 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     xmc = (EXAMPLES / "xmc.py", *TINY, *LONG, "--plot", tmp_path / "plot.png")
     whole = start(xmc, "--save", tmp_path / "whole.pt")
     checkpoint = tmp_path / "run.pt"
-    xmc = (*xmc, "--checkpoint", checkpoint, "--checkpoint-every", 7, "--save", tmp_path / "parts.pt")
+    xmc = (
+        *xmc,
+        "--checkpoint",
+        checkpoint,
+        "--checkpoint-every",
+        7,
+        "--save",
+        tmp_path / "parts.pt",
+    )
     steps = [0]
     for pause in (0.0, 0.02, 0.05):
         process = start(xmc)
@@ -112,7 +120,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert f"going on after {steps[-1]:,} steps" in stdout
     _, stderr = whole.communicate()
     assert whole.returncode == 0, stderr
-    one, other = (torch.load(tmp_path / f"{n}.pt", weights_only=True)["model"] for n in ("whole", "parts"))
+    one, other = (
+        torch.load(tmp_path / f"{n}.pt", weights_only=True)["model"] for n in ("whole", "parts")
+    )
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     # the finished run's checkpoint: nothing is left to train, and other settings do not fit
     again = run(xmc[0].name, *xmc[1:])

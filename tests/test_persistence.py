@@ -173,7 +173,7 @@ def test_what_does_not_fit_changes_nothing():
     with pytest.raises(ValueError, match=r"expected that of layers \['0\.3'\], got \['3'\]"):
         load_sampler_state(nn.Sequential(other), state)
     smaller = LSHLinear(D, N - 1, options=LSHOptions(budget=5, tail=6, K=3, L=4))
-    with pytest.raises(ValueError, match="expected .*, in_features, bias"):
+    with pytest.raises(ValueError, match=r"expected .*, in_features, bias"):
         load_sampler_state(smaller, {"": state["3"]})
     with pytest.raises(ValueError, match=r"format 1\), got None"):
         load_sampler_state(smaller, {"": {}})
