@@ -17,10 +17,20 @@ from . import functional
 from .sampling import ActiveSet, Labels, SampleActiveSets, SharedActiveSet
 from .tables import HashTables
 
-_OUTPUTS = (
-    *("label_offsets", "label_ids", "probabilities", "label_places", "rows", "log_weight"),
-    *("offsets", "active", "pair_offsets", "pair_positions", "pair_samples"),
-)
+# Names and dtypes (None: the input's). Those that a kind of active set lacks are empty.
+_OUTPUTS = {
+    "label_offsets": torch.int64,
+    "label_ids": torch.int64,
+    "probabilities": None,
+    "label_places": torch.int64,
+    "rows": torch.int64,
+    "log_weight": None,
+    "offsets": torch.int64,
+    "active": torch.int32,
+    "pair_offsets": torch.int64,
+    "pair_positions": torch.int32,
+    "pair_samples": torch.int32,
+}
 torch.library.define(
     "slide_torch::draw_step",
     "(Tensor input, Tensor weight, Tensor? bias, Tensor target, SymInt[] leading, Tensor? class_weight, "
@@ -128,9 +138,12 @@ def _draw_step(
         "log_weight": active.log_weight,
     }
     if isinstance(active, SampleActiveSets):
-        for name in _OUTPUTS[6:]:
+        for name in ("offsets", "active", "pair_offsets", "pair_positions", "pair_samples"):
             found[name] = getattr(active, name)
-    return tuple(input.new_empty(0) if (t := found.get(n)) is None else t for n in _OUTPUTS)
+    return tuple(
+        found[name] if found.get(name) is not None else input.new_empty(0, dtype=dtype)
+        for name, dtype in _OUTPUTS.items()
+    )
 
 
 @torch.library.register_fake("slide_torch::draw_step")
@@ -156,19 +169,17 @@ def _(
     pairs = 0 if shared else context.new_dynamic_size()
     weighted = rows if shared else pairs
 
-    def made(size: Any, dtype: torch.dtype = torch.int64) -> Tensor:
-        return input.new_empty((size,), dtype=dtype)
-
-    return (
-        made(batch + 1),
-        made(labels),
-        made(labels, input.dtype),
-        made(labels),
-        made(rows),
-        made(weighted if _has_log_weight(tables) else 0, input.dtype),
-        made(0 if shared else batch + 1),
-        made(pairs, torch.int32),
-        made(0 if shared else rows + 1),
-        made(pairs, torch.int32),
-        made(pairs, torch.int32),
-    )
+    sizes = {
+        "label_offsets": batch + 1,
+        "label_ids": labels,
+        "probabilities": labels,
+        "label_places": labels,
+        "rows": rows,
+        "log_weight": weighted if _has_log_weight(tables) else 0,
+        "offsets": 0 if shared else batch + 1,
+        "active": pairs,
+        "pair_offsets": 0 if shared else rows + 1,
+        "pair_positions": pairs,
+        "pair_samples": pairs,
+    }
+    return tuple(input.new_empty((sizes[name],), dtype=dtype) for name, dtype in _OUTPUTS.items())
