@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops
-from .sampling import Labels, SharedActiveSet, draw_active_set
-from .tables import HashTables
+from . import graph, ops
+from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
+from .tables import HashTables, draw_seed
 
 _NAME = "lsh_linear_cross_entropy"
 
@@ -62,7 +62,10 @@ def lsh_linear_cross_entropy(
 
     The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
     """
+    input = autocast_input(input, linear_weight)
     _check_layer(input, linear_weight, linear_bias, tables)
+    if sparse:
+        _check_leaves(linear_weight, linear_bias)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if label_smoothing != 0.0:
@@ -74,28 +77,26 @@ def lsh_linear_cross_entropy(
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale}")
     leading = input.shape[:-1]
-    neurons = linear_weight.shape[0]
     flat = input.reshape(-1, input.shape[-1])
-    labels, counts = as_labels(target, leading, neurons, input.dtype, ignore_index)
-    if weight is not None:
-        labels = _weighted(labels, weight, neurons)
-
     trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
     moving = training and torch.is_grad_enabled() and trained
-    if tables.uses_tables:
-        with torch.no_grad():
-            tables.maintain(
-                linear_weight,
-                linear_bias,
-                advance=moving,
-                all_rows_move=not sparse,
-                generator=generator,
-            )
-    active = draw_active_set(tables, flat, labels, generator=generator)
-    if moving:
-        tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
-        tables.record(active)
-
+    draw = draw_step
+    if torch.compiler.is_compiling():
+        _check_traceable(target, generator)
+        draw = graph.draw_step
+    labels, active = draw(
+        tables,
+        flat.detach(),
+        linear_weight.detach(),
+        None if linear_bias is None else linear_bias.detach(),
+        target,
+        leading,
+        weight,
+        ignore_index,
+        moving=moving,
+        sparse=sparse,
+        generator=generator,
+    )
     flat = flat.contiguous()
     if isinstance(active, SharedActiveSet):
         losses = ops.shared_cross_entropy(
@@ -131,9 +132,94 @@ def lsh_linear_cross_entropy(
         return losses.reshape(leading)
     if reduction == "sum":
         return losses.sum()
-    if not counts:
+    if is_probabilities(target):
         return losses.mean()
     return losses.sum() / labels.probabilities.sum()
+
+
+@torch.compiler.disable
+def draw_step(
+    tables: HashTables,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    leading: torch.Size,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
+    moving: bool,
+    sparse: bool,
+    generator: torch.Generator | None,
+) -> tuple[Labels, ActiveSet]:
+    """What one step of :func:`lsh_linear_cross_entropy` decides before it computes: labels from
+    ``target``, upkeep of the tables, the active set of ``input`` (B, d); ``moving`` says that its rows
+    are about to change."""
+    neurons = linear_weight.shape[0]
+    labels = as_labels(target, leading, neurons, input.dtype, ignore_index)
+    if weight is not None:
+        labels = _weighted(labels, weight, neurons)
+    # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
+    # random state in step, draws the same set, and is known by its seed.
+    source = torch.default_generator if generator is None else generator
+    before = source.get_state()
+    seed = 0 if tables.exact else draw_seed(source)
+    upkeep = None
+    if tables.uses_tables:
+        upkeep = tables.meet(seed, linear_weight._version, moving=moving)
+
+    def maintain() -> None:
+        try:
+            tables.maintain(
+                linear_weight,
+                linear_bias,
+                advance=moving,
+                all_rows_move=not sparse,
+                generator=torch.Generator().manual_seed(seed ^ 1),
+            )
+        except ValueError:
+            source.set_state(before)
+            raise
+
+    if upkeep == "before":
+        maintain()
+    active = draw_active_set(tables, input, labels, seed=seed)
+    if moving:
+        tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
+        tables.record(active)
+    if upkeep == "after":
+        maintain()
+    return labels, active
+
+
+def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
+    """Under autocast ``input`` in the dtype of ``weight``: earlier layers give it in bfloat16, and sampled
+    losses are computed at full precision. The cast's own gradient goes back in bfloat16."""
+    if torch.is_autocast_enabled("cpu") and input.is_floating_point():
+        return input.to(weight.dtype)
+    return input
+
+
+def _check_leaves(weight: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("linear_weight", weight), ("linear_bias", bias)):
+        if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{_NAME}: {name}: expected a leaf (a Parameter) for sparse=True, got the result of a "
+                "computation (a parametrization?), through which row-sparse gradients do not flow: use "
+                "sparse=False"
+            )
+
+
+def _check_traceable(target: Tensor, generator: torch.Generator | None) -> None:
+    if generator is not None:
+        raise NotImplementedError(
+            f"{_NAME}: generator: expected None under torch.compile, whose graphs take no generator"
+        )
+    if target.layout != torch.strided:
+        raise NotImplementedError(
+            f"{_NAME}: target: expected a strided tensor under torch.compile, got {target.layout}: "
+            "give lists of labels, (B, M) padded with ignore_index"
+        )
 
 
 def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables) -> None:
@@ -173,10 +259,15 @@ def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None, tables: Has
         )
 
 
+def is_probabilities(target: Tensor) -> bool:
+    """Whether a target holds probabilities, not class indices."""
+    return target.layout == torch.sparse_csr or target.is_floating_point()
+
+
 def as_labels(
     target: Tensor, leading: torch.Size, neurons: int, dtype: torch.dtype, ignore_index: int
-) -> tuple[Labels, bool]:
-    """Any form of target as :class:`Labels`, and whether it consisted of class indices.
+) -> Labels:
+    """Any form of target as :class:`Labels`.
 
     Raises:
         ValueError: wrong shape, dtype or device, or a label outside [0, N) that is not ignored.
@@ -188,7 +279,7 @@ def as_labels(
         raise ValueError(f"{_NAME}: target: expected no gradient: call target.detach()")
     shape = tuple(target.shape)
     rows = leading.numel()
-    if target.layout == torch.sparse_csr or target.is_floating_point():
+    if is_probabilities(target):
         if len(leading) != 1 or shape != (rows, neurons):
             raise ValueError(
                 f"{_NAME}: target: expected probabilities of shape ({rows}, {neurons}) for an input "
@@ -205,7 +296,7 @@ def as_labels(
         _check_range(ids, neurons)
         return Labels(
             target.crow_indices().to(torch.int64), ids, target.values().to(dtype).contiguous()
-        ), False
+        )
     if target.layout != torch.strided or target.dtype not in (
         torch.int64,
         torch.int32,
@@ -234,7 +325,7 @@ def as_labels(
     offsets = torch.zeros(rows + 1, dtype=torch.int64)
     torch.cumsum(count, 0, out=offsets[1:])
     probabilities = count.to(dtype).reciprocal().repeat_interleave(count)
-    return Labels(offsets, ids, probabilities), True
+    return Labels(offsets, ids, probabilities)
 
 
 def _check_range(ids: Tensor, neurons: int) -> None:

@@ -70,9 +70,8 @@ class HashFamily(nn.Module, abc.ABC):
         Returns:
             int16 (up to 15 bits) or int32 (L, n). The code of a row that holds NaN or Inf is -1.
         """
-        return self._codes(
-            weight.detach(), None if bias is None else bias.detach(), rows, self.center
-        )
+        center = None if self.center is None else self.center.to(weight.dtype)
+        return self._codes(weight.detach(), None if bias is None else bias.detach(), rows, center)
 
     def query_codes(self, input: Tensor) -> Tensor:
         """Codes of inputs, (B, d) -> (L, B): a 1 is appended where rows append their bias."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .functional import autocast_input
 from .logits import SampledLogits
 from .optim_ops import advise_hugepages_
 from .options import LSHOptions
@@ -106,12 +107,39 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear: input: expected last dimension {self.in_features} (in_features), "
                 f"got shape {tuple(input.shape)}"
             )
+        input = autocast_input(input, self.weight)
         if input.dtype != self.weight.dtype or input.device != self.weight.device:
             raise ValueError(
                 f"LSHLinear: input: expected {self.weight.dtype} on {self.weight.device}, the weight's, "
                 f"got {input.dtype} on {input.device}"
             )
         return SampledLogits(self, input)
+
+    def tie(self, embedding: nn.Embedding) -> LSHLinear:
+        """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
+        the embedding looks up in training: they move with it, whether they are active here or not.
+
+        (Under ``sparse=False`` every row is rehashed anyway, and assigning ``layer.weight =
+        embedding.weight`` does the same.)
+
+        Raises:
+            ValueError: it is no embedding of (out_features, in_features), or of another dtype.
+        """
+        shape = (self.out_features, self.in_features)
+        weight: Any = getattr(embedding, "weight", None)
+        if not isinstance(embedding, nn.Embedding | nn.EmbeddingBag) or (
+            tuple(weight.shape) != shape or weight.dtype != self.weight.dtype
+        ):
+            got = "" if weight is None else f" of {tuple(weight.shape)}, {weight.dtype}"
+            raise ValueError(
+                f"LSHLinear.tie: embedding: expected an nn.Embedding of {shape}, {self.weight.dtype}, "
+                f"got {type(embedding).__name__}{got}"
+            )
+        self.weight = embedding.weight
+        self.tables.invalidate()
+        if self.sparse:
+            embedding.register_forward_pre_hook(_MarkLookedUp(self.tables))
+        return self
 
     def rehash(self) -> None:
         """Hashes every row anew with the present functions, as after writing to ``weight`` by hand.
@@ -188,7 +216,23 @@ class LSHLinear(nn.Linear):
         return linear
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, sparse={self.sparse}, options={self.options}"
+        return (
+            f"{super().extra_repr()}, sparse={self.sparse}, options={self.options}, "
+            f"built={self.tables.built}"
+        )
+
+
+class _MarkLookedUp:
+    """Forward pre-hook of a tied embedding; an object, so that copies of a model mark their own tables."""
+
+    def __init__(self, tables: HashTables) -> None:
+        self.tables = tables
+
+    @torch.compiler.disable
+    def __call__(self, embedding: nn.Module, args: tuple) -> None:
+        weight = embedding.weight
+        if embedding.training and torch.is_grad_enabled() and weight.requires_grad:
+            self.tables.mark_dirty(args[0].flatten().to(torch.int64), weight._version)
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

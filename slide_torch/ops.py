@@ -373,15 +373,17 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
         return torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
         )
-    if rows.shape[0] == neurons:
+    if isinstance(rows.shape[0], int) and rows.shape[0] == neurons:  # a SymInt is not known
         return values
     return rows_to_dense(rows, values, neurons)
 
 
-def _gradients(ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
+def _gradients(
+    ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, saved: tuple, *between: Tensor
+) -> tuple:
     """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once,
     and has no gradient then."""
-    input, weight, rows = ctx.saved_tensors[:3]
+    input, weight, rows = saved[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     neurons = weight.shape[0]
@@ -407,12 +409,14 @@ def _gradients(ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, *between: Te
 
 def _shared_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, log_weight, label_*(3), logits, log_normalizer
+    saved = ctx.saved_tensors  # once: activation checkpointing recomputes for it, and only once
     found = _gradients(
         ctx,
         _ops.shared_cross_entropy_backward,
         _ops.shared_cross_entropy_backward_adam_,
         grad_loss,
-        *ctx.saved_tensors[4:],
+        saved,
+        *saved[4:],
     )
     return (*found, *[None] * 7)
 
@@ -425,6 +429,7 @@ def _sample_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
         _ops.sample_cross_entropy_backward,
         _ops.sample_cross_entropy_backward_adam_,
         grad_loss,
+        saved,
         *saved[3:7],
         *saved[8:],
     )

@@ -88,6 +88,7 @@ def draw_active_set(
     labels: Labels,
     *,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> ActiveSet:
     """The active set of a batch, in the pattern that ``tables.options`` names.
 
@@ -96,13 +97,15 @@ def draw_active_set(
         input: (B, d).
         labels: always active.
         generator: where the seed of tail and ties comes from; torch's global one if None.
+        seed: that seed itself, instead.
     """
     options = tables.options
     neurons = tables.out_features
-    assert isinstance(options.budget, int) and isinstance(options.tail, int)
-    if options.budget >= neurons or options.tail >= neurons:
+    assert isinstance(options.tail, int)
+    if tables.exact:
         return every_neuron(neurons, labels)
-    seed = draw_seed(generator)
+    if seed is None:
+        seed = draw_seed(generator)
     tail = ops.sample_tail(options.tail, neurons, seed)
     label_ids = labels.ids.to(torch.int32)
     shared = options.pattern == "shared"
@@ -144,9 +147,7 @@ def candidates(
 ) -> tuple[Tensor, Tensor] | None:
     """What the tables return for ``input`` (B, d) within the budget, without labels or tail: offsets
     int64 (B + 1) into ids int64 (pairs); None if every neuron is active. Builds the tables if need be."""
-    options = tables.options
-    assert isinstance(options.budget, int) and isinstance(options.tail, int)
-    if options.budget >= tables.out_features or options.tail >= tables.out_features:
+    if tables.exact:
         return None
     if tables.uses_tables:
         tables.maintain(weight, bias, advance=False, all_rows_move=False)
