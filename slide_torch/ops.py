@@ -360,7 +360,6 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.scale, ctx.sparse = inputs
     _, logits, log_normalizer = output
     ctx.mark_non_differentiable(logits, log_normalizer)
-    ctx.has_bias = tensors[2] is not None
     # weight and input are saved as such, so that torch notices in-place changes before backward
     del tensors[2]
     ctx.save_for_backward(*tensors, logits, log_normalizer)
@@ -390,14 +389,14 @@ def _gradients(
     optimizer = fused_backward.optimizer_of(weight) if ctx.sparse and need_weight else None
     if optimizer is None:
         grad_input, grad_rows, grad_bias = op(
-            grad_loss, input, weight, rows, *between, ctx.has_bias
+            grad_loss, input, weight, rows, *between, need_bias
         )
         grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
     else:
         grad_weight = None
         with torch.no_grad(), optimizer.fused_step(weight) as step:
             grad_input, grad_bias = fused_op(
-                grad_loss, input, weight, rows, *between, ctx.has_bias, **step
+                grad_loss, input, weight, rows, *between, need_bias, **step
             )
             torch.autograd.graph.increment_version((weight, step["exp_avg"], step["exp_avg_sq"]))
     return (
