@@ -89,6 +89,10 @@ class RowPartition:
         query = torch.cat([input, length.mul_(RADIUS_WEIGHT)], 1)
         return ops.topk_linear(query, self.centers, self.center_bias, count)[1]
 
+    def lists_holding(self, k: int) -> int:
+        """How many lists hold k rows, whichever they are."""
+        return int(torch.searchsorted(self.rows_in_smallest, k)) + 1
+
     def ranks(self, input: Tensor, rows: Tensor) -> Tensor:
         """Places among each input's probes, from 0, of the lists that hold ``rows`` (B, k)."""
         order = self.probes(input, self.lists)
@@ -103,8 +107,7 @@ class RowPartition:
     ) -> tuple[Tensor, Tensor]:
         """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
         where so few might hold fewer than k rows."""
-        enough = int(torch.searchsorted(self.rows_in_smallest, k)) + 1
-        probed = self.probes(input, max(probes, enough))
+        probed = self.probes(input, max(probes, self.lists_holding(k)))
         return ops.topk_lists(input, weight, bias, self.offsets, self.rows, probed, k)
 
     def memory_bytes(self) -> int:
@@ -151,6 +154,7 @@ def calibrate(
     found = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
     # the division rounds: a share that is the target exactly must not be missed by half a unit
     probes = min(int((found < recall - 1e-6).sum()) + 1, partition.lists)
+    probes = max(probes, partition.lists_holding(k))
     return Calibration(partition, probes, found[probes - 1].item(), state)
 
 
