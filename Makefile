@@ -25,6 +25,8 @@ figures: $(VENV)/installed-examples
 	$(BIN)/python benchmarks/dense_reference.py --json benchmarks/results/quickstart_dense.json
 	$(BIN)/python benchmarks/equal_steps.py --dense benchmarks/results/quickstart_dense.json --json benchmarks/results/quickstart_lsh.json
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
+	$(BIN)/python benchmarks/prediction.py --json benchmarks/results/prediction.json --plot prediction.png
+	$(BIN)/python benchmarks/log_frequency.py --json benchmarks/results/log_frequency.json
 	$(BIN)/python benchmarks/update_readme.py
 
 lint: $(VENV)/installed-dev

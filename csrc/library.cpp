@@ -60,7 +60,8 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // predict.cpp
   m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
   m.def(
-      "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor probes, int k) "
+      "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor probes, int "
+      "k) "
       "-> (Tensor values, Tensor indices)");
   m.def(
       "list_centers(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "

@@ -12,9 +12,8 @@ from . import ops
 from .logits import SampledLogits
 from .optim_ops import advise_hugepages_
 from .options import LSHOptions
-from .predict import Calibration, RowPartition
+from .predict import Calibration, RowPartition, state_of
 from .predict import calibrate as calibrated
-from .predict import state_of
 from .sampling import candidates
 from .tables import HashTables, draw_seed
 

@@ -221,7 +221,9 @@ def _(rows: Any, values: Any, neurons: Any) -> Any:
 # --- prediction --------------------------------------------------------------------------------------
 
 
-def topk_linear(input: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def topk_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
     """The k largest of ``input @ weight.T + bias`` for each row of ``input`` (B, d), in blocks.
 
     Returns:

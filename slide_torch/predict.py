@@ -148,9 +148,8 @@ def calibrate(
 ) -> Calibration:
     """The fewest probes that find the share ``recall`` of the exact top k of ``input`` (n, d)."""
     _, best = ops.topk_linear(input, weight, bias, k)
-    ranks = torch.cat(
-        [partition.ranks(x, rows) for x, rows in zip(input.split(4096), best.split(4096))]
-    )
+    blocks = zip(input.split(4096), best.split(4096), strict=True)
+    ranks = torch.cat([partition.ranks(x, rows) for x, rows in blocks])
     found = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
     # the division rounds: a share that is the target exactly must not be missed by half a unit
     probes = min(int((found < recall - 1e-6).sum()) + 1, partition.lists)

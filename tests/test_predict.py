@@ -273,7 +273,7 @@ def test_changed_weights_need_another_calibration(change):
     layer.calibrate(x, 10)
     layer.predict(x, 10, exact=False)
     CHANGES[change](layer)
-    with pytest.raises(RuntimeError, match="weights have changed since layer.calibrate"):
+    with pytest.raises(RuntimeError, match="weights have changed since"):
         layer.predict(x, 10, exact=False)
     layer.predict(x, 10)
     layer.calibrate(x, 10)
@@ -295,7 +295,7 @@ def test_copies_and_state_dicts_go_without_the_calibration():
         torch.load(buffer, weights_only=False),
     )
     for other in copies:
-        with pytest.raises(RuntimeError, match="call layer.calibrate"):
+        with pytest.raises(RuntimeError, match=r"call layer\.calibrate"):
             other.predict(x, 10, exact=False)
         assert torch.equal(other.predict(x, 10)[1], layer.predict(x, 10)[1])
     layer.predict(x, 10, exact=False)  # the original keeps its own
@@ -366,5 +366,5 @@ def test_log_prob():
     torch.testing.assert_close(found, F.log_softmax(F.linear(x, layer.weight, layer.bias), -1))
     found.sum().backward()
     assert x.grad is not None
-    with pytest.raises(ValueError, match="LSHLinear.log_prob: input"):
+    with pytest.raises(ValueError, match=r"LSHLinear\.log_prob: input"):
         layer.log_prob(torch.randn(3, 7))

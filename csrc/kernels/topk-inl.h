@@ -110,7 +110,8 @@ void topk_rows(const TopkProblem<T>& s, const T* packed, const int64_t* samples,
       ids[i] = s.rows ? s.rows[first + min_of(i, rows - 1)] : first + min_of(i, rows - 1);
       a[i] = s.weight + ids[i] * s.features;
       bias[i] = s.bias ? s.bias[ids[i]] : T(0);
-      if (s.rows && first + i + block < end) prefetch_row(s.weight + s.rows[first + i + block] * s.features, s.features);
+      if (s.rows && first + i + block < end)
+        prefetch_row(s.weight + s.rows[first + i + block] * s.features, s.features);
     }
     for (int64_t c = 0; c < tiled; c += N) {
       const int64_t columns = min_of(N, tiled - c);

@@ -61,7 +61,8 @@ void merge(const std::vector<Heaps<T>>& workers, int64_t b, int64_t k, std::vect
            int64_t* ids) {
   entries.clear();
   for (const Heaps<T>& heaps : workers)
-    for (int64_t i = b * k; i < (b + 1) * k && !heaps.ids.empty(); ++i) entries.push_back({heaps.values[i], heaps.ids[i]});
+    for (int64_t i = b * k; i < (b + 1) * k && !heaps.ids.empty(); ++i)
+      entries.push_back({heaps.values[i], heaps.ids[i]});
   std::partial_sort(entries.begin(), entries.begin() + k, entries.end());
   for (int64_t i = 0; i < k; ++i) {
     values[i] = entries[i].value;
@@ -142,8 +143,7 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
         const int64_t count = pack(block, packed[0]), at = block * step * k;
         for (Heaps<T>& own : heaps) own.ids.clear();
         share_out(chunks, static_cast<int64_t>(heaps.size()), [&](int64_t worker, int64_t chunk) {
-          meet(block, count, packed[0], heaps[worker], chunk * kRowsATime,
-               std::min(neurons, (chunk + 1) * kRowsATime));
+          meet(block, count, packed[0], heaps[worker], chunk * kRowsATime, std::min(neurons, (chunk + 1) * kRowsATime));
         });
         merge_all(heaps, count, k, value + at, index + at);
       }
