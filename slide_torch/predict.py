@@ -106,8 +106,10 @@ class RowPartition:
         self, input: Tensor, weight: Tensor, bias: Tensor | None, k: int, probes: int
     ) -> tuple[Tensor, Tensor]:
         """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
-        where so few might hold fewer than k rows."""
-        probed = self.probes(input, max(probes, self.lists_holding(k)))
+        where an input's hold fewer than k rows."""
+        probed = self.probes(input, probes)
+        if bool((self.offsets.diff()[probed].sum(1) < k).any()):
+            probed = self.probes(input, self.lists_holding(k))
         return ops.topk_lists(input, weight, bias, self.offsets, self.rows, probed, k)
 
     def memory_bytes(self) -> int:
@@ -153,7 +155,6 @@ def calibrate(
     found = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
     # the division rounds: a share that is the target exactly must not be missed by half a unit
     probes = min(int((found < recall - 1e-6).sum()) + 1, partition.lists)
-    probes = max(probes, partition.lists_holding(k))
     return Calibration(partition, probes, found[probes - 1].item(), state)
 
 

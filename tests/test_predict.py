@@ -149,7 +149,9 @@ def test_recall_asked_for_is_reached(recall, bias):
     assert measured >= recall - 1e-6
     values, indices = layer.predict(x, 10, exact=False)
     exact = layer.predict(x, 10)
-    assert share_found(indices, exact[1]) == pytest.approx(measured, abs=1e-5)
+    found = share_found(indices, exact[1])
+    # more where the lists of some input held too few rows, so that more were searched
+    assert found >= measured - 1e-5
     logits = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(logits.gather(1, indices), values)
     assert (values.diff() <= 0).all()
@@ -158,6 +160,7 @@ def test_recall_asked_for_is_reached(recall, bias):
         assert calibration.probes < calibration.partition.lists / 4
     partition = calibration.partition
     if calibration.probes > partition.lists_holding(10):  # and no fewer lists would do
+        assert found == pytest.approx(measured, abs=1e-5)
         _, fewer = partition.topk(x, layer.weight, layer.bias, 10, calibration.probes - 1)
         assert share_found(fewer, exact[1]) < recall
 
