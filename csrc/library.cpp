@@ -69,6 +69,17 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "
       "-> (Tensor feature_indptr, Tensor feature_indices, Tensor feature_values, Tensor label_indptr, "
       "Tensor label_indices)");
+
+  // predict.cpp
+  m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
+  m.def(
+      "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor probes, int "
+      "k) "
+      "-> (Tensor values, Tensor indices)");
+  m.def(
+      "list_centers(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
+      "-> (Tensor centers, Tensor radius)");
+
   // rows.cpp
   m.def("rows_to_dense(Tensor rows, Tensor values, int neurons) -> Tensor");
 

@@ -218,6 +218,69 @@ def _(rows: Any, values: Any, neurons: Any) -> Any:
     return values.new_empty((neurons, *values.shape[1:]))
 
 
+# --- prediction --------------------------------------------------------------------------------------
+
+
+def topk_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest of ``input @ weight.T + bias`` for each row of ``input`` (B, d), in blocks.
+
+    Returns:
+        values (B, k), descending, equal ones by index, NaN first; indices int64 (B, k).
+    """
+    return _ops.topk_linear(input, weight, bias, k)
+
+
+@_fake("slide_torch::topk_linear")
+def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
+    shape = (input.shape[0], k)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def topk_lists(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+    probes: Tensor,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`topk_linear`, among the rows of some lists only.
+
+    Args:
+        list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.
+        probes: int64 (B, any), distinct lists of each sample, which together hold at least k rows.
+    """
+    return _ops.topk_lists(input, weight, bias, list_offsets, list_rows, probes, k)
+
+
+@_fake("slide_torch::topk_lists")
+def _(
+    input: Any, weight: Any, bias: Any, list_offsets: Any, list_rows: Any, probes: Any, k: Any
+) -> Any:
+    shape = (input.shape[0], k)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def list_centers(
+    weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean row of each list, (lists, d, or d + 1 with the bias appended), and the root mean square
+    distance (lists) of its rows from it; zeros for an empty list."""
+    return _ops.list_centers(weight, bias, list_offsets, list_rows)
+
+
+@_fake("slide_torch::list_centers")
+def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
+    lists = list_offsets.shape[0] - 1
+    return (
+        weight.new_empty((lists, weight.shape[1] + (bias is not None))),
+        weight.new_empty((lists,)),
+    )
+
+
 # --- cross entropy -----------------------------------------------------------------------------------
 
 
@@ -388,9 +451,7 @@ def _gradients(
     neurons = weight.shape[0]
     optimizer = fused_backward.optimizer_of(weight) if ctx.sparse and need_weight else None
     if optimizer is None:
-        grad_input, grad_rows, grad_bias = op(
-            grad_loss, input, weight, rows, *between, need_bias
-        )
+        grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, need_bias)
         grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
     else:
         grad_weight = None

@@ -122,6 +122,19 @@ def retrieve_samples():
             yield codes(B, dtype), table_offsets, table_ids, offsets, active, end, 6, 100, 3
 
 
+def predict_samples(kind):
+    offsets, rows = torch.tensor([0, 9, 9, N]), torch.randperm(N).int()
+    for dtype in DTYPES:
+        for bias in (None, randn(N, dtype=dtype)):
+            x, weight = randn(B, D, dtype=dtype), randn(N, D, dtype=dtype)
+            if kind == "linear":
+                yield x, weight, bias, 3
+            elif kind == "lists":
+                yield x, weight, bias, offsets, rows, torch.tensor([[0, 1]] * B), 3
+            else:
+                yield weight, bias, offsets, rows
+
+
 SAMPLES = {
     "simhash_hadamard": lambda: hash_samples(hadamard),
     "simhash_dense": lambda: hash_samples(dense),
@@ -144,6 +157,9 @@ SAMPLES = {
         for rest in ((), (D,))
         for dtype in DTYPES
     ],
+    "topk_linear": lambda: predict_samples("linear"),
+    "topk_lists": lambda: predict_samples("lists"),
+    "list_centers": lambda: predict_samples("centers"),
     "instruction_set": lambda: [()],
 }
 

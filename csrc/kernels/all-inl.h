@@ -9,6 +9,7 @@
 #include "shared_pattern-inl.h"
 //
 #include "optim-inl.h"  // prefetches as sample_pattern-inl.h does
+#include "topk-inl.h"
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
@@ -34,6 +35,8 @@ constexpr RealKernels<T> kernels_of() {
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
           sample_gradients<T>,
+          topk_rows<T>,
+          pack_samples<T>,
           adam_rows<T>,
           sgd_rows<T>,
           adagrad_rows<T>,

@@ -69,6 +69,26 @@ struct SampleProblem {
   int64_t features;
 };
 
+// Rows to choose the best from: weight (N, features), bias (N) or null, of which `rows` (or null: all in order) names
+// some; input (B, features).
+template <class T>
+struct TopkProblem {
+  const T* weight;
+  const T* bias;
+  const int32_t* rows;
+  const T* input;
+  int64_t features;
+};
+
+// The best k so far of each sample: values and ids (B, k), a heap with the worst at its root, which begins as -inf with
+// the largest id.
+template <class T>
+struct Best {
+  T* values;
+  int64_t* ids;
+  int64_t k;
+};
+
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
 // (count, width).
 template <class T>
@@ -152,6 +172,9 @@ struct RealKernels {
   void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
   void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                            int64_t begin, int64_t end);
+  void (*topk_rows)(const TopkProblem<T>&, const T* packed, const int64_t* samples, int64_t count, const Best<T>&,
+                    int64_t begin, int64_t end);
+  void (*pack_samples)(const T* x, const int64_t* samples, int64_t count, int64_t features, T* packed);
   void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
   void (*sgd_rows)(const RowUpdate<T>&, const SgdScalars<T>&, int64_t begin, int64_t end);
   void (*adagrad_rows)(const RowUpdate<T>&, T lr, T eps, T sign, int64_t begin, int64_t end);

@@ -14,7 +14,7 @@ constexpr int64_t line() {  // elements of a cache line
 
 // <a, b>; asks for the row `ahead` on the way, unless it is null.
 template <class T>
-inline T dot(const T* a, const T* b, int64_t n, const T* ahead) {
+inline T dot(const T* a, const T* b, int64_t n, const T* ahead = nullptr) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   V sum[4] = {};
