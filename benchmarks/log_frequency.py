@@ -71,12 +71,10 @@ def main() -> None:
         ]
         print_table(columns, rows)
 
-    def paint(figure) -> None:
-        axes = figure.subplots()
+    def paint(axes) -> None:
         axes.plot(list(curve), [p1 for p1, _ in curve.values()], marker="o")
         axes.set_xlabel("tau")
         axes.set_ylabel("P@1, validation names")
-        axes.grid(alpha=0.3)
 
     finish(args, {"steps": args.steps}, record, paint)
 

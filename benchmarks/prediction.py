@@ -294,27 +294,32 @@ def main() -> None:
     rows = [[t["family"], str(t["K"]), str(t["L"]), f"{t['recall']:.3f}"] for t in more["tables"]]
     print_table(columns, rows)
 
-    def paint(figure) -> None:
-        panels = figure.subplots(1, len(args.batches), squeeze=False)
-        for axes, batch in zip(panels[0], args.batches, strict=True):
-            for family in dict.fromkeys(r["family"] for r in results):
-                own = [r for r in results if r["family"] == family]
-                own.sort(key=lambda r: r["recall"])
+    def paint(axes) -> None:
+        for family in dict.fromkeys(r["family"] for r in results):
+            own = sorted((r for r in results if r["family"] == family), key=lambda r: r["recall"])
+            recall, color = [r["recall"] for r in own], None
+            for batch, style in zip(args.batches, ("--", "-", ":", "-."), strict=False):
                 speed = [r[f"queries_per_second_{batch}"] for r in own]
-                axes.plot([r["recall"] for r in own], speed, marker="o", markersize=4, label=family)
-            axes.set_yscale("log")
-            axes.set_xlabel(f"recall of the exact top {args.k}, held-out names")
-            axes.set_ylabel("queries per second")
-            axes.set_title(f"batch {batch}")
-            axes.grid(alpha=0.3, which="both")
-        panels[0][0].legend(fontsize=8)
+                (line,) = axes.plot(
+                    recall,
+                    speed,
+                    style,
+                    marker="o",
+                    markersize=4,
+                    color=color,
+                    label=f"{family}, batch {batch}",
+                )
+                color = line.get_color()
+        axes.set_yscale("log")
+        axes.set_xlabel(f"recall of the exact top {args.k}, held-out names")
+        axes.set_ylabel("queries per second")
+        axes.legend(fontsize=6)
 
     finish(
         args,
         {"steps": args.steps, "k": args.k},
         {"contenders": results, "exact_at_scale": scale, **more},
         paint,
-        size=(6 * len(args.batches), 4.2),
     )
 
 
