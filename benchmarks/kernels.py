@@ -78,7 +78,7 @@ class Problem:
         self.input = centres[cluster] + 0.7 * torch.randn(batch, width)
         first = (cluster * neurons) // len(centres)
         target = (first[:, None] + torch.randint(64, (batch, 5))).clamp(max=neurons - 1)
-        self.labels, _ = as_labels(
+        self.labels = as_labels(
             target, torch.Size([batch]), neurons, torch.float32, ignore_index=-100
         )
         budget = min(active, neurons // 2)
