@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import ops
 
-# Settled by measurement, see docs/prediction.md.
+# Chosen in trials on trained weights of the quickstart; no sweep of them is kept.
 LISTS_PER_ROOT = 2  # lists: this times the square root of the number of rows
 SAMPLE_PER_LIST = 256  # rows that k-means learns from, at most
 ITERATIONS = 10
@@ -108,9 +108,17 @@ class RowPartition:
         """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
         where an input's hold fewer than k rows."""
         probed = self.probes(input, probes)
-        if bool((self.offsets.diff()[probed].sum(1) < k).any()):
-            probed = self.probes(input, self.lists_holding(k))
-        return ops.topk_lists(input, weight, bias, self.offsets, self.rows, probed, k)
+        short = self.offsets.diff()[probed].sum(1) < k
+        if not bool(short.any()):
+            return ops.topk_lists(input, weight, bias, self.offsets, self.rows, probed, k)
+        values = input.new_empty((input.shape[0], k))
+        indices = torch.empty((input.shape[0], k), dtype=torch.int64)
+        for mine, lists in ((~short, probes), (short, self.lists_holding(k))):
+            some = input[mine]
+            values[mine], indices[mine] = ops.topk_lists(
+                some, weight, bias, self.offsets, self.rows, self.probes(some, lists), k
+            )
+        return values, indices
 
     def memory_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in vars(self).values())
