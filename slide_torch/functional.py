@@ -91,7 +91,9 @@ def lsh_linear_cross_entropy(
                 all_rows_move=not sparse,
                 generator=generator,
             )
-    active = draw_active_set(tables, flat, labels, generator=generator)
+    active = draw_active_set(
+        tables, flat, labels, weight=linear_weight, bias=linear_bias, generator=generator
+    )
     if moving:
         tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
         tables.record(active)

@@ -239,7 +239,8 @@ class SampledLogits:
             tables.maintain(
                 layer.weight, layer.bias, advance=moving, all_rows_move=not layer.sparse
             )
-        active = draw_active_set(tables, flat, Labels.none(flat.shape[0], flat.dtype))
+        labels = Labels.none(flat.shape[0], flat.dtype)
+        active = draw_active_set(tables, flat, labels, weight=layer.weight, bias=layer.bias)
         if moving:
             tables.mark_dirty(active.rows, layer.weight._version if layer.sparse else None)
         weight = F.embedding(active.rows, layer.weight, sparse=layer.sparse)

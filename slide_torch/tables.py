@@ -95,8 +95,7 @@ class HashTables(nn.Module):
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
         )
-        if self.options.center:
-            family.center_on(weight, bias)
+        family.fit(weight, bias)
         codes = _finite(family.row_codes(weight, bias), None)
         self.family = family
         self._install(codes)
@@ -114,13 +113,12 @@ class HashTables(nn.Module):
             return self.rebuild(weight, bias)
         started = time.perf_counter()
         if rows is None or self.codes is None:
-            center = self.family.center
-            if self.options.center:
-                self.family.center_on(weight, bias)
+            before = self.family.center, self.family.norm_bound
+            self.family.adapt(weight, bias)
             try:
                 self._install(_finite(self.family.row_codes(weight, bias), None))
             except ValueError:
-                self.family.center = center
+                self.family.center, self.family.norm_bound = before
                 raise
         else:
             fresh = _finite(self.family.row_codes(weight, bias, rows), rows)

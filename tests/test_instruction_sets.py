@@ -54,7 +54,7 @@ def inputs(dtype):
         "bias": randn(N),
         "center": randn(D + 1) / 4,
         "signs": (torch.randint(2, (1, 3, 64), generator=generator) * 2 - 1).to(torch.int8),
-        "bias_projection": torch.randn(1, 64, generator=generator),
+        "extra_projection": torch.randn(2, 1, 64, generator=generator),
         "projection": torch.randn(60, D + 1, generator=generator),
         "coordinates": torch.randint(D + 1, (60, BINS), generator=generator, dtype=torch.int32),
         "log_weight": randn(N),
@@ -69,7 +69,7 @@ def codes(i, K):
     rows = (i["weight"], i["bias"], None, i["center"])
     L, wide = 60 // K, K > 15
     return {
-        f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["bias_projection"], K, L),
+        f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["extra_projection"], K, L),
         f"dense{K}": ops.simhash_dense(*rows, i["projection"], K, L),
         f"dwta{K}": ops.dwta(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
     }
@@ -192,7 +192,9 @@ def hash_values(i):
     center = i["center"]
     x, bias = i["weight"] - center[:-1], i["bias"] - center[-1]
     return {
-        "hadamard": reference.simhash_hadamard_values(x, bias, i["signs"], i["bias_projection"]),
+        "hadamard": reference.simhash_hadamard_values(
+            x, bias, i["signs"], i["extra_projection"][0]
+        ),
         "dense": reference.simhash_dense_values(x, bias, i["projection"]),
     }
 

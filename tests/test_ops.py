@@ -44,7 +44,7 @@ def hash_samples(functions):
 
 
 def hadamard(bias):
-    return torch.randint(2, (1, 3, 16)).mul(2).sub(1).to(torch.int8), randn(1, 16), K, L
+    return torch.randint(2, (1, 3, 16)).mul(2).sub(1).to(torch.int8), randn(2, 1, 16), K, L
 
 
 def dense(bias):

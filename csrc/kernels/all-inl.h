@@ -7,11 +7,15 @@
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
 //
-#include "optim-inl.h"  // prefetches as sample_pattern-inl.h does
+#include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h
+#include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
+#include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
-  return {simhash_hadamard<T, Code>, simhash_dense<T, Code>, dwta<T, Code>};
+  return {simhash_hadamard<T, Code>,         simhash_dense<T, Code>,
+          bin_winners<T, Code, LargestWins>, bin_winners<T, Code, FirstPositiveWins>,
+          cross_polytope<T, Code>,           nearest_centroids<T, Code>};
 }
 
 template <class T>
@@ -33,6 +37,7 @@ constexpr RealKernels<T> kernels_of() {
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
           sample_gradients<T>,
+          score_rows<T>,
           adam_rows<T>,
           sgd_rows<T>,
           adagrad_rows<T>,
