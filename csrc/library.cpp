@@ -67,6 +67,26 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
+  // binary_cross_entropy.cpp
+  m.def(
+      "shared_binary_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? row_weight, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, float scale, bool sparse) "
+      "-> (Tensor losses, Tensor logits)");
+  m.def(
+      "shared_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
+      "Tensor? row_weight, Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, "
+      "Tensor logits, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def(
+      "sample_binary_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? row_weight, Tensor label_offsets, "
+      "Tensor label_places, Tensor label_values, Tensor? label_extra, float scale, bool sparse) "
+      "-> (Tensor losses, Tensor logits)");
+  m.def(
+      "sample_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
+      "Tensor offsets, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? row_weight, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, Tensor logits, "
+      "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+
   // xmc.cpp
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "

@@ -97,7 +97,7 @@ class HashFamily(nn.Module, abc.ABC):
         self.adapt(weight, bias)
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Follows rows that have moved: their mean, and the 99th percentile of their norms about it, of
+        """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
         up to 8,192 of them.
 
         Centering shifts a query's inner products with all rows alike, so their order stays; but rows that
@@ -109,7 +109,7 @@ class HashFamily(nn.Module, abc.ABC):
         if self.augment_norms:
             rows = torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
             norms = ops.hashed_rows(weight, bias, rows, self.center).double().norm(dim=1)
-            self.norm_bound = norms.quantile(0.99)
+            self.norm_bound = norms.quantile(0.9)
 
     def row_codes(
         self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
@@ -358,7 +358,7 @@ class KMeans(HashFamily):
         L: int,
         *,
         points: int = 32,
-        iterations: int = 8,
+        iterations: int = 6,
         **common: Any,
     ) -> None:
         self.points = points

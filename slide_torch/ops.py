@@ -18,10 +18,11 @@ _fake = torch.library.register_fake
 # --- hashing -----------------------------------------------------------------------------------------
 
 
-# Of all families: `bias` appends one more coordinate; `rows` int64 picks and orders rows; `center` (d, or d + 1 with
-# bias) is subtracted; `norm_bound` appends a coordinate that brings each row's norm up to it, None appends none;
-# `probes` gives the best codes of each row and table: row t * probes + p of the result is table t's p-th best, -1 where
-# there are fewer. Codes are int16 up to 15 bits, else int32; that of a row with NaN or Inf is -1.
+# Of all families: `bias` appends one more coordinate; `rows` int64 picks and orders rows; `center` (d, or
+# d + 1 with bias) is subtracted; `norm_bound` appends a coordinate that brings each row's norm up to it, None
+# appends none; `probes` gives the best codes of each row and table: row t * probes + p of the result is table
+# t's p-th best, -1 where there are fewer. Codes are int16 up to 15 bits, else int32; that of a row with NaN
+# or Inf is -1.
 
 
 def simhash_hadamard(
@@ -590,6 +591,147 @@ torch.library.register_autograd(
 )
 
 
+# --- binary cross entropy ----------------------------------------------------------------------------
+
+
+def shared_binary_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    row_weight: Tensor | None,
+    label_offsets: Tensor,
+    label_places: Tensor,
+    label_values: Tensor,
+    label_extra: Tensor | None,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """Losses (B): over one active set for the whole batch the sum of ``row_weight * softplus(logit)``, over
+    a sample's labels that of ``label_extra * softplus(logit) - label_values * logit``; differentiable.
+
+    Args:
+        row_weight: (U), what an active neuron counts, or None for 1.
+        label_values: (labels), targets; label_extra: (labels) or None for 0.
+        input, weight, bias, rows, label_offsets, label_places, scale, sparse: as for
+            :func:`shared_cross_entropy`.
+    """
+    return _ops.shared_binary_cross_entropy(
+        input,
+        weight,
+        bias,
+        rows,
+        row_weight,
+        label_offsets,
+        label_places,
+        label_values,
+        label_extra,
+        scale,
+        sparse,
+    )[0]
+
+
+def sample_binary_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    offsets: Tensor,
+    pair_offsets: Tensor,
+    pair_positions: Tensor,
+    pair_samples: Tensor,
+    row_weight: Tensor | None,
+    label_offsets: Tensor,
+    label_places: Tensor,
+    label_values: Tensor,
+    label_extra: Tensor | None,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """As :func:`shared_binary_cross_entropy`, over each sample's own active set; ``row_weight`` (pairs) and
+    ``label_places`` refer to the sample-major list of pairs, as in :func:`sample_cross_entropy`."""
+    return _ops.sample_binary_cross_entropy(
+        input,
+        weight,
+        bias,
+        rows,
+        offsets,
+        pair_offsets,
+        pair_positions,
+        pair_samples,
+        row_weight,
+        label_offsets,
+        label_places,
+        label_values,
+        label_extra,
+        scale,
+        sparse,
+    )[0]
+
+
+@_fake("slide_torch::shared_binary_cross_entropy")
+def _(input: Any, weight: Any, bias: Any, rows: Any, *rest: Any) -> Any:
+    batch = input.shape[0]
+    return input.new_empty((batch,)), input.new_empty((rows.shape[0], batch))
+
+
+@_fake("slide_torch::sample_binary_cross_entropy")
+def _(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    rows: Any,
+    offsets: Any,
+    pair_offsets: Any,
+    pair_positions: Any,
+    *rest: Any,
+) -> Any:
+    return input.new_empty((input.shape[0],)), input.new_empty((pair_positions.shape[0],))
+
+
+@_fake("slide_torch::shared_binary_cross_entropy_backward")
+@_fake("slide_torch::sample_binary_cross_entropy_backward")
+def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
+    has_bias = rest[-1]
+    return (
+        torch.empty_like(input),
+        input.new_empty((rows.shape[0], input.shape[1])),
+        input.new_empty((rows.shape[0] if has_bias else 0,)),
+    )
+
+
+def _save_binary(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.scale, ctx.sparse = inputs
+    _, logits = output
+    ctx.mark_non_differentiable(logits)
+    ctx.has_bias = tensors[2] is not None
+    del tensors[2]
+    ctx.save_for_backward(*tensors, logits)
+
+
+def _binary_backward(ctx: Any, op: Any, grad_loss: Tensor) -> tuple:
+    # saved: input, weight, rows, (per-sample: offsets, pair_*(3),) row_weight, label_*(4), logits
+    between = ctx.saved_tensors[3:]
+    found = _gradients(ctx, op, grad_loss, *between)
+    return (*found, *[None] * (len(between) + 2))
+
+
+def _shared_binary_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
+    return _binary_backward(ctx, _ops.shared_binary_cross_entropy_backward, grad_loss)
+
+
+def _sample_binary_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
+    return _binary_backward(ctx, _ops.sample_binary_cross_entropy_backward, grad_loss)
+
+
+torch.library.register_autograd(
+    "slide_torch::shared_binary_cross_entropy", _shared_binary_backward, setup_context=_save_binary
+)
+torch.library.register_autograd(
+    "slide_torch::sample_binary_cross_entropy", _sample_binary_backward, setup_context=_save_binary
+)
+
+
 def _refuse_twice(ctx: Any, *grads: Tensor) -> NoReturn:
     raise RuntimeError(
         "slide_torch: cross entropy over active sets is differentiable once; backward with "
@@ -602,10 +744,11 @@ def _save_nothing(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 # without these torch would warn and take the second derivative for zero
-for _name in ("shared_cross_entropy_backward", "sample_cross_entropy_backward"):
-    torch.library.register_autograd(
-        f"slide_torch::{_name}", _refuse_twice, setup_context=_save_nothing
-    )
+for _name in ("cross_entropy_backward", "binary_cross_entropy_backward"):
+    for _pattern in ("shared", "sample"):
+        torch.library.register_autograd(
+            f"slide_torch::{_pattern}_{_name}", _refuse_twice, setup_context=_save_nothing
+        )
 
 
 def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -46,19 +46,19 @@ class LSHOptions:
             tail by its inclusion probability, so that loss and gradient estimate those of the full
             softmax (Bengio & Senécal 2008); it needs a tail.
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
-            projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018), which
-            on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"minhash"``: densified
-            one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for sparse or
-            binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector (Andoni et al.
-            2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by angle, which finds
-            most of the largest logits in few buckets.
+            projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
+            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"minhash"``:
+            densified one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for
+            sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
+            (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
+            angle: more of the largest logits in fewer buckets, for more upkeep.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
             or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
             Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
-            inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 99th percentile of the
+            inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
             norms; longer rows get 0. Not for ``"minhash"``. ``"auto"``: only for ``"kmeans"``. (There is no
             option to normalise rows: no family's code depends on a vector's length.)
         K: hashes per table. A SimHash is one bit, a DWTA or MinHash hash log2(``bin_size``) bits, a
@@ -67,20 +67,21 @@ class LSHOptions:
             where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
             ``"kmeans"`` at about 2 sqrt(out_features) centroids, since their number is what a rehash costs.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
-        bin_size: coordinates that one hash of ``"dwta"``, ``"minhash"`` or ``"cross_polytope"`` compares; a power
-            of two.
+        bin_size: coordinates that one hash of ``"dwta"``, ``"minhash"`` or ``"cross_polytope"`` compares; a
+            power of two.
         probes: buckets that a query reads in each table: beside its own those that it missed by least
-            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 8 for
+            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 16 for
             ``"kmeans"``.
         rerank: score this many of the candidates, those that collide most often (labels counted), exactly
             and keep the ``budget`` best; 0 keeps the budget by collision counts. ``"auto"``: 0; for
-            ``"kmeans"``, whose candidates mostly collide once, 2,048 or four times the budget.
+            ``"kmeans"``, whose candidates mostly collide once, 4,096 or four times the budget.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
             ``"auto"``: 8 times the mean bucket, at least 128.
         rehash_every: training steps from one rehash of the tables to the next, at first.
         rehash_growth: factor by which that period grows at each rehash, as weights settle (the SLIDE
             paper's exponential decay).
-        rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never.
+        rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never. ``"auto"``:
+            20; 1 for ``"kmeans"``, whose centroids must follow the rows.
 
     Raises:
         ValueError: an option is out of its range; the message names it.
@@ -102,7 +103,7 @@ class LSHOptions:
     bucket_cap: int | Literal["auto"] = "auto"
     rehash_every: int = 50
     rehash_growth: float = 1.1
-    rebuild_every: int = 20
+    rebuild_every: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
@@ -117,6 +118,7 @@ class LSHOptions:
             ("probes", 1, MAX_TABLES),
             ("rerank", 0, None),
             ("bucket_cap", 1, None),
+            ("rebuild_every", 0, None),
         ):
             if getattr(self, name) != "auto":
                 _check_int(name, getattr(self, name), low, high, " or 'auto'")
@@ -130,7 +132,6 @@ class LSHOptions:
                 f"LSHOptions: augment_norms: expected a bool or 'auto', got {self.augment_norms!r}"
             )
         _check_int("rehash_every", self.rehash_every, 1, None)
-        _check_int("rebuild_every", self.rebuild_every, 0, None)
         if not isinstance(self.rehash_growth, (int, float)) or not 1 <= self.rehash_growth <= 100:
             raise ValueError(
                 "LSHOptions: rehash_growth: expected a number from 1 to 100, "
@@ -164,7 +165,8 @@ class LSHOptions:
                 f"LSHOptions: probes: expected L * probes of at most {MAX_TABLES}, got "
                 f"{self.L} * {self.probes} = {self.L * self.probes}"
             )
-        if self.rerank not in (0, "auto") and self.budget != "auto" and self.rerank < self.budget:
+        rerank, budget = self.rerank, self.budget
+        if rerank != "auto" and budget != "auto" and 0 < rerank < budget:
             raise ValueError(
                 f"LSHOptions: rerank: expected 0 or at least the budget, {self.budget}, got "
                 f"{self.rerank}"
@@ -200,10 +202,12 @@ class LSHOptions:
         if self.L == "auto":
             chosen["L"] = 1 if kmeans else 50
         tables = chosen.get("L", self.L)
+        if self.rebuild_every == "auto":
+            chosen["rebuild_every"] = 1 if kmeans else 20
         if self.probes == "auto":
-            chosen["probes"] = min(8, MAX_TABLES // tables) if kmeans else 1
+            chosen["probes"] = min(16, MAX_TABLES // tables) if kmeans else 1
         if self.rerank == "auto":
-            chosen["rerank"] = max(2048, 4 * budget) if kmeans else 0
+            chosen["rerank"] = max(4096, 4 * budget) if kmeans else 0
         if self.K == "auto" and kmeans:
             chosen["K"] = max(1, min((4 * out_features).bit_length() // 2, MAX_CENTROID_BITS))
         elif self.K == "auto":

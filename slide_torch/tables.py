@@ -155,6 +155,7 @@ class HashTables(nn.Module):
             self.rehash(weight, bias)
         elif advance and self._since_rehash >= self._period:
             every = self.options.rebuild_every
+            assert isinstance(every, int)
             if every and (self.rehashes + 1) % every == 0:
                 self.rebuild(weight, bias, generator=generator)
                 self.rehashes += 1

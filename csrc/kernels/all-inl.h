@@ -2,6 +2,7 @@
 
 #include "simd-inl.h"
 //
+#include "binary-inl.h"
 #include "hashing-inl.h"
 #include "matmul-inl.h"
 #include "sample_pattern-inl.h"
@@ -37,6 +38,10 @@ constexpr RealKernels<T> kernels_of() {
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
           sample_gradients<T>,
+          shared_softplus<T>,
+          shared_sigmoid<T>,
+          sample_softplus<T>,
+          sample_sigmoid<T>,
           score_rows<T>,
           adam_rows<T>,
           sgd_rows<T>,

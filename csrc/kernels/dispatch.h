@@ -19,8 +19,9 @@ struct HashInput {
   int64_t features;
   bool augmented;
   T norm_bound;
+  bool has_bias;  // that of no rows at all may be a null pointer
 
-  int64_t extras() const { return (bias ? 1 : 0) + (augmented ? 1 : 0); }
+  int64_t extras() const { return (has_bias ? 1 : 0) + (augmented ? 1 : 0); }
   int64_t width() const { return features + extras(); }
 };
 
@@ -174,6 +175,12 @@ struct RealKernels {
   void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
   void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                            int64_t begin, int64_t end);
+  void (*shared_softplus)(const T* logits, const T* weight, int64_t active, int64_t batch, T* losses, int64_t begin,
+                          int64_t end);
+  void (*shared_sigmoid)(const T* logits, const T* weight, const T* scale, int64_t batch, T* gradient, int64_t begin,
+                         int64_t end);
+  T (*sample_softplus)(const T* logits, const T* weight, int64_t count);
+  void (*sample_sigmoid)(const T* logits, const T* weight, int64_t count, T scale, T* gradient);
   void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
                      T* scores);
   void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);

@@ -7,7 +7,7 @@ template <class T>
 inline Vec<T> load_block(const HashInput<T>& in, int64_t first, int64_t count, T* block,
                          int64_t stride = Simd<T>::lanes) {
   constexpr int64_t W = Simd<T>::lanes;
-  const int64_t given = in.features + (in.bias ? 1 : 0);
+  const int64_t given = in.features + (in.has_bias ? 1 : 0);
   for (int64_t lane = 0; lane < W; ++lane) {
     if (lane >= count) {
       for (int64_t i = 0; i < given; ++i) block[i * stride + lane] = T(0);
@@ -16,7 +16,7 @@ inline Vec<T> load_block(const HashInput<T>& in, int64_t first, int64_t count, T
     const int64_t row = in.rows ? in.rows[first + lane] : first + lane;
     const T* source = in.data + row * in.features;
     for (int64_t i = 0; i < in.features; ++i) block[i * stride + lane] = source[i];
-    if (in.bias) block[in.features * stride + lane] = in.bias[row];
+    if (in.has_bias) block[in.features * stride + lane] = in.bias[row];
   }
   Vec<T> defect{};
   for (int64_t i = 0; i < given; ++i) {
@@ -115,7 +115,7 @@ inline void rotate(const HashInput<T>& in, const HadamardFunctions<T>& f, int64_
   }
   for (int64_t e = 0; e < in.extras(); ++e) {
     const V extra = load<V>(block + (in.features + e) * W) * T(D);
-    const T* projection = f.extra_projection + ((in.bias ? e : 1) * f.rotations + rotation) * D;
+    const T* projection = f.extra_projection + ((in.has_bias ? e : 1) * f.rotations + rotation) * D;
     for (int64_t i = 0; i < D; ++i) store(rotated + i * W, load<V>(rotated + i * W) + extra * projection[i]);
   }
 }

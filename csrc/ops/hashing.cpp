@@ -30,7 +30,7 @@ Rows<T> check_input(const char* op, const Tensor& input, const std::optional<Ten
   }
   if (center) check_tensor(op, "center", *center, scalar_type_of<T>(), {input.size(1) + (bias ? 1 : 0)});
   return {{data<T>(input), data_or_null<int64_t>(rows), data_or_null<T>(bias), data_or_null<T>(center), input.size(1),
-           norm_bound.has_value(), static_cast<T>(norm_bound.value_or(0.0))},
+           norm_bound.has_value(), static_cast<T>(norm_bound.value_or(0.0)), bias.has_value()},
           count};
 }
 
