@@ -57,6 +57,7 @@ def inputs(dtype):
         "extra_projection": torch.randn(2, 1, 64, generator=generator),
         "projection": torch.randn(60, D + 1, generator=generator),
         "coordinates": torch.randint(D + 1, (60, BINS), generator=generator, dtype=torch.int32),
+        "centroids": torch.randn(2, 32, D + 2, generator=generator),
         "log_weight": randn(N),
         "label_offsets": offsets,
         "lists": lists,
@@ -71,6 +72,11 @@ def codes(i, K):
     return {
         f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["extra_projection"], K, L),
         f"dense{K}": ops.simhash_dense(*rows, i["projection"], K, L),
+        f"polytope{K}": ops.cross_polytope(
+            *rows, i["signs"], i["extra_projection"], 2, 6 if wide else K, 4, 3.0, 5
+        ),
+        f"centroids{K}": ops.nearest_centroids(*rows, i["centroids"], 3.0, 4),
+        f"minhash{K}": ops.minhash(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
         f"dwta{K}": ops.dwta(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
     }
 
@@ -107,11 +113,17 @@ def losses_and_gradients(i):
     found = {}
     for pattern, (arguments, *_) in active_sets(i).items():
         layer = leaves(i)
-        loss = getattr(ops, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False)
-        loss.sum().backward()
-        values = (loss.detach(), *(t.grad for t in layer))
-        for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
-            found[f"{pattern} {name}"] = value
+        *active, log_weight, offsets, places, targets = arguments
+        losses = {
+            "": getattr(ops, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False),
+            "binary ": getattr(ops, f"{pattern}_binary_cross_entropy")(
+                *layer, *active, log_weight.abs(), offsets, places, targets, None, 0.5, False
+            ),
+        }
+        for kind, loss in losses.items():
+            values = (loss.detach(), *torch.autograd.grad(loss.sum(), layer))
+            for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
+                found[f"{kind}{pattern} {name}"] = value
     return found
 
 
@@ -154,12 +166,17 @@ def truth():
         target = torch.zeros(B, N, dtype=torch.float64)
         target[torch.arange(B), labels] = probabilities
         extra = i["log_weight"].expand(B, N)
-        loss = reference.sampled_cross_entropy(*layer, mask, target, extra, scale=0.5)
-        loss.sum().backward()
-        values = (loss.detach(), *(t.grad for t in layer))
-        for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
-            found[f"{pattern} {name}"] = value
-            sizes[f"{pattern} {name}"] = value.abs().max()
+        losses = {
+            "": reference.sampled_cross_entropy(*layer, mask, target, extra, scale=0.5),
+            "binary ": reference.sampled_binary_cross_entropy(
+                *layer, mask, target, extra.abs(), scale=0.5
+            ),
+        }
+        for kind, loss in losses.items():
+            values = (loss.detach(), *torch.autograd.grad(loss.sum(), layer))
+            for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
+                found[f"{kind}{pattern} {name}"] = value
+                sizes[f"{kind}{pattern} {name}"] = value.abs().max()
     return found, sizes
 
 
@@ -230,6 +247,20 @@ def test_dwta_codes(level, dtype):
         shifted = places.view(N, 60 // K, K) << torch.arange(0, 3 * K, 3)
         assert found[name].dtype == (torch.int16 if K == 3 else torch.int32)
         assert torch.equal(found[name].long(), shifted.sum(2).T)
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_codes(level, dtype):
+    """MinHash compares only: equal at every level. Rotations and products round, so that codes of
+    cross-polytopes and centroids differ now and then, between float64 levels hardly ever."""
+    found, first = result_of(level)[dtype], result_of(supported_levels()[0])[dtype]
+    for K in (3, 20):
+        assert torch.equal(found[f"minhash{K}"], first[f"minhash{K}"])
+        for name in (f"polytope{K}", f"centroids{K}"):
+            assert found[name].shape == first[name].shape and found[name].dtype == first[name].dtype
+            differ = (found[name] != first[name]).float().mean()
+            assert differ < (1e-2 if dtype == "float32" else 1e-4)
 
 
 def test_unknown_level():

@@ -422,7 +422,6 @@ REFUSED = {
     "mul by keywords": lambda z: torch.mul(input=z, other=2.0),
     "dropout": F.dropout,
     "linear": lambda z: F.linear(z, OTHER),
-    "bce by element": lambda z: F.binary_cross_entropy_with_logits(z, OTHER, reduction="none"),
     "BCELoss": lambda z: nn.BCELoss()(z, OTHER),
     "kl_div": lambda z: F.kl_div(z, OTHER),
     "mse": lambda z: F.mse_loss(z, OTHER),
