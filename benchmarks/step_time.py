@@ -4,17 +4,20 @@
 
 Every contender lives in a process of its own; they take turns, a few steps each, for several rounds, so
 that a noisy neighbour meets all of them. Medians. The same generated batches for all (see common.py);
-losses that take one label a row get the first. LSH steps include the tables' upkeep: a rehash after a
-whole period of steps and now and then a rebuild, measured, divided by the steps of that period (the
-first, 50; periods grow later). Random data: speed only, no accuracy.
+losses that take one label a row get the first. LSH steps include the tables' upkeep: the rehashes and
+rebuilds of the first 1,000 steps (periods grow from 50), each as long as one measured after a whole first
+period, spread over those steps. Row-sparse LSH contenders update inside backward (fuse_backward), so the
+head's Adam is in their backward time. Random data: speed only, no accuracy.
+
+One more contender measures the memory's bandwidth in the same rounds; a second table holds each part of
+the LSH steps against the bytes that it must move.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
+import math
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +25,32 @@ from common import (
     FEATURES,
     HIDDEN,
     LABELS,
+    Memory,
     Worker,
+    argument_parser,
+    best_rates,
+    bound_ms,
+    finish,
     generate_batches,
-    machine,
+    loss_of,
     median,
+    parse,
+    print_rates,
     print_table,
     resident_gb,
-    write_json,
 )
 from torch import nn
 
 TOO_SLOW_MS = 10_000  # bf16 without hardware for it, say
+PHASES = (
+    "embedding",
+    "forward",
+    "backward",
+    "embedding_backward",
+    "embedding_optimizer",
+    "head_optimizer",
+)
+UPKEEP_STEPS = 1000
 STEPS_A_TURN = {"dense": 1, "adaptive": 3, "sampled": 10, "lsh": 10}
 
 
@@ -49,34 +67,25 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
     embedding = nn.EmbeddingBag(FEATURES, HIDDEN, mode="sum", include_last_offset=True, sparse=True)
     adam = slide_torch.optim.Adam
 
-    def linear():
-        layer = nn.Linear(HIDDEN, labels)
-        return layer, adam([*embedding.parameters(), *layer.parameters()], lr=1e-3)
-
-    def dense_loss(logits, target):
-        kept = target >= 0
-        own = F.log_softmax(logits, 1).gather(1, target.clamp(min=0)) * kept
-        return -(own.sum(1) / kept.sum(1).clamp(min=1)).mean()
-
     if name in ("dense_fp32", "dense_bf16", "dense_compile"):
-        head, optimizer = linear()
+        head = nn.Linear(HIDDEN, labels)
 
-        def loss_of(hidden, target):
-            return dense_loss(head(hidden), target)
+        def head_loss(hidden, target):
+            return loss_of(head(hidden), target)
 
         if name == "dense_compile":
-            loss_of = torch.compile(loss_of, dynamic=True)
+            head_loss = torch.compile(head_loss, dynamic=True)
         if name == "dense_bf16":
-            inner = loss_of
+            inner = head_loss
 
-            def loss_of(hidden, target):
+            def head_loss(hidden, target):
                 with torch.autocast("cpu", torch.bfloat16):
                     return inner(hidden, target)
 
     elif name == "dense_linear_cross_entropy":
-        head, optimizer = linear()
+        head = nn.Linear(HIDDEN, labels)
 
-        def loss_of(hidden, target):
+        def head_loss(hidden, target):
             return F.linear_cross_entropy(
                 hidden, head.weight, target[:, 0].contiguous(), linear_bias=head.bias
             )
@@ -84,20 +93,18 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
     elif name == "adaptive_log_softmax":
         cut = [labels * 3 // 100, labels * 18 // 100, labels * 48 // 100]
         head = nn.AdaptiveLogSoftmaxWithLoss(HIDDEN, labels, cut)
-        optimizer = adam([*embedding.parameters(), *head.parameters()], lr=1e-3)
 
-        def loss_of(hidden, target):
+        def head_loss(hidden, target):
             return head(hidden, target[:, 0].contiguous()).loss
 
     elif name.startswith("sampled"):
         weight = nn.Embedding(labels, HIDDEN, sparse=True)
         bias = nn.Embedding(labels, 1, sparse=True)
         nn.init.uniform_(weight.weight, -(HIDDEN**-0.5), HIDDEN**-0.5)
-        params = [*embedding.parameters(), *weight.parameters(), *bias.parameters()]
-        optimizer = adam(params, lr=1e-3)
+        head = nn.ModuleList([weight, bias])
         drawn = 8192 if name == "sampled_uniform_8192" else 0
 
-        def loss_of(hidden, target):
+        def head_loss(hidden, target):
             kept = target >= 0
             own = target[kept]
             classes = torch.cat([own, torch.randint(labels, (drawn,))]).unique()
@@ -114,45 +121,48 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
         }[name]
         sparse = name != "lsh_dense_grad"
         head = LSHLinear(HIDDEN, labels, options=options, sparse=sparse)
-        params = [*embedding.parameters(), *head.parameters()]
-        optimizer = adam(params, lr=1e-3)
 
-        def loss_of(hidden, target):
+        def head_loss(hidden, target):
             return F.cross_entropy(head(hidden), target)
 
+    fuse = name in ("lsh_per_sample", "lsh_shared")
+    optimizers = [
+        adam(embedding.parameters(), lr=1e-3),
+        adam(head.parameters(), lr=1e-3, fuse_backward=fuse),
+    ]
     step_number = 0
 
     def run(steps: int) -> dict:
+        # head and embedding are differentiated and updated one after the other, so that each is timed
         nonlocal step_number
-        ms, phases = [], {"forward": [], "backward": [], "optimizer": []}
-        active = []
+        ms, phases = [], {phase: [] for phase in PHASES}
+        features = []
         for _ in range(steps):
             indices, offsets, values, target = data[step_number % len(data)]
             step_number += 1
-            t0 = time.perf_counter()
+            times = [time.perf_counter()]
             hidden = torch.relu(embedding(indices, offsets, per_sample_weights=values))
-            loss = loss_of(hidden, target)
-            t1 = time.perf_counter()
-            optimizer.zero_grad()
+            leaf = hidden.detach().requires_grad_()
+            times.append(time.perf_counter())
+            loss = head_loss(leaf, target)
+            times.append(time.perf_counter())
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss.backward()
-            t2 = time.perf_counter()
-            optimizer.step()
-            t3 = time.perf_counter()
-            ms.append((t3 - t0) * 1e3)
-            for phase, seconds in zip(phases, (t1 - t0, t2 - t1, t3 - t2), strict=True):
-                phases[phase].append(seconds * 1e3)
-            if name.startswith("lsh"):
-                active.append(head.stats()["active_per_sample"])
-        answer = {
-            "ms": ms,
-            "phases": phases,
-            "peak_gb": resident_gb("VmHWM") - base,
-            "active": active,
-        }
+            times.append(time.perf_counter())
+            hidden.backward(leaf.grad)
+            times.append(time.perf_counter())
+            for optimizer in optimizers:
+                optimizer.step()
+                times.append(time.perf_counter())
+            ms.append((times[-1] - times[0]) * 1e3)
+            for phase, start, end in zip(PHASES, times[:-1], times[1:], strict=True):
+                phases[phase].append((end - start) * 1e3)
+            features.append(indices.unique().numel())
+        answer = {"ms": ms, "phases": phases, "peak_gb": resident_gb("VmHWM") - base}
+        answer["features"] = median(features)
         if name.startswith("lsh"):
-            stats = head.stats()
-            answer["ids_read"] = stats["ids_read"]
-            answer["union"] = stats["union"]
+            answer |= head.stats()
             answer["tables_gb"] = head.tables.memory_bytes() / 2**30
         return answer
 
@@ -187,84 +197,165 @@ CONTENDERS = (
 )
 
 
+def memory(threads: int, labels: int):
+    """The contender that measures the memory itself."""
+    torch.set_num_threads(threads)
+    return Memory(labels).turn
+
+
+def byte_bounds(result: dict, labels: int) -> list[dict]:
+    """Bytes that each part of a step must move, by kind (see common.Memory), and the part's time.
+
+    With U active rows of width d: forward reads them, 4 d U bytes; their gradient and Adam read and write
+    weight and two moments, 24 d U. A dense gradient touches all N rows, and is written and read between.
+    Hashing, retrieval, arithmetic and the batch's logits are in the times, not in the bounds.
+    """
+    phases, row = result["phases"], 4 * HIDDEN
+    active, features = result["union"] * row, result["features"] * row
+    update = {"row_update": 6 * active}
+    if result["contender"] == "lsh_dense_grad":  # the gradient is written and read between
+        whole = labels * row
+        update = {"update": 6 * whole, "write": whole, "read": whole}
+    of_embedding = {"row_update": 6 * features, "read": features}
+    head = phases["backward"] + phases["head_optimizer"]
+    return [
+        {"part": "forward", "traffic": {"row_read": active}, "ms": phases["forward"]},
+        {"part": "gradient + Adam", "traffic": update, "ms": head},
+        {"part": "embedding's Adam", "traffic": of_embedding, "ms": phases["embedding_optimizer"]},
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argument_parser(__doc__, "4,000 labels, one round, without bf16 and compile")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels", type=int, default=LABELS)
     parser.add_argument("--only", nargs="*", default=CONTENDERS, choices=CONTENDERS)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parse(parser)
+    if args.quick:
+        args.labels, args.rounds = 4_000, 1
+        args.only = [name for name in args.only if name not in ("dense_bf16", "dense_compile")]
     workers, failed, answers = {}, {}, {}
     for name in args.only:
         try:
             workers[name] = Worker(
                 contender, name, args.batch, args.threads, args.seed, args.labels
             )
-            workers[name].run(1)  # warm up: first touches, compilation, table build
-            second = workers[name].run(1)
-            if second["ms"][0] > TOO_SLOW_MS:  # no need to measure that often
-                answers[name] = [second]
-                print(f"{name}: {second['ms'][0]:.0f} ms a step, measured once", flush=True)
+            first = workers[name].run(1)  # warms up: first touches, compilation, table build
+            if name == "dense_bf16" and first["ms"][0] > TOO_SLOW_MS:
+                answers[name] = [first]
+                print(f"{name}: {first['ms'][0]:.0f} ms a step, measured once", flush=True)
+                workers.pop(name).stop()
         except RuntimeError as error:
             failed[name] = str(error).strip().splitlines()[-1]
             workers.pop(name, None)
             print(f"{name}: {failed[name]}", flush=True)
-    takes_turns = [name for name in workers if name not in answers]
-    answers = {name: answers.get(name, []) for name in workers}
+    answers |= {name: [] for name in workers}
+    meter, turns = Worker(memory, args.threads, args.labels), []
     for _ in range(args.rounds):
-        for name in takes_turns:
-            worker = workers[name]
+        turns.append(meter.run())
+        for name, worker in workers.items():
             answers[name].append(worker.run(STEPS_A_TURN[name.split("_")[0]]))
-    upkeep = {name: workers[name].run(-1) for name in takes_turns if name.startswith("lsh")}
-    from slide_torch import LSHOptions
-
-    options = LSHOptions()
-    results = []
-    for name, turns in answers.items():
-        ms = median([m for turn in turns for m in turn["ms"]])
-        phases = {
-            phase: median([m for turn in turns for m in turn["phases"][phase]])
-            for phase in turns[0]["phases"]
-        }
-        result = {"contender": name, "peak_gb": turns[-1]["peak_gb"], "phases": phases}
-        if name.startswith("lsh"):
-            result["rehash_ms"], result["rebuild_ms"] = upkeep[name]
-            share = 1 / options.rebuild_every  # of rehashes that are rebuilds
-            each = (1 - share) * result["rehash_ms"] + share * result["rebuild_ms"]
-            phases["upkeep"] = each / options.rehash_every
-            ms += phases["upkeep"]
-            result["active_per_sample"] = median([a for turn in turns for a in turn["active"]])
-            result["union"] = turns[-1]["union"]
-            result["ids_read_per_sample"] = turns[-1]["ids_read"] / args.batch
-            result["tables_gb"] = turns[-1]["tables_gb"]
-        result["ms_step"] = ms
-        results.append(result)
-    for worker in workers.values():
+    upkeep = {name: workers[name].run(-1) for name in workers if name.startswith("lsh")}
+    for worker in (meter, *workers.values()):
         worker.stop()
+    rates = best_rates(turns)
+    results = [summary(name, answers[name], upkeep) for name in args.only if name in answers]
     dense = [r["ms_step"] for r in results if r["contender"].startswith("dense")]
     best = min(dense) if dense else None
     for result in results:
         result["times_best_dense"] = best / result["ms_step"] if best else None
-    where = machine() | {"batch": args.batch, "labels": args.labels, "seed": args.seed}
-    write_json(args.json, {"machine": where, "contenders": results, "failed": failed})
-    print(", ".join(f"{k} {v}" for k, v in where.items()) + "\n")
-    rows = [
-        [
-            r["contender"],
-            f"{r['ms_step']:.1f}",
-            f"{r['times_best_dense']:.1f}x" if best else "",
-            f"{r['peak_gb']:.2f}",
-            f"{r['active_per_sample']:,.0f}" if "active_per_sample" in r else "",
-            ", ".join(f"{phase} {ms:.1f}" for phase, ms in r["phases"].items()),
-        ]
+    print()
+    report(results)
+    print()
+    print_rates(rates)
+    bounds = [
+        {"contender": r["contender"], **part, "bound_ms": bound_ms(part["traffic"], rates)}
         for r in results
+        if r["contender"].startswith("lsh")
+        for part in byte_bounds(r, args.labels)
     ]
+    print()
     print_table(
-        ["contender", "ms/step", "best dense / it", "peak GB", "active/sample", "phases, ms"], rows
+        ["contender", "part of the step", "MB", "ms", "byte bound, ms", "ms / bound"],
+        [
+            [
+                b["contender"],
+                b["part"],
+                f"{sum(b['traffic'].values()) / 1e6:.1f}",
+                f"{b['ms']:.2f}",
+                f"{b['bound_ms']:.2f}",
+                f"{b['ms'] / b['bound_ms']:.1f}",
+            ]
+            for b in bounds
+        ],
+    )
+
+    def paint(axes) -> None:
+        names = [r["contender"] for r in results][::-1]
+        bars = axes.barh(names, [r["ms_step"] for r in results][::-1])
+        axes.bar_label(bars, [f"{r['ms_step']:,.1f}" for r in results][::-1], padding=3)
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set_xlabel("ms a step, logarithmic")
+        axes.set_title(f"a training step, {HIDDEN} -> {args.labels:,}, batch {args.batch}")
+
+    finish(
+        args,
+        {"batch": args.batch, "labels": args.labels},
+        {"contenders": results, "failed": failed, "memory": rates, "byte_bounds": bounds},
+        paint,
+    )
+
+
+def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]) -> dict:
+    """Medians of a contender's turns; the tables' upkeep added to LSH steps."""
+    ms = median([m for turn in turns for m in turn["ms"]])
+    phases = {
+        phase: median([m for turn in turns for m in turn["phases"][phase]]) for phase in PHASES
+    }
+    result = {"contender": name, "peak_gb": turns[-1]["peak_gb"], "phases": phases}
+    result["features"] = turns[-1]["features"]
+    if name in upkeep:
+        from slide_torch import LSHOptions
+
+        options = LSHOptions()
+        result["rehash_ms"], result["rebuild_ms"] = upkeep[name]
+        rehashes = rehashes_within(UPKEEP_STEPS, options)
+        rebuilds = rehashes // options.rebuild_every
+        spent = (rehashes - rebuilds) * result["rehash_ms"] + rebuilds * result["rebuild_ms"]
+        phases["upkeep"] = spent / UPKEEP_STEPS
+        result["upkeep_first_period"] = result["rehash_ms"] / options.rehash_every
+        ms += phases["upkeep"]
+        for key in ("active_per_sample", "union", "ids_read"):
+            result[key] = median([turn[key] for turn in turns])
+        result["tables_gb"] = turns[-1]["tables_gb"]
+    result["ms_step"] = ms
+    return result
+
+
+def rehashes_within(steps: int, options) -> int:
+    """Rehashes that the schedule does in the first ``steps`` training steps."""
+    count, period, at = 0, float(options.rehash_every), 0.0
+    while (at := at + math.ceil(period)) < steps:
+        count, period = count + 1, period * options.rehash_growth
+    return count
+
+
+def report(results: list[dict]) -> None:
+    print_table(
+        ["contender", "ms/step", "best dense / it", "peak GB", "active/sample", "phases, ms"],
+        [
+            [
+                r["contender"],
+                f"{r['ms_step']:.1f}",
+                f"{r['times_best_dense']:.1f}x" if r["times_best_dense"] else "",
+                f"{r['peak_gb']:.2f}",
+                f"{r['active_per_sample']:,.0f}" if "active_per_sample" in r else "",
+                ", ".join(f"{phase} {ms:.1f}" for phase, ms in r["phases"].items()),
+            ]
+            for r in results
+        ],
     )
 
 

@@ -67,19 +67,85 @@ def step_time() -> str:
     return f"{markdown(columns, rows)}\n\n{where}.{missing}"
 
 
+def scaling() -> str:
+    record = json.loads((RESULTS / "scaling.json").read_text())
+    rows = [
+        [
+            f"{c['width']:,}",
+            f"{c['batch']:,}",
+            f"{c['neurons']:,}" if c["neurons"] else f"over {c['largest_tried']:,}",
+            f"{c['dense_ms']:.1f}" if c["neurons"] else "",
+            f"{c['lsh_ms']:.1f}" if c["neurons"] else "",
+        ]
+        for c in record["crossovers"]
+    ]
+    columns = [
+        "width d",
+        "batch",
+        "LSHLinear is faster from N =",
+        "dense there, ms/step",
+        "LSHLinear",
+    ]
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return f"{markdown(columns, rows)}\n\n{where}."
+
+
+def prediction() -> str:
+    record = json.loads((RESULTS / "prediction.json").read_text())
+    kept = {"torch.topk(F.linear)", "slide_torch, exact", "slide_torch, exact=False"}
+    best: dict[str, dict] = {}  # of the others, each at the setting that is fastest from 0.95 on
+    rows = []
+    for c in record["contenders"]:
+        if c["family"] in kept:
+            rows.append(c)
+        elif c["recall"] >= 0.95:
+            old = best.setdefault(c["family"], c)
+            if c["queries_per_second_256"] > old["queries_per_second_256"]:
+                best[c["family"]] = c
+    table = markdown(
+        ["contender", "setting", "recall@10", "queries/s, batch 1", "queries/s, batch 256"],
+        [
+            [
+                c["family"],
+                c["setting"],
+                f"{c['recall']:.3f}",
+                f"{c['queries_per_second_1']:,.0f}",
+                f"{c['queries_per_second_256']:,.0f}",
+            ]
+            for c in [*rows, *best.values()]
+        ],
+    )
+    scale = "; ".join(
+        f"batch {r['batch']}: {r['predict_ms']:.0f} ms, `F.linear` alone {r['linear_ms']:.0f} ms, with "
+        f"`torch.topk` {r['linear_topk_ms']:.0f} ms"
+        for r in record["exact_at_scale"]
+    )
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return f"{table}\n\nExact at N = 670,091: {scale}. {where}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = ROOT / "README.md"
     text = old = readme.read_text()
-    for make in (quickstart, equal_steps, step_time):
+    missing = []
+    for make in (quickstart, equal_steps, step_time, scaling, prediction):
         name = make.__name__
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        try:
+            block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        except FileNotFoundError as error:
+            missing.append(f"{name} stays as it is: no {error.filename}")
+            continue
         text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
         if count != 1:
             sys.exit(f"README.md: expected one {name} block, found {count}")
+    for line in missing:
+        print(line)
+    if args.check and missing:
+        sys.exit("records are missing: make bench, make figures")
     if args.check and text != old:
         sys.exit("README.md differs from the records: run benchmarks/update_readme.py")
     readme.write_text(text)

@@ -57,6 +57,12 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
       "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
   m.def(
+      "shared_cross_entropy_backward_adam_(Tensor grad_loss, Tensor input, Tensor(a!) weight, Tensor rows, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
+      "bool has_bias, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) "
+      "-> (Tensor grad_input, Tensor grad_bias)");
+  m.def(
       "sample_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? log_weight, Tensor label_offsets, "
       "Tensor label_places, Tensor label_probabilities, float scale, bool sparse) "
@@ -66,6 +72,13 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, Tensor label_places, "
       "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def(
+      "sample_cross_entropy_backward_adam_(Tensor grad_loss, Tensor input, Tensor(a!) weight, Tensor rows, "
+      "Tensor offsets, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, "
+      "Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias, "
+      "Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) "
+      "-> (Tensor grad_input, Tensor grad_bias)");
 
   // binary_cross_entropy.cpp
   m.def(
@@ -92,6 +105,17 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "
       "-> (Tensor feature_indptr, Tensor feature_indices, Tensor feature_values, Tensor label_indptr, "
       "Tensor label_indices)");
+
+  // predict.cpp
+  m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
+  m.def(
+      "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor probes, int "
+      "k) "
+      "-> (Tensor values, Tensor indices)");
+  m.def(
+      "list_centers(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
+      "-> (Tensor centers, Tensor radius)");
+
   // rows.cpp
   m.def("rows_to_dense(Tensor rows, Tensor values, int neurons) -> Tensor");
 
@@ -109,6 +133,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
 
   // memory.cpp
   m.def("advise_hugepages_(Tensor(a!) t) -> ()");
+  m.def("touch_rows_(Tensor(a!) t, Tensor rows, bool write) -> Tensor");
 
   // misc.cpp
   m.def("instruction_set() -> str");

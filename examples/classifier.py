@@ -4,6 +4,7 @@ head and a dense head, exact evaluation, the table and the plot."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import platform
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slide_torch import LSHLinear, SampledLogits, __version__, instruction_set
+from slide_torch import (
+    LSHLinear,
+    SampledLogits,
+    __version__,
+    instruction_set,
+    load_sampler_state,
+    sampler_state,
+)
 from slide_torch.data import IGNORE_INDEX, SparseRows, batches
 from slide_torch.optim import Adam
 
@@ -64,35 +73,33 @@ class Run:
     active: list[float] = field(default_factory=list)
     recall: float = float("nan")
     predicted: Tensor | None = None
+    interrupted: bool = False
 
     @property
     def ms_step(self) -> float:
-        return float(np.median(self.step_ms))
+        return float(np.median(self.step_ms or [float("nan")]))
+
+
+_KEPT_OF_RUN = ("steps", "seconds", "step_ms", "curve", "peak_gb", "active")
+
+
+def resident_gb(key: str = "VmRSS") -> float:
+    """Resident gigabytes (VmRSS) of this process, or their peak (VmHWM); NaN but on Linux."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return float("nan")
 
 
 def reset_peak_memory() -> float:
-    """Forgets the peak so far and returns the resident gigabytes now (Linux; 0 elsewhere)."""
+    """Forgets the peak so far and returns the resident gigabytes now."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        return _status_gb("VmRSS")
-    except OSError:
-        return 0.0
-
-
-def peak_memory() -> float:
-    """Largest resident gigabytes since :func:`reset_peak_memory`."""
-    try:
-        return _status_gb("VmHWM")
-    except OSError:
-        return float("nan")
-
-
-def _status_gb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 2**20
-    raise OSError(f"{key} is not in /proc/self/status")
+    return resident_gb()
 
 
 @torch.no_grad()
@@ -145,62 +152,106 @@ def train(
     epochs: int | None = None,
     seconds: float | None = None,
     evaluate_every: Callable[[int], bool],
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 1000,
 ) -> None:
-    """Trains for whole epochs, or for a number of seconds; evaluation does not count as time."""
+    """Trains for whole epochs, or for a number of seconds; evaluation does not count as time.
+
+    Where the file `checkpoint` exists, training goes on from it, bit for bit as if it had not stopped. Ctrl-C
+    ends the training, not the program.
+    """
     optimizer = Adam(model.parameters(), lr=lr)
+    settings = {"rows": len(rows), "batch": batch_size, "lr": lr, "seed": seed}
+    settings["head"] = repr(getattr(model.head, "options", None))
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(checkpoint, run, model, optimizer, settings)
     validation_labels = labels_of(validation)
     base = reset_peak_memory()
-    epoch = 0
-    while epochs is None or epoch < epochs:
-        total = -(-len(rows) // batch_size)
-        bar = tqdm(
-            batches(rows, batch_size, seed=seed + epoch),
-            total=total if seconds is None else None,
-            desc=f"{run.name}, epoch {epoch + 1}",
-            unit=" steps",
-        )
-        for indices, offsets, values, labels in bar:
-            started = time.perf_counter()
-            loss = loss_of(model(indices, offsets, values), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            run.step_ms.append((time.perf_counter() - started) * 1e3)
-            run.seconds += run.step_ms[-1] / 1e3
-            run.steps += 1
-            if run.steps % 20 == 0 and isinstance(model.head, LSHLinear):
-                run.active.append(model.head.stats()["active_per_sample"])
-            if run.steps % 20 == 0 or seconds is not None:
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            done = seconds is not None and run.seconds >= seconds
-            if done or evaluate_every(run.steps):
-                run.peak_gb = max(run.peak_gb, peak_memory() - base)
-                score = precision_at_1(predict(model, validation, 1), validation_labels)
-                run.curve.append((run.seconds, run.steps, score))
-                reset_peak_memory()
-            if done:
-                bar.close()
-                return
-        epoch += 1
-    run.peak_gb = max(run.peak_gb, peak_memory() - base)
-    if not run.curve or run.curve[-1][1] != run.steps:
+    steps_per_epoch = -(-len(rows) // batch_size)
+
+    def evaluate() -> None:
+        run.peak_gb = max(run.peak_gb, resident_gb("VmHWM") - base)
         score = precision_at_1(predict(model, validation, 1), validation_labels)
         run.curve.append((run.seconds, run.steps, score))
+        reset_peak_memory()
 
+    def step(batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        *features, labels = batch
+        started = time.perf_counter()
+        loss = loss_of(model(*features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        run.step_ms.append((time.perf_counter() - started) * 1e3)
+        run.seconds += run.step_ms[-1] / 1e3
+        run.steps += 1
+        return loss
 
-def machine_line(seed: int) -> str:
-    """Machine, threads, versions and seed, for quoting beside any number."""
-    cpu = platform.processor() or platform.machine()
+    def save() -> None:
+        save_checkpoint(checkpoint, checkpoint_of(run, model, optimizer, settings))
+
+    saved_at = run.steps
+    done = False
     try:
+        while not done and (epochs is None or run.steps < epochs * steps_per_epoch):
+            epoch, skip = divmod(run.steps, steps_per_epoch)
+            bar = tqdm(
+                batches(rows, batch_size, seed=seed + epoch, skip=skip),
+                initial=skip,
+                total=steps_per_epoch if seconds is None else None,
+                desc=f"{run.name}, epoch {epoch + 1}",
+                unit=" steps",
+            )
+            for batch in bar:
+                loss = step(batch)
+                if run.steps % 20 == 0 and isinstance(model.head, LSHLinear):
+                    run.active.append(model.head.stats()["active_per_sample"])
+                if run.steps % 20 == 0 or seconds is not None:
+                    bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                done = seconds is not None and run.seconds >= seconds
+                if done or evaluate_every(run.steps):
+                    evaluate()
+                if checkpoint is not None and run.steps % checkpoint_every == 0:
+                    save()
+                    saved_at = run.steps
+                if done:
+                    break
+            bar.close()
+    except KeyboardInterrupt:
+        run.interrupted = True
+        print(f"\n{run.name}: interrupted after {run.steps:,} steps; evaluating what it has learnt")
+    if not run.curve or run.curve[-1][1] != run.steps:
+        evaluate()
+    if checkpoint is not None and run.steps != saved_at and not run.interrupted:
+        save()
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must be quoted with."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
                 break
-    except OSError:
-        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "slide_torch": __version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def machine_line(seed: int) -> str:
+    """The machine in a line, for quoting beside any number."""
+    of = machine()
     return (
-        f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores, {instruction_set()}, "
-        f"torch {torch.__version__}, slide_torch {__version__}, seed {seed}"
+        f"{of['cpu']}, {of['threads']} of {of['cores']} cores, {of['instruction_set']}, "
+        f"torch {of['torch']}, slide_torch {of['slide_torch']}, seed {seed}"
     )
 
 
@@ -217,32 +268,44 @@ def print_table(columns: list[str], lines: list[list[str]]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def plot(runs: list[Run], title: str, path: Path) -> None:
-    """P@1 on validation rows against seconds of training, one curve a contender."""
+def draw(path: Path, paint: Callable[[Any], None], size: tuple[float, float] = (7, 4.2)) -> None:
+    """Lets ``paint`` fill the axes of a figure and saves it; without matplotlib, says that it did not."""
     try:
         import matplotlib
     except ImportError:
-        print('no plot: matplotlib is missing: pip install --no-build-isolation ".[examples]"')
+        print(
+            f"{path}: not drawn, matplotlib is missing: "
+            'pip install --no-build-isolation ".[examples]"'
+        )
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=120)
-    for run in runs:
-        seconds = [0.0, *[point[0] for point in run.curve]]
-        scores = [0.0, *[point[2] for point in run.curve]]
-        label = f"{run.name} ({run.ms_step:.0f} ms a step)"
-        axes.plot(seconds, scores, marker="o", markersize=3, label=label)
-    axes.set_xlabel("seconds of training")
-    axes.set_ylabel("P@1 on validation rows")
-    axes.set_title(title)
-    axes.set_ylim(bottom=0)
+    figure, axes = plt.subplots(figsize=size, dpi=120)
+    paint(axes)
     axes.grid(alpha=0.3)
-    axes.legend()
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
-    print(f"plot: {path}")
+    print(f"picture: {path}")
+
+
+def plot(runs: list[Run], title: str, path: Path) -> None:
+    """P@1 on validation rows against seconds of training, one curve a contender."""
+
+    def paint(axes: Any) -> None:
+        for run in runs:
+            seconds = [0.0, *[point[0] for point in run.curve]]
+            scores = [0.0, *[point[2] for point in run.curve]]
+            label = f"{run.name} ({run.ms_step:.0f} ms a step)"
+            axes.plot(seconds, scores, marker="o", markersize=3, label=label)
+        axes.set_xlabel("seconds of training")
+        axes.set_ylabel("P@1 on validation rows")
+        axes.set_title(title)
+        axes.set_ylim(bottom=0)
+        axes.legend()
+
+    draw(path, paint)
 
 
 def check_outputs(parser: argparse.ArgumentParser, *paths: Path | None) -> None:
@@ -252,11 +315,61 @@ def check_outputs(parser: argparse.ArgumentParser, *paths: Path | None) -> None:
             parser.error(f"{path}: expected an existing folder, got {path.parent}: make it first")
 
 
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="keep the LSH training's state here; where it exists, go on from it",
+    )
+    parser.add_argument("--checkpoint-every", type=int, default=1000, metavar="STEPS")
+
+
+def checkpoint_of(run: Run, model: Classifier, optimizer: Adam, settings: dict) -> dict:
+    """All that the rest of the training depends on."""
+    return {
+        "settings": settings,
+        "run": {name: getattr(run, name) for name in _KEPT_OF_RUN},
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "sampler": sampler_state(model),
+        "rng": torch.get_rng_state(),
+    }
+
+
+def load_checkpoint(
+    path: Path, run: Run, model: Classifier, optimizer: Adam, settings: dict
+) -> None:
+    content = torch.load(path, weights_only=True)
+    for name, value in settings.items():
+        if content["settings"][name] != value:
+            raise SystemExit(
+                f"{path}: {name}: expected {value!r} as in this call, got {content['settings'][name]!r}: "
+                "call with what the checkpoint was made with, or name another file"
+            )
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    load_sampler_state(model, content["sampler"])
+    torch.set_rng_state(content["rng"])
+    for name, value in content["run"].items():
+        setattr(run, name, value)
+    print(f"{path}: going on after {run.steps:,} steps")
+
+
 def save_checkpoint(path: Path, content: dict) -> None:
-    """Writes beside the target and renames: a run that is killed leaves no half file."""
-    temporary = path.with_name(path.name + f".{os.getpid()}.part")
+    """Writes beside the target, forces it to the disk and renames: whenever the program or the machine
+    stops, `path` is the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".part")
     try:
-        torch.save(content, temporary)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    folder = os.open(path.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the renaming itself
+    finally:
+        os.close(folder)

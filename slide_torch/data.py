@@ -172,6 +172,7 @@ def batches(
     seed: int | None = None,
     drop_last: bool = False,
     normalise: bool = False,
+    skip: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Iterates over all rows once.
 
@@ -182,6 +183,7 @@ def batches(
         drop_last: Whether to leave out a last batch of fewer rows.
         normalise: Whether to scale each row's values to unit Euclidean length; a row whose values
             are all zero stays as it is.
+        skip: Batches to leave out at the beginning, as when training resumes in the middle.
 
     Yields:
         ``(indices, offsets, values, labels)``: what ``nn.EmbeddingBag(mode="sum",
@@ -190,15 +192,18 @@ def batches(
         largest number of labels of a row of this batch, possibly 0.
 
     Raises:
-        ValueError: if batch_size is less than 1.
+        ValueError: if batch_size is less than 1 or skip is negative.
     """
     if batch_size < 1:
         raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
+    if skip < 0:
+        raise ValueError(f"batches: skip must not be negative, got {skip}")
     num_rows = len(data)
     order = np.arange(num_rows)
     if seed is not None:
         np.random.default_rng(seed).shuffle(order)
-    for start in range(0, num_rows - batch_size + 1 if drop_last else num_rows, batch_size):
+    end = num_rows - batch_size + 1 if drop_last else num_rows
+    for start in range(skip * batch_size, end, batch_size):
         batch = data.select(order[start : start + batch_size])
         counts = np.diff(batch.label_indptr)
         labels = np.full((len(batch), counts.max()), IGNORE_INDEX, dtype=np.int64)

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import fused_backward, graph, ops
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
-from .tables import HashTables
+from .tables import HashTables, draw_seed
 
 _NAME = "lsh_linear_cross_entropy"
+_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def lsh_linear_cross_entropy(
@@ -66,24 +67,33 @@ def lsh_linear_cross_entropy(
 
     The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
     """
+    input = autocast_input(input, linear_weight)
     _check_layer(input, linear_weight, linear_bias, tables)
+    if sparse:
+        _check_leaves(linear_weight, linear_bias)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-    _check_smoothing(label_smoothing, tables)
+    _check_smoothing(label_smoothing, tables, linear_weight, sparse)
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale}")
     leading = input.shape[:-1]
-    neurons = linear_weight.shape[0]
     flat = input.reshape(-1, input.shape[-1])
-    labels, counts = as_labels(target, leading, neurons, input.dtype, ignore_index)
-    if weight is not None:
-        labels = _weighted(labels, weight, neurons)
-
-    active = _activate(
-        flat, linear_weight, linear_bias, tables, labels, sparse, training, generator
+    labels, active = _draw(
+        tables,
+        flat,
+        linear_weight,
+        linear_bias,
+        target,
+        leading,
+        weight,
+        ignore_index,
+        training=training,
+        sparse=sparse,
+        generator=generator,
+        name=_NAME,
     )
     flat = flat.contiguous()
-    total = labels.probabilities.sum() if counts else None
+    total = labels.probabilities.sum()
     smoothed = None
     if label_smoothing > 0:
         labels, smoothed = _smooth(
@@ -125,10 +135,12 @@ def lsh_linear_cross_entropy(
         return losses.reshape(leading)
     if reduction == "sum":
         return losses.sum()
-    return losses.mean() if total is None else losses.sum() / total
+    return losses.mean() if is_probabilities(target) else losses.sum() / total
 
 
-def _check_smoothing(label_smoothing: float, tables: HashTables) -> None:
+def _check_smoothing(
+    label_smoothing: float, tables: HashTables, weight: Tensor, sparse: bool
+) -> None:
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(
             f"{_NAME}: label_smoothing: expected a number from 0 to 1, got {label_smoothing}"
@@ -139,6 +151,21 @@ def _check_smoothing(label_smoothing: float, tables: HashTables) -> None:
         raise NotImplementedError(
             f"{_NAME}: label_smoothing: expected 0.0 with pattern='per_sample' and correction='none', got "
             f"{label_smoothing}: use correction='importance', or pattern='shared'"
+        )
+    if label_smoothing == 0:
+        return
+    if torch.compiler.is_compiling():
+        if sparse or (options.pattern == "per_sample" and not tables.exact):
+            raise NotImplementedError(
+                f"{_NAME}: label_smoothing: expected 0.0 under torch.compile with sparse=True or "
+                f"pattern='per_sample', got {label_smoothing}: use sparse=False and pattern='shared', or "
+                "leave the loss out of the graph"
+            )
+    elif sparse and weight.requires_grad and fused_backward.optimizer_of(weight) is not None:
+        raise NotImplementedError(
+            f"{_NAME}: label_smoothing: expected 0.0 with an optimizer that updates the weight inside "
+            f"backward, got {label_smoothing}: smoothing has a gradient of its own, which would be a second "
+            "step: set fuse_backward=False"
         )
 
 
@@ -161,7 +188,9 @@ def _smooth(
     ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
     """
     batch, dtype = input.shape[0], input.dtype
-    sample = torch.arange(batch).repeat_interleave(labels.offsets.diff())
+    sample = torch.arange(batch).repeat_interleave(
+        labels.offsets.diff(), output_size=labels.ids.shape[0]
+    )
     total = torch.zeros(batch, dtype=dtype).index_add(0, sample, labels.probabilities)
     has_label = total > 0
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
@@ -241,7 +270,10 @@ def lsh_linear_binary_cross_entropy(
         NotImplementedError: ``reduction="none"``, whose result would have N columns.
     """
     name = "lsh_linear_binary_cross_entropy"
+    input = autocast_input(input, linear_weight)
     _check_layer(input, linear_weight, linear_bias, tables, name)
+    if sparse:
+        _check_leaves(linear_weight, linear_bias, name)
     if reduction == "none":
         raise NotImplementedError(
             f"{name}: reduction: expected 'mean' or 'sum', got 'none', which is a loss for each of all "
@@ -253,24 +285,38 @@ def lsh_linear_binary_cross_entropy(
         raise ValueError(f"{name}: scale: expected a positive finite number, got {scale}")
     leading, neurons = input.shape[:-1], linear_weight.shape[0]
     flat = input.reshape(-1, input.shape[-1])
-    if isinstance(target, Tensor) and target.dim() == len(leading) + 1:
-        target = _without_repeats(target, ignore_index)
-    labels, lists = as_labels(target, leading, neurons, input.dtype, ignore_index, name)
-    values = torch.ones_like(labels.probabilities) if lists else labels.probabilities
     class_weight = None if weight is None else _class_factors(weight, neurons, input, name)
-    extra = None
+    positive = None
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor) and pos_weight.numel() == 1:
             pos_weight = pos_weight.reshape(1).expand(neurons)
-        factor = _class_factors(pos_weight, neurons, input, name, "pos_weight")[labels.ids]
+        positive = _class_factors(pos_weight, neurons, input, name, "pos_weight")
+    if isinstance(target, Tensor) and target.dim() == len(leading) + 1:
+        target = _without_repeats(target, ignore_index)
+    labels, active = _draw(
+        tables,
+        flat,
+        linear_weight,
+        linear_bias,
+        target,
+        leading,
+        None,
+        ignore_index,
+        training=training,
+        sparse=sparse,
+        generator=generator,
+        name=name,
+    )
+    values = labels.probabilities
+    if not is_probabilities(target):
+        values = torch.ones_like(values)
+    extra = None
+    if positive is not None:
+        factor = positive[labels.ids]
         extra, values = values * (factor - 1), values * factor
     if class_weight is not None:
         values = values * class_weight[labels.ids]
         extra = None if extra is None else extra * class_weight[labels.ids]
-
-    active = _activate(
-        flat, linear_weight, linear_bias, tables, labels, sparse, training, generator
-    )
     row_weight = None if active.log_weight is None else active.log_weight.exp()
     if class_weight is not None:
         classes = active.rows if isinstance(active, SharedActiveSet) else active.active.long()
@@ -310,41 +356,140 @@ def lsh_linear_binary_cross_entropy(
             sparse,
         )
     # as torch, the mean over no elements is NaN
-    return losses.sum() if reduction == "sum" else losses.sum() / (len(losses) * neurons)
+    return losses.sum() if reduction == "sum" else losses.sum() / (losses.shape[0] * neurons)
 
 
-def _activate(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+def _draw(
     tables: HashTables,
-    labels: Labels,
-    sparse: bool,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    leading: torch.Size,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
     training: bool,
+    sparse: bool,
     generator: torch.Generator | None,
-) -> ActiveSet:
-    """One step of the tables' schedule, and the active set of a batch (B, d)."""
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    moving = training and torch.is_grad_enabled() and trained
+    name: str,
+) -> tuple[Labels, ActiveSet]:
+    """:func:`draw_step` of one training step, or its operator where a compiler traces."""
+    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
+    draw = draw_step
+    if torch.compiler.is_compiling():
+        _check_traceable(target, generator, name)
+        draw = graph.draw_step
+    return draw(
+        tables,
+        input.detach(),
+        linear_weight.detach(),
+        None if linear_bias is None else linear_bias.detach(),
+        target,
+        leading,
+        weight,
+        ignore_index,
+        moving=training and torch.is_grad_enabled() and trained,
+        sparse=sparse,
+        generator=generator,
+        name=name,
+    )
+
+
+@torch.compiler.disable
+def draw_step(
+    tables: HashTables,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    leading: torch.Size,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
+    moving: bool,
+    sparse: bool,
+    generator: torch.Generator | None,
+    name: str = _NAME,
+) -> tuple[Labels, ActiveSet]:
+    """What one step of the loss ``name`` decides before it computes: labels from ``target``, upkeep of the
+    tables, the active set of ``input`` (B, d); ``moving`` says that its rows are about to change."""
+    neurons = linear_weight.shape[0]
+    labels = as_labels(target, leading, neurons, input.dtype, ignore_index, name)
+    if weight is not None:
+        labels = _weighted(labels, weight, neurons)
+    # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
+    # random state in step, draws the same set, and is known by its seed.
+    source = torch.default_generator if generator is None else generator
+    before = source.get_state()
+    seed = 0 if tables.exact else draw_seed(source)
+    upkeep = None
     if tables.uses_tables:
-        with torch.no_grad():
+        upkeep = tables.meet(seed, linear_weight._version, moving=moving)
+
+    def maintain() -> None:
+        try:
             tables.maintain(
-                weight, bias, advance=moving, all_rows_move=not sparse, generator=generator
+                linear_weight,
+                linear_bias,
+                advance=moving,
+                all_rows_move=not sparse,
+                generator=torch.Generator().manual_seed(seed ^ 1),
             )
-    active = draw_active_set(tables, input, labels, weight=weight, bias=bias, generator=generator)
+        except ValueError:
+            source.set_state(before)
+            raise
+
+    if upkeep == "before":
+        maintain()
+    active = draw_active_set(
+        tables, input, labels, weight=linear_weight, bias=linear_bias, seed=seed
+    )
     if moving:
-        tables.mark_dirty(active.rows, weight._version if sparse else None)
+        tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
         tables.record(active)
-    return active
+    if upkeep == "after":
+        maintain()
+    return labels, active
+
+
+def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
+    """Under autocast ``input`` in the dtype of ``weight``: earlier layers give it in bfloat16, and sampled
+    losses are computed at full precision. The cast's own gradient goes back in bfloat16."""
+    if torch.is_autocast_enabled("cpu") and input.is_floating_point():
+        return input.to(weight.dtype)
+    return input
+
+
+def _check_leaves(weight: Tensor, bias: Tensor | None, name: str = _NAME) -> None:
+    for which, tensor in (("linear_weight", weight), ("linear_bias", bias)):
+        if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{name}: {which}: expected a leaf (a Parameter) for sparse=True, got the result of a "
+                "computation (a parametrization?), through which row-sparse gradients do not flow: use "
+                "sparse=False"
+            )
+
+
+def _check_traceable(target: Tensor, generator: torch.Generator | None, name: str) -> None:
+    if generator is not None:
+        raise NotImplementedError(
+            f"{name}: generator: expected None under torch.compile, whose graphs take no generator"
+        )
+    if target.layout != torch.strided:
+        raise NotImplementedError(
+            f"{name}: target: expected a strided tensor under torch.compile, got {target.layout}: "
+            "give lists of labels, (B, M) padded with ignore_index"
+        )
 
 
 def _without_repeats(target: Tensor, ignore_index: int) -> Tensor:
     """Padded lists of classes (\\*, M) with a class that is listed again ignored; other targets as such."""
-    if target.layout != torch.strided or target.is_floating_point() or target.shape[-1] < 2:
+    if target.layout != torch.strided or target.dtype not in _INDEX_DTYPES or target.shape[-1] < 2:
         return target
     ordered = target.to(torch.int64).sort(dim=-1).values
-    ordered[..., 1:][ordered[..., 1:] == ordered[..., :-1]] = ignore_index
-    return ordered
+    again = ordered[..., 1:] == ordered[..., :-1]
+    return torch.cat([ordered[..., :1], ordered[..., 1:].masked_fill(again, ignore_index)], -1)
 
 
 def _class_factors(
@@ -395,6 +540,11 @@ def _check_layer(
         )
 
 
+def is_probabilities(target: Tensor) -> bool:
+    """Whether a target holds probabilities, not class indices."""
+    return target.layout == torch.sparse_csr or target.is_floating_point()
+
+
 def as_labels(
     target: Tensor,
     leading: torch.Size,
@@ -402,8 +552,8 @@ def as_labels(
     dtype: torch.dtype,
     ignore_index: int,
     name: str = _NAME,
-) -> tuple[Labels, bool]:
-    """Any form of target as :class:`Labels`, and whether it consisted of class indices.
+) -> Labels:
+    """Any form of target as :class:`Labels`.
 
     Raises:
         ValueError: wrong shape, dtype or device, or a label outside [0, N) that is not ignored.
@@ -415,7 +565,7 @@ def as_labels(
         raise ValueError(f"{name}: target: expected no gradient: call target.detach()")
     shape = tuple(target.shape)
     rows = leading.numel()
-    if target.layout == torch.sparse_csr or target.is_floating_point():
+    if is_probabilities(target):
         if len(leading) != 1 or shape != (rows, neurons):
             raise ValueError(
                 f"{name}: target: expected probabilities of shape ({rows}, {neurons}) for an input "
@@ -432,14 +582,8 @@ def as_labels(
         _check_range(ids, neurons, name)
         return Labels(
             target.crow_indices().to(torch.int64), ids, target.values().to(dtype).contiguous()
-        ), False
-    if target.layout != torch.strided or target.dtype not in (
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-    ):
+        )
+    if target.layout != torch.strided or target.dtype not in _INDEX_DTYPES:
         raise ValueError(
             f"{name}: target: expected int64 class indices or floating-point probabilities, "
             f"got {target.dtype}, layout {target.layout}"
@@ -461,7 +605,7 @@ def as_labels(
     offsets = torch.zeros(rows + 1, dtype=torch.int64)
     torch.cumsum(count, 0, out=offsets[1:])
     probabilities = count.to(dtype).reciprocal().repeat_interleave(count)
-    return Labels(offsets, ids, probabilities), True
+    return Labels(offsets, ids, probabilities)
 
 
 def _check_range(ids: Tensor, neurons: int, name: str) -> None:

@@ -125,10 +125,11 @@ class HashFamily(nn.Module, abc.ABC):
             int16 (up to 15 bits) or int32 (L, n). The code of a row that holds NaN or Inf is -1.
         """
         bias = None if bias is None else bias.detach()
+        center = None if self.center is None else self.center.to(weight.dtype)
         norm_bound = None
         if self.augment_norms:
             norm_bound = 1.0 if self.norm_bound is None else float(self.norm_bound)
-        return self._codes(weight.detach(), bias, rows, self.center, norm_bound)
+        return self._codes(weight.detach(), bias, rows, center, norm_bound)
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         """Codes of inputs: a 1 is appended where rows append their bias.
@@ -350,6 +351,7 @@ class KMeans(HashFamily):
     """
 
     centroids: Tensor
+    fitted: Tensor
 
     def __init__(
         self,
@@ -366,24 +368,23 @@ class KMeans(HashFamily):
         super().__init__(in_features, K, L, **common)
 
     def _draw(self, generator: torch.Generator) -> None:
-        self._fitted = False
+        self.register_buffer("fitted", torch.tensor(False), persistent=False)
         centroids = torch.randn(self.L, 1 << self.K, self.width, generator=generator)
         self.register_buffer("centroids", F.normalize(centroids, dim=2), persistent=False)
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
         """Nothing once fitted: centroids are directions about the mean that they were learnt with."""
-        if not self._fitted:
+        if not self.fitted:
             super().adapt(weight, bias)
 
     @torch.no_grad()
     def fit(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._fitted = False
-        self.adapt(weight, bias)
+        super().adapt(weight, bias)
         generator = torch.Generator().manual_seed(self.seed)
         self.centroids = torch.stack(
             [self._learn(weight.detach(), bias, generator) for _ in range(self.L)]
         )
-        self._fitted = True
+        self.fitted = torch.tensor(True)
 
     def _learn(self, weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> Tensor:
         count = 1 << self.K

@@ -35,9 +35,17 @@ class SampledLogits:
     """
 
     def __init__(
-        self, layer: LSHLinear, input: Tensor, *, scale: float = 1.0, normalised: bool = False
+        self,
+        layer: LSHLinear,
+        input: Tensor,
+        *,
+        parameters: tuple[Tensor, Tensor | None] | None = None,
+        scale: float = 1.0,
+        normalised: bool = False,
     ) -> None:
         self._layer = layer
+        # kept now: torch.func.functional_call takes its parameters away again after the forward
+        self._weight, self._bias = (layer.weight, layer.bias) if parameters is None else parameters
         self._input = input
         self._scale = scale
         self._normalised = normalised
@@ -62,7 +70,7 @@ class SampledLogits:
 
     @property
     def requires_grad(self) -> bool:
-        of = (self._input, self._layer.weight, self._layer.bias)
+        of = (self._input, self._weight, self._bias)
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of)
 
     def dim(self) -> int:
@@ -82,8 +90,14 @@ class SampledLogits:
 
     # --- views of leading dimensions ------------------------------------------------------------------
 
-    def _with(self, input: Tensor) -> SampledLogits:
-        return SampledLogits(self._layer, input, scale=self._scale, normalised=self._normalised)
+    def _with(self, input: Tensor | None = None, **changes: Any) -> SampledLogits:
+        kept: dict[str, Any] = {"scale": self._scale, "normalised": self._normalised}
+        return SampledLogits(
+            self._layer,
+            self._input if input is None else input,
+            parameters=(self._weight, self._bias),
+            **{**kept, **changes},
+        )
 
     def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
@@ -91,7 +105,7 @@ class SampledLogits:
             sizes = tuple(shape if shape is not None else sizes[0])
         N = self._layer.out_features
         leading = self.shape[:-1].numel()
-        known = math.prod(size for size in sizes[:-1] if size != -1)
+        known = math.prod([size for size in sizes[:-1] if size != -1])
         free = sizes[:-1].count(-1)
         fits = known == leading if not free else free == 1 and known and leading % known == 0
         if not sizes or not fits or not (sizes[-1] == N or (sizes[-1] == -1 and not free)):
@@ -165,7 +179,7 @@ class SampledLogits:
             )
         if self._normalised:
             self._refuse("scaling of log-probabilities", "scale before log_softmax")
-        return SampledLogits(self._layer, self._input, scale=self._scale * factor)
+        return self._with(scale=self._scale * factor)
 
     __rmul__ = __mul__
 
@@ -187,7 +201,7 @@ class SampledLogits:
         self._check_class_dim("log_softmax", dim)
         if dtype is not None:
             self.to(dtype)
-        return SampledLogits(self._layer, self._input, scale=self._scale, normalised=True)
+        return self._with(normalised=True)
 
     def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         """``log_softmax().exp()`` as a dense tensor, zero where not active."""
@@ -229,25 +243,27 @@ class SampledLogits:
         dense = values.new_full((values.shape[0], self._layer.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
+    @torch.compiler.disable  # every step of it depends on data
     def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
         """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
         ``trains`` says that a loss may be made of them."""
         layer = self._layer
         tables = layer.tables
         flat = self._input.reshape(-1, layer.in_features)
-        moving = trains and torch.is_grad_enabled() and layer.weight.requires_grad
+        moving = trains and torch.is_grad_enabled() and self._weight.requires_grad
         if tables.uses_tables:
             tables.maintain(
-                layer.weight, layer.bias, advance=moving, all_rows_move=not layer.sparse
+                self._weight, self._bias, advance=moving, all_rows_move=not layer.sparse
             )
         labels = Labels.none(flat.shape[0], flat.dtype)
-        active = draw_active_set(tables, flat, labels, weight=layer.weight, bias=layer.bias)
+        active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
         if moving:
-            tables.mark_dirty(active.rows, layer.weight._version if layer.sparse else None)
-        weight = F.embedding(active.rows, layer.weight, sparse=layer.sparse)
-        values = flat @ weight.T
-        if layer.bias is not None:
-            values = values + layer.bias.gather(0, active.rows, sparse_grad=layer.sparse)
+            tables.mark_dirty(active.rows, self._weight._version if layer.sparse else None)
+        weight = F.embedding(active.rows, self._weight, sparse=layer.sparse)
+        with torch.autocast("cpu", enabled=False):
+            values = flat @ weight.T
+        if self._bias is not None:
+            values = values + self._bias.gather(0, active.rows, sparse_grad=layer.sparse)
         values = values * self._scale
         log_weight = active.log_weight
         if isinstance(active, SampleActiveSets):
@@ -268,9 +284,9 @@ class SampledLogits:
         layer = self._layer
         return lsh_linear_cross_entropy(
             self._input,
-            layer.weight,
+            self._weight,
             target,
-            linear_bias=layer.bias,
+            linear_bias=self._bias,
             tables=layer.tables,
             scale=self._scale,
             sparse=layer.sparse,
@@ -285,9 +301,9 @@ class SampledLogits:
         layer = self._layer
         return lsh_linear_binary_cross_entropy(
             self._input,
-            layer.weight,
+            self._weight,
             target,
-            linear_bias=layer.bias,
+            linear_bias=self._bias,
             tables=layer.tables,
             scale=self._scale,
             sparse=layer.sparse,

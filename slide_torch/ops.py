@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401  (its import registers the operators)
+from . import _C, fused_backward  # type: ignore[attr-defined]  # noqa: F401  (importing _C registers the operators)
 
 _ops = torch.ops.slide_torch
 _fake = torch.library.register_fake
@@ -404,6 +404,69 @@ def _(rows: Any, values: Any, neurons: Any) -> Any:
     return values.new_empty((neurons, *values.shape[1:]))
 
 
+# --- prediction --------------------------------------------------------------------------------------
+
+
+def topk_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest of ``input @ weight.T + bias`` for each row of ``input`` (B, d), in blocks.
+
+    Returns:
+        values (B, k), descending, equal ones by index, NaN first; indices int64 (B, k).
+    """
+    return _ops.topk_linear(input, weight, bias, k)
+
+
+@_fake("slide_torch::topk_linear")
+def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
+    shape = (input.shape[0], k)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def topk_lists(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+    probes: Tensor,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`topk_linear`, among the rows of some lists only.
+
+    Args:
+        list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.
+        probes: int64 (B, any), distinct lists of each sample, which together hold at least k rows.
+    """
+    return _ops.topk_lists(input, weight, bias, list_offsets, list_rows, probes, k)
+
+
+@_fake("slide_torch::topk_lists")
+def _(
+    input: Any, weight: Any, bias: Any, list_offsets: Any, list_rows: Any, probes: Any, k: Any
+) -> Any:
+    shape = (input.shape[0], k)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def list_centers(
+    weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean row of each list, (lists, d, or d + 1 with the bias appended), and the root mean square
+    distance (lists) of its rows from it; zeros for an empty list."""
+    return _ops.list_centers(weight, bias, list_offsets, list_rows)
+
+
+@_fake("slide_torch::list_centers")
+def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
+    lists = list_offsets.shape[0] - 1
+    return (
+        weight.new_empty((lists, weight.shape[1] + (bias is not None))),
+        weight.new_empty((lists,)),
+    )
+
+
 # --- cross entropy -----------------------------------------------------------------------------------
 
 
@@ -535,11 +598,17 @@ def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
     )
 
 
+@_fake("slide_torch::shared_cross_entropy_backward_adam_")
+@_fake("slide_torch::sample_cross_entropy_backward_adam_")
+def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
+    has_bias = rest[-10]
+    return torch.empty_like(input), input.new_empty((rows.shape[0] if has_bias else 0,))
+
+
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.scale, ctx.sparse = inputs
     _, logits, log_normalizer = output
     ctx.mark_non_differentiable(logits, log_normalizer)
-    ctx.has_bias = tensors[2] is not None
     # weight and input are saved as such, so that torch notices in-place changes before backward
     del tensors[2]
     ctx.save_for_backward(*tensors, logits, log_normalizer)
@@ -552,34 +621,66 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
         return torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
         )
-    if rows.shape[0] == neurons:
+    if isinstance(rows.shape[0], int) and rows.shape[0] == neurons:  # a SymInt is not known
         return values
     return rows_to_dense(rows, values, neurons)
 
 
-def _gradients(ctx: Any, op: Any, grad_loss: Tensor, *between: Tensor) -> tuple:
-    input, weight, rows = ctx.saved_tensors[:3]
+def _gradients(
+    ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, saved: tuple, *between: Tensor
+) -> tuple:
+    """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once, and
+    has no gradient then; where the loss has no ``fused_op`` its gradient is handed over all the same."""
+    input, weight, rows = saved[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
-    grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, ctx.has_bias)
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     neurons = weight.shape[0]
+    optimizer = (
+        fused_backward.optimizer_of(weight) if fused_op and ctx.sparse and need_weight else None
+    )
+    if optimizer is None:
+        grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, need_bias)
+        grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
+    else:
+        grad_weight = None
+        with torch.no_grad(), optimizer.fused_step(weight) as step:
+            grad_input, grad_bias = fused_op(
+                grad_loss, input, weight, rows, *between, need_bias, **step
+            )
+            torch.autograd.graph.increment_version((weight, step["exp_avg"], step["exp_avg_sq"]))
     return (
         grad_input if need_input else None,
-        _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None,
+        grad_weight,
         _hand_over(rows, grad_bias, neurons, ctx.sparse) if need_bias else None,
     )
 
 
 def _shared_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, log_weight, label_*(3), logits, log_normalizer
-    found = _gradients(ctx, _ops.shared_cross_entropy_backward, grad_loss, *ctx.saved_tensors[4:])
+    saved = ctx.saved_tensors  # once: activation checkpointing recomputes for it, and only once
+    found = _gradients(
+        ctx,
+        _ops.shared_cross_entropy_backward,
+        _ops.shared_cross_entropy_backward_adam_,
+        grad_loss,
+        saved,
+        *saved[4:],
+    )
     return (*found, *[None] * 7)
 
 
 def _sample_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
     # saved: input, weight, rows, offsets, pair_*(3), log_weight, label_*(3), logits, log_normalizer
     saved = ctx.saved_tensors
-    found = _gradients(ctx, _ops.sample_cross_entropy_backward, grad_loss, *saved[3:7], *saved[8:])
+    found = _gradients(
+        ctx,
+        _ops.sample_cross_entropy_backward,
+        _ops.sample_cross_entropy_backward_adam_,
+        grad_loss,
+        saved,
+        *saved[3:7],
+        *saved[8:],
+    )
     return (*found, *[None] * 11)
 
 
@@ -704,15 +805,15 @@ def _save_binary(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.scale, ctx.sparse = inputs
     _, logits = output
     ctx.mark_non_differentiable(logits)
-    ctx.has_bias = tensors[2] is not None
     del tensors[2]
     ctx.save_for_backward(*tensors, logits)
 
 
 def _binary_backward(ctx: Any, op: Any, grad_loss: Tensor) -> tuple:
     # saved: input, weight, rows, (per-sample: offsets, pair_*(3),) row_weight, label_*(4), logits
-    between = ctx.saved_tensors[3:]
-    found = _gradients(ctx, op, grad_loss, *between)
+    saved = ctx.saved_tensors
+    between = saved[3:]
+    found = _gradients(ctx, op, None, grad_loss, saved, *between)
     return (*found, *[None] * (len(between) + 2))
 
 

@@ -6,7 +6,8 @@ get torch's own update. State dicts load into, and from, the torch optimizer of 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -17,7 +18,7 @@ from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from . import optim_ops
+from . import fused_backward, optim_ops
 
 __all__ = ["SGD", "Adagrad", "Adam"]
 
@@ -180,18 +181,21 @@ class _RowOptimizer(Optimizer):
             where = f"slide_torch.optim.{type(self).__name__}: parameter {first + i}{name}"
             if not param.is_floating_point():
                 _refuse(where, "a real floating-point dtype", param.dtype, "leave it out")
-            for key, value in self.state.get(param, {}).items():
-                if key == "step" or (value.shape == param.shape and value.dtype == param.dtype):
-                    continue
-                advice = "load the state dict of this model, or make a new optimizer"
-                got = f"{tuple(value.shape)} of {value.dtype}"
-                _refuse(where, f"{key} {tuple(param.shape)} of {param.dtype}", got, advice)
+            self._check_state(where, param)
             if param.grad.layout == torch.strided:
                 dense.append(param)
             else:
                 self._check_sparse_options(where, group)
                 row_sparse.append(_row_gradient(where, param, param.grad))
         return dense, row_sparse
+
+    def _check_state(self, where: str, param: Tensor) -> None:
+        for key, value in self.state.get(param, {}).items():
+            if key == "step" or (value.shape == param.shape and value.dtype == param.dtype):
+                continue
+            advice = "load the state dict of this model, or make a new optimizer"
+            got = f"{tuple(value.shape)} of {value.dtype}"
+            _refuse(where, f"{key} {tuple(param.shape)} of {param.dtype}", got, advice)
 
     def _can_fuse(self, param: Tensor) -> bool:
         # torch's fused CPU kernels walk tensors in storage order, whatever their strides say.
@@ -228,6 +232,11 @@ class Adam(_RowOptimizer):
         weight_decay: what is updated first shrinks by ``lr * weight_decay`` of itself; with a
             row-sparse gradient that is the touched rows.
         maximize: ascend instead of descend.
+        fuse_backward: update the weight of a layer with ``sparse=True`` inside ``backward()``, where
+            its gradient rows are still in the cache, instead of handing them over to :meth:`step`. The
+            result is the same bit for bit; the gradient (``weight.grad``) is never there to see, clip,
+            unscale or accumulate. It needs one backward between two steps, and the loss to be the
+            weight's only use. Also an option of a parameter group.
 
     Example::
 
@@ -251,7 +260,11 @@ class Adam(_RowOptimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        fuse_backward: bool = False,
     ) -> None:
+        self._fused: set[int] = (
+            set()
+        )  # ids of the parameters updated by backward since the last step
         super().__init__(
             params,
             lr=lr,
@@ -260,6 +273,7 @@ class Adam(_RowOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             decoupled_weight_decay=True,
+            fuse_backward=fuse_backward,
         )
 
     def _check_options(self, name: str, group: dict[str, Any]) -> None:
@@ -273,10 +287,82 @@ class Adam(_RowOptimizer):
             got = f"the L2 penalty {group['weight_decay']} of torch.optim.Adam"
             _refuse(name, "decoupled weight decay", got, "set its weight_decay to 0 before loading")
 
+        if not isinstance(group["fuse_backward"], bool):
+            _refuse(
+                f"{name}: fuse_backward",
+                "a bool",
+                repr(group["fuse_backward"]),
+                "pass True or False",
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._register(self.param_groups[-1])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._fused = set()
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
+            self._register(group)
+
+    def _register(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            fused_backward.register(param, self, fuse=group["fuse_backward"])
+
+    @contextmanager
+    def fused_step(self, param: Tensor) -> Iterator[dict[str, Any]]:
+        """For backward: states and scalars of this step of ``param``; it counts unless the block raises.
+
+        Raises:
+            RuntimeError: a second backward before :meth:`step`.
+        """
+        name = "slide_torch.optim.Adam: fuse_backward"
+        if id(param) in self._fused:
+            raise RuntimeError(
+                f"{name}: expected one backward between two steps, got a second one: it would update "
+                "the weight again instead of adding to its gradient. Call step() after each "
+                "backward(), or set fuse_backward=False to accumulate gradients."
+            )
+        group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
+        self._check_state(name, param)
+        steps = self._steps(param)
+        yield {
+            "exp_avg": self._buffer(param, "exp_avg"),
+            "exp_avg_sq": self._buffer(param, "exp_avg_sq"),
+            **self._scalars(group),
+            "step": int(steps) + 1,
+        }
+        steps.add_(1)
+        self._fused.add(id(param))
+
+    def _plan(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[_RowGradient]]:
+        for param in group["params"]:
+            if param.grad is not None and id(param) in self._fused:
+                raise RuntimeError(
+                    "slide_torch.optim.Adam: fuse_backward: backward has updated a parameter of shape "
+                    f"{tuple(param.shape)} that has a gradient from another use too, which would be a "
+                    "second step: set fuse_backward=False for its group"
+                )
+        return super()._plan(index, group)
+
+    @staticmethod
+    def _scalars(group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "lr": float(group["lr"]),
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """As :meth:`_RowOptimizer.step`; ends what ``fuse_backward`` has begun."""
+        loss = super().step(closure)
+        self._fused.clear()
+        return loss
 
     def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
         adam(
@@ -307,13 +393,8 @@ class Adam(_RowOptimizer):
             self._buffer(param, "exp_avg_sq"),
             rows,
             values,
-            lr=float(group["lr"]),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
             step=int(steps),
-            maximize=group["maximize"],
+            **self._scalars(group),
         )
 
 

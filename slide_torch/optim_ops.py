@@ -95,6 +95,18 @@ def advise_hugepages_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def touch_rows_(tensor: Tensor, rows: Tensor, *, write: bool) -> Tensor:
+    """Reads ``rows (U)``, increasing, of ``tensor (N, d)``, or inverts every bit of them (twice is as
+    before), and does nothing else: the memory bound of operators on the same rows.
+
+    Returns the exclusive or of the bits of all numbers read, int64 (1).
+    """
+    seen = torch.ops.slide_torch.touch_rows_(tensor, rows, write)
+    if write:
+        torch.autograd.graph.increment_version(tensor)
+    return seen
+
+
 @torch.library.register_fake("slide_torch::adam_rows_")
 def _adam_rows_fake(
     param: Tensor,
@@ -150,3 +162,8 @@ def _coalesce_rows_fake(indices: Tensor, values: Tensor, num_rows: int) -> tuple
 @torch.library.register_fake("slide_torch::advise_hugepages_")
 def _advise_hugepages_fake(t: Tensor) -> None:
     return None
+
+
+@torch.library.register_fake("slide_torch::touch_rows_")
+def _touch_rows_fake(t: Tensor, rows: Tensor, write: bool) -> Tensor:
+    return rows.new_empty((1,))

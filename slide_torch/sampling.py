@@ -90,6 +90,7 @@ def draw_active_set(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> ActiveSet:
     """The active set of a batch, in the pattern that ``tables.options`` names.
 
@@ -99,13 +100,15 @@ def draw_active_set(
         labels: always active.
         weight, bias: of the layer, needed where ``tables.options.rerank`` is not 0.
         generator: where the seed of tail and ties comes from; torch's global one if None.
+        seed: that seed itself, instead.
     """
     options = tables.options
     neurons = tables.out_features
-    assert isinstance(options.budget, int) and isinstance(options.tail, int)
-    if options.budget >= neurons or options.tail >= neurons:
+    assert isinstance(options.tail, int)
+    if tables.exact:
         return every_neuron(neurons, labels)
-    seed = draw_seed(generator)
+    if seed is None:
+        seed = draw_seed(generator)
     tail = ops.sample_tail(options.tail, neurons, seed)
     label_ids = labels.ids.to(torch.int32)
     shared = options.pattern == "shared"
@@ -120,10 +123,10 @@ def draw_active_set(
     log_weight = None
     if options.correction == "importance":
         drawn = lengths - tail_starts
-        weight = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
+        stands_for = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
         place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
         in_tail = place >= tail_starts.repeat_interleave(lengths)
-        log_weight = torch.where(in_tail, weight.repeat_interleave(lengths), 0)
+        log_weight = torch.where(in_tail, stands_for.repeat_interleave(lengths), 0)
     starts = offsets[:-1].repeat_interleave(labels.offsets.diff())
     rows, pair_offsets, pair_positions, pair_samples = ops.transpose_active(
         offsets, active, neurons
@@ -147,9 +150,7 @@ def candidates(
 ) -> tuple[Tensor, Tensor] | None:
     """What the tables return for ``input`` (B, d) within the budget, without labels or tail: offsets
     int64 (B + 1) into ids int64 (pairs); None if every neuron is active. Builds the tables if need be."""
-    options = tables.options
-    assert isinstance(options.budget, int) and isinstance(options.tail, int)
-    if options.budget >= tables.out_features or options.tail >= tables.out_features:
+    if tables.exact:
         return None
     if tables.uses_tables:
         tables.maintain(weight, bias, advance=False, all_rows_move=False)

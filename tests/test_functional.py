@@ -282,7 +282,7 @@ def test_sampled_equals_reference(pattern, correction, family, bias, dtype):
     target = torch.stack([case.y, case.y.flip(0), torch.full((B,), -100)], 1)
     target[5] = -100
     case.tables.rebuild(case.weight, case.bias)
-    labels, _ = as_labels(target, torch.Size([B]), N, dtype, -100)
+    labels = as_labels(target, torch.Size([B]), N, dtype, -100)
     active = draw_active_set(
         case.tables, case.x, labels, generator=torch.Generator().manual_seed(7)
     )
@@ -308,7 +308,7 @@ def test_sparse_gradients(pattern):
     for sparse in (False, True):
         loss = sampled(case, case.y, sparse=sparse, generator=torch.Generator().manual_seed(1))
         found[sparse] = torch.autograd.grad(loss, (case.x, case.weight, case.bias))
-    labels, _ = as_labels(case.y, case.y.shape, 300, torch.float64, -100)
+    labels = as_labels(case.y, case.y.shape, 300, torch.float64, -100)
     active = draw_active_set(
         case.tables, case.x, labels, generator=torch.Generator().manual_seed(1)
     )

@@ -127,11 +127,23 @@ def losses_and_gradients(i):
     return found
 
 
+def best(i):
+    """The best 9 for batches that end in one sample, in part of a panel and in a whole one."""
+    found = {}
+    lists = (torch.tensor([0, 100, 100, N]), torch.arange(N - 1, -1, -1, dtype=torch.int32))
+    probes = torch.tensor([[0, 2]] * B)
+    for count in (1, 6, 16, B):
+        layer = (i["x"][:count], i["weight"], i["bias"])
+        found[f"best {count}"], _ = ops.topk_linear(*layer, 9)
+        found[f"best of lists {count}"], _ = ops.topk_lists(*layer, *lists, probes[:count], 9)
+    return found
+
+
 def compute():
     result = {"level": ops.instruction_set()}
     for name, dtype in DTYPES.items():
         i = inputs(dtype)
-        result[name] = {**codes(i, 3), **codes(i, 20), **losses_and_gradients(i)}
+        result[name] = {**codes(i, 3), **codes(i, 20), **losses_and_gradients(i), **best(i)}
     return result
 
 
@@ -202,6 +214,19 @@ def test_losses_and_gradients(level, dtype):
     for name, value in expected.items():
         error = (found[name].double() - value).abs().max() / sizes[name]
         assert error < 12 * torch.finfo(DTYPES[dtype]).eps, (name, error)
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_best(level, dtype):
+    """Logits are sums of 45 products: 7 units by the reasoning of test_losses_and_gradients."""
+    found = result_of(level)[dtype]
+    i = {k: v.double() for k, v in inputs(torch.float32).items() if k in ("x", "weight", "bias")}
+    expected = torch.nn.functional.linear(i["x"], i["weight"], i["bias"]).topk(9).values
+    for name in found:
+        if name.startswith("best"):
+            error = (found[name].double() - expected[: len(found[name])]).abs().max()
+            assert error / expected.abs().max() < 7 * torch.finfo(DTYPES[dtype]).eps, name
 
 
 def hash_values(i):

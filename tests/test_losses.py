@@ -121,7 +121,7 @@ def test_sampled_binary_equals_reference(pattern, correction, dtype):
     case.tables.rebuild(case.weight, case.bias)
     lists = target.clone()
     lists[lists[:, 0] == lists[:, 1], 1] = -100
-    labels, _ = as_labels(lists, torch.Size([B]), N, dtype, -100)
+    labels = as_labels(lists, torch.Size([B]), N, dtype, -100)
     active = draw_active_set(
         case.tables, case.x, labels, generator=torch.Generator().manual_seed(7)
     )
@@ -231,7 +231,7 @@ def test_smoothing_equals_torch(reduction, weighted, bias):
 def test_smoothing_without_correction_is_that_of_the_active_set():
     case = make(300, 16, 6, budget=10, tail=20, K=3, L=6)
     case.tables.rebuild(case.weight, case.bias)
-    labels, _ = as_labels(case.y, case.y.shape, 300, torch.float64, -100)
+    labels = as_labels(case.y, case.y.shape, 300, torch.float64, -100)
     active = draw_active_set(
         case.tables, case.x, labels, generator=torch.Generator().manual_seed(1)
     )

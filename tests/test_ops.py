@@ -17,6 +17,7 @@ CHECKED_ELSEWHERE = {
     "adagrad_rows_": "test_optim.py",
     "coalesce_rows": "test_optim.py",
     "advise_hugepages_": "test_optim.py",
+    "touch_rows_": "test_optim.py",
 }
 
 ALL_CHECKS = (
@@ -146,6 +147,13 @@ def backward_samples(pattern):
         yield (grad, x, weight, *active, *tail, logits, log_normalizer, bias is not None)
 
 
+def fused_samples(pattern):
+    for arguments in backward_samples(pattern):
+        weight = arguments[2]
+        moments = randn(*weight.shape, dtype=weight.dtype), torch.rand_like(weight)
+        yield (*arguments, *moments, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, False)
+
+
 def retrieve_samples():
     table_offsets, table_ids = ops.build_tables(codes(), K)
     tail = torch.tensor([1, 30], dtype=torch.int32)
@@ -153,6 +161,19 @@ def retrieve_samples():
     for dtype in (torch.int16, torch.int32):
         for end in (tail, tail[:0]):
             yield codes(B, dtype), table_offsets, table_ids, offsets, active, end, 6, 100, 3
+
+
+def predict_samples(kind):
+    offsets, rows = torch.tensor([0, 9, 9, N]), torch.randperm(N).int()
+    for dtype in DTYPES:
+        for bias in (None, randn(N, dtype=dtype)):
+            x, weight = randn(B, D, dtype=dtype), randn(N, D, dtype=dtype)
+            if kind == "linear":
+                yield x, weight, bias, 3
+            elif kind == "lists":
+                yield x, weight, bias, offsets, rows, torch.tensor([[0, 1]] * B), 3
+            else:
+                yield weight, bias, offsets, rows
 
 
 SAMPLES = {
@@ -181,8 +202,10 @@ SAMPLES = {
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
     "shared_cross_entropy": lambda: loss_samples("shared"),
     "shared_cross_entropy_backward": lambda: backward_samples("shared"),
+    "shared_cross_entropy_backward_adam_": lambda: fused_samples("shared"),
     "sample_cross_entropy": lambda: loss_samples("sample"),
     "sample_cross_entropy_backward": lambda: backward_samples("sample"),
+    "sample_cross_entropy_backward_adam_": lambda: fused_samples("sample"),
     "shared_binary_cross_entropy": lambda: binary_samples("shared"),
     "shared_binary_cross_entropy_backward": lambda: binary_backward_samples("shared"),
     "sample_binary_cross_entropy": lambda: binary_samples("sample"),
@@ -192,6 +215,9 @@ SAMPLES = {
         for rest in ((), (D,))
         for dtype in DTYPES
     ],
+    "topk_linear": lambda: predict_samples("linear"),
+    "topk_lists": lambda: predict_samples("lists"),
+    "list_centers": lambda: predict_samples("centers"),
     "instruction_set": lambda: [()],
 }
 

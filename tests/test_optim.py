@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -521,9 +522,11 @@ def sample_inputs():
     yield OPS.adagrad_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 1e-8, False)
     yield OPS.coalesce_rows.default, (torch.tensor([4, 1, 4]), grad, 6)
     yield OPS.advise_hugepages_.default, (matrix(),)
+    yield OPS.touch_rows_.default, (matrix(), rows, False)
+    yield OPS.touch_rows_.default, (matrix().double(), rows, True)
 
 
-@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("case", range(8))
 def test_opcheck(case):
     op, args = list(sample_inputs())[case]
     torch.library.opcheck(op, args)
@@ -533,3 +536,19 @@ def test_advise_hugepages_on_large_memory():
     tensor = torch.empty(3_000_001)
     assert optim_ops.advise_hugepages_(tensor) is tensor
     assert optim_ops.advise_hugepages_(torch.ones(3, 1000, 1000)[1:]).eq(1).all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 128, 131])
+@pytest.mark.parametrize("dtype,bits", [(torch.float32, torch.int32), (torch.float64, torch.int64)])
+def test_touch_rows(width, dtype, bits):
+    tensor = torch.randn(4000, width, dtype=dtype)
+    before, rows = tensor.clone().view(bits), torch.randperm(4000)[:3000].sort().values
+    expected = np.bitwise_xor.reduce(before[rows].numpy(), axis=None)
+    version = tensor._version
+    assert optim_ops.touch_rows_(tensor, rows, write=False).item() == expected
+    assert tensor._version == version and torch.equal(tensor.view(bits), before)
+    assert optim_ops.touch_rows_(tensor, rows, write=True).item() == expected
+    assert tensor._version > version
+    inverted = before.clone()
+    inverted[rows] = ~inverted[rows]
+    assert torch.equal(tensor.view(bits), inverted)

@@ -5,12 +5,14 @@
 #include "binary-inl.h"
 #include "hashing-inl.h"
 #include "matmul-inl.h"
+#include "memory-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
 //
 #include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h
 #include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
 #include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
+#include "topk-inl.h"
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
@@ -43,8 +45,11 @@ constexpr RealKernels<T> kernels_of() {
           sample_softplus<T>,
           sample_sigmoid<T>,
           score_rows<T>,
+          topk_rows<T>,
+          pack_samples<T>,
           adam_rows<T>,
           sgd_rows<T>,
           adagrad_rows<T>,
-          sum_rows<T>};
+          sum_rows<T>,
+          touch_rows<T>};
 }

@@ -84,7 +84,28 @@ struct SampleProblem {
   const int64_t* pair_offsets;
   const int32_t* pair_positions;
   const int32_t* pair_samples;
+  int64_t active;
   int64_t features;
+};
+
+// Rows to choose the best from: weight (N, features), bias (N) or null, of which `rows` (or null: all in order) names
+// some; input (B, features).
+template <class T>
+struct TopkProblem {
+  const T* weight;
+  const T* bias;
+  const int32_t* rows;
+  const T* input;
+  int64_t features;
+};
+
+// The best k so far of each sample: values and ids (B, k), a heap with the worst at its root, which begins as -inf with
+// the largest id.
+template <class T>
+struct Best {
+  T* values;
+  int64_t* ids;
+  int64_t k;
 };
 
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
@@ -95,6 +116,7 @@ struct RowUpdate {
   T* state[2];
   const int64_t* rows;
   const T* gradient;
+  int64_t count;
   int64_t width;
 };
 
@@ -183,10 +205,14 @@ struct RealKernels {
   void (*sample_sigmoid)(const T* logits, const T* weight, int64_t count, T scale, T* gradient);
   void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
                      T* scores);
+  void (*topk_rows)(const TopkProblem<T>&, const T* packed, const int64_t* samples, int64_t count, const Best<T>&,
+                    int64_t begin, int64_t end);
+  void (*pack_samples)(const T* x, const int64_t* samples, int64_t count, int64_t features, T* packed);
   void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
   void (*sgd_rows)(const RowUpdate<T>&, const SgdScalars<T>&, int64_t begin, int64_t end);
   void (*adagrad_rows)(const RowUpdate<T>&, T lr, T eps, T sign, int64_t begin, int64_t end);
   void (*sum_rows)(const RowSum<T>&, T* out, int64_t begin, int64_t end);
+  int64_t (*touch_rows)(T* table, const int64_t* rows, int64_t width, bool write, int64_t begin, int64_t end);
 };
 
 struct KernelTable {

@@ -34,25 +34,30 @@ inline bool worth_prefetching(int64_t width) {
 template <class T, int States, class Step>
 inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, const Step& step) {
   using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes;
-  const int64_t width = update.width, ahead = worth_prefetching<T>(width) ? kPrefetchRows : end;
+  constexpr int64_t W = Simd<T>::lanes, L = W > line<T>() ? W : line<T>();
+  const int64_t width = update.width;
+  const bool prefetch = worth_prefetching<T>(width);
   for (int64_t u = begin; u < end; ++u) {
-    if (u + ahead < end) {
-      const int64_t next = update.rows[u + ahead] * width;
-      prefetch_row(update.param + next, width);
-      for (int s = 0; s < States; ++s) prefetch_row(update.state[s] + next, width);
-    }
     const int64_t offset = update.rows[u] * width;
+    const int64_t next = update.rows[min_of(u + kRowsAhead, update.count - 1)] * width;
     T* param = update.param + offset;
     const T* gradient = update.gradient + u * width;
-    int64_t i = 0;
-    for (; i + W <= width; i += W) {
+    const auto vector_step = [&](int64_t i) {
       V p = load<V>(param + i), state[States + 1];
       for (int s = 0; s < States; ++s) state[s] = load<V>(update.state[s] + offset + i);
       step(p, state, load<V>(gradient + i));
       for (int s = 0; s < States; ++s) store(update.state[s] + offset + i, state[s]);
       store(param + i, p);
+    };
+    int64_t i = 0;
+    for (; i + L <= width; i += L) {  // a cache line of each
+      if (prefetch) {
+        __builtin_prefetch(update.param + next + i, 1);
+        for (int s = 0; s < States; ++s) __builtin_prefetch(update.state[s] + next + i, 1);
+      }
+      for (int64_t k = 0; k < L; k += W) vector_step(i + k);
     }
+    for (; i + W <= width; i += W) vector_step(i);
     for (; i < width; ++i) {
       T state[States + 1];
       for (int s = 0; s < States; ++s) state[s] = update.state[s][offset + i];
@@ -107,8 +112,7 @@ void sum_rows(const RowSum<T>& sum, T* out, int64_t begin, int64_t end) {
     const int64_t first = sum.starts[u], last = sum.starts[u + 1];
     T* target = out + u * width;
     for (int64_t e = first; e < last; ++e)
-      if (e + kPrefetchRows < last_entry)
-        prefetch_row(sum.values + sum.entries[e + kPrefetchRows].position * width, width);
+      if (e + kRowsAhead < last_entry) prefetch_row(sum.values + sum.entries[e + kRowsAhead].position * width, width);
     int64_t k = 0;
     for (; k + step <= width; k += step) {
       V total[4];

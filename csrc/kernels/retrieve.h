@@ -65,19 +65,17 @@ class CollisionCounter {
     const int64_t pool_count = twice ? repeated_count_ : found_count_;
     int64_t threshold = 1, ties = pool_count;
     if (pool_count > budget) {
-      histogram_.assign(tables + 1, 0);
-      for (int64_t i = 0; i < pool_count; ++i) ++histogram_[count_[pool[i]]];
-      int64_t above = 0;
-      for (threshold = tables; threshold > 1 && above + histogram_[threshold] <= budget; --threshold)
-        above += histogram_[threshold];
-      ties = budget - above;
+      for (threshold = tables; threshold > 1 && reached_[threshold] <= budget;) --threshold;
+      ties = budget - reached_[threshold + 1];
     }
     for (int64_t i = 0; i < pool_count; ++i) {
       const uint8_t c = count_[pool[i]];
+      if (!twice) count_[pool[i]] = 0;
       if (c > threshold || (c == threshold && ties-- > 0)) append(pool[i]);
     }
-    for (int64_t i = 0; i < found_count_; ++i) count_[found_[i]] = 0;
+    for (int64_t i = 0; twice && i < found_count_; ++i) count_[found_[i]] = 0;
     found_count_ = repeated_count_ = 0;
+    std::fill(reached_, reached_ + kExcluded + 2, 0);
   }
 
   void release_excluded() {
@@ -88,7 +86,7 @@ class CollisionCounter {
   int64_t ids_read() const { return ids_read_; }
 
  private:
-  static constexpr uint8_t kExcluded = 255;  // L is at most 254
+  static constexpr int kExcluded = 255;  // L is at most 254
 
   void read_ids(const int32_t* ids, int64_t length) {
     for (int64_t i = 0; i < length; ++i) {
@@ -98,6 +96,7 @@ class CollisionCounter {
       found_count_ += c == 0;
       repeated_[repeated_count_] = id;
       repeated_count_ += c == 1;
+      ++reached_[c + 1];
       count_[id] = c + (c != kExcluded);
     }
   }
@@ -107,7 +106,7 @@ class CollisionCounter {
   std::unique_ptr<int32_t[], decltype(&std::free)> found_;     // distinct candidates
   std::unique_ptr<int32_t[], decltype(&std::free)> repeated_;  // those that collided at least twice
   std::vector<int32_t> excluded_;
-  std::vector<int64_t> histogram_;
+  int64_t reached_[kExcluded + 2] = {};  // how many candidates collided at least so often
   int64_t found_count_ = 0;
   int64_t repeated_count_ = 0;
   int64_t ids_read_ = 0;

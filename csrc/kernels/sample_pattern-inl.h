@@ -2,20 +2,32 @@
 // a weight row comes from memory once a batch and meets every sample that activated it; the inputs of the
 // batch sit in the second-level cache.
 
+// Scattered rows must be asked for ahead of their use: this many rows, a cache line at a time between the arithmetic
+// of the present row. (All lines of a row at once would fill the core's miss buffers, and its own loads would queue
+// behind them.)
+constexpr int64_t kRowsAhead = 10;
+
 template <class T>
-inline T dot(const T* a, const T* b, int64_t n) {
+constexpr int64_t line() {  // elements of a cache line
+  return 64 / sizeof(T);
+}
+
+// <a, b>; asks for the row `ahead` on the way, unless it is null.
+template <class T>
+inline T dot(const T* a, const T* b, int64_t n, const T* ahead = nullptr) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
-  V sum0{}, sum1{};
+  V sum[4] = {};
   int64_t i = 0;
-  for (; i + 2 * W <= n; i += 2 * W) {
-    sum0 += load<V>(a + i) * load<V>(b + i);
-    sum1 += load<V>(a + i + W) * load<V>(b + i + W);
+  for (; i + 4 * W <= n; i += 4 * W) {
+    if (ahead)
+      for (int64_t k = 0; k < 4 * W; k += line<T>()) __builtin_prefetch(ahead + i + k);
+    for (int64_t j = 0; j < 4; ++j) sum[j] += load<V>(a + i + j * W) * load<V>(b + i + j * W);
   }
-  for (; i + W <= n; i += W) sum0 += load<V>(a + i) * load<V>(b + i);
+  for (; i + W <= n; i += W) sum[0] += load<V>(a + i) * load<V>(b + i);
   T rest = T(0);
   for (; i < n; ++i) rest += a[i] * b[i];
-  return horizontal_sum<T>(sum0 + sum1) + rest;
+  return horizontal_sum<T>((sum[0] + sum[2]) + (sum[1] + sum[3])) + rest;
 }
 
 // Four products with one row: its vectors are loaded once.
@@ -43,30 +55,27 @@ inline void dot4(const T* w, const T* const* x, int64_t n, T* result) {
 
 template <class T>
 inline void prefetch_row(const T* row, int64_t features) {
-  for (int64_t byte = 0; byte < features * int64_t(sizeof(T)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
+  for (int64_t i = 0; i < features; i += line<T>()) __builtin_prefetch(row + i);
 }
-
-// How many rows ahead to ask for.
-constexpr int64_t kPrefetchRows = 4;
 
 // logits[position] = <weight[rows[u]], x[sample]> + bias[rows[u]] for the pairs of rows [begin, end).
 template <class T>
 void sample_logits(const SampleProblem<T>& s, T* logits, int64_t begin, int64_t end) {
   for (int64_t u = begin; u < end; ++u) {
     const T* w = s.weight + s.rows[u] * s.features;
+    const T* ahead = s.weight + s.rows[min_of(u + kRowsAhead, s.active - 1)] * s.features;
     const T bias = s.bias ? s.bias[s.rows[u]] : T(0);
-    if (u + kPrefetchRows < end) prefetch_row(s.weight + s.rows[u + kPrefetchRows] * s.features, s.features);
     int64_t e = s.pair_offsets[u];
-    for (; e + 4 <= s.pair_offsets[u + 1]; e += 4) {
+    for (; e + 4 <= s.pair_offsets[u + 1]; e += 4, ahead = nullptr) {
       const T* x[4];
       T result[4];
       for (int64_t j = 0; j < 4; ++j) x[j] = s.input + s.pair_samples[e + j] * s.features;
+      if (ahead) prefetch_row(ahead, s.features);
       dot4(w, x, s.features, result);
       for (int64_t j = 0; j < 4; ++j) logits[s.pair_positions[e + j]] = result[j] + bias;
     }
-    for (; e < s.pair_offsets[u + 1]; ++e)
-      logits[s.pair_positions[e]] = dot(w, s.input + s.pair_samples[e] * s.features, s.features) + bias;
+    for (; e < s.pair_offsets[u + 1]; ++e, ahead = nullptr)
+      logits[s.pair_positions[e]] = dot(w, s.input + s.pair_samples[e] * s.features, s.features, ahead) + bias;
   }
 }
 
@@ -115,47 +124,55 @@ void sample_softmax_gradient(const T* logits, int64_t count, T log_normalizer, T
   }
 }
 
+// out = g x, or += where the row has met a sample before, and gx += g w.
+template <class T, bool First>
+inline void pair_gradient(T g, const T* __restrict w, const T* __restrict x, const T* ahead, int64_t n,
+                          T* __restrict gx, T* __restrict out) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes;
+  const auto vector_step = [&](int64_t i) {
+    const V gradient = load<V>(x + i) * g;
+    store(out + i, First ? gradient : load<V>(out + i) + gradient);
+    store(gx + i, load<V>(gx + i) + load<V>(w + i) * g);
+  };
+  int64_t i = 0;
+  for (; i + 2 * W <= n; i += 2 * W) {
+    if (First)
+      for (int64_t k = 0; k < 2 * W; k += line<T>()) __builtin_prefetch(ahead + i + k);
+    vector_step(i);
+    vector_step(i + W);
+  }
+  for (; i + W <= n; i += W) vector_step(i);
+  for (; i < n; ++i) {
+    out[i] = First ? x[i] * g : out[i] + x[i] * g;
+    gx[i] += w[i] * g;
+  }
+}
+
 // For the pairs of rows [begin, end): grad_rows[u] = sum g x, and grad_input[sample] += g weight[rows[u]] into
 // this chunk's own accumulator. Chunks are cut by the data, not by the threads, and added in order.
 template <class T>
 void sample_gradients(const SampleProblem<T>& s, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                       int64_t begin, int64_t end) {
-  using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes, step = 4 * W;
   for (int64_t u = begin; u < end; ++u) {
     const T* w = s.weight + s.rows[u] * s.features;
+    const T* ahead = s.weight + s.rows[min_of(u + kRowsAhead, s.active - 1)] * s.features;
     T* out = grad_rows + u * s.features;
-    if (u + kPrefetchRows < end) prefetch_row(s.weight + s.rows[u + kPrefetchRows] * s.features, s.features);
     const int64_t first = s.pair_offsets[u], last = s.pair_offsets[u + 1];
+    for (int64_t e = first; e < last; ++e) {
+      const T g = gradient[s.pair_positions[e]];
+      const T* x = s.input + s.pair_samples[e] * s.features;
+      T* gx = grad_input + s.pair_samples[e] * s.features;
+      if (e == first)
+        pair_gradient<T, true>(g, w, x, ahead, s.features, gx, out);
+      else
+        pair_gradient<T, false>(g, w, x, nullptr, s.features, gx, out);
+    }
+    for (int64_t i = 0; first == last && i < s.features; ++i) out[i] = T(0);
     if (grad_bias) {
       T sum = T(0);
       for (int64_t e = first; e < last; ++e) sum += gradient[s.pair_positions[e]];
       grad_bias[u] = sum;
-    }
-    int64_t k = 0;
-    for (; k + step <= s.features; k += step) {
-      V row[4], sum[4] = {};
-      for (int64_t j = 0; j < 4; ++j) row[j] = load<V>(w + k + j * W);
-      for (int64_t e = first; e < last; ++e) {
-        const T g = gradient[s.pair_positions[e]];
-        const T* x = s.input + s.pair_samples[e] * s.features + k;
-        T* gx = grad_input + s.pair_samples[e] * s.features + k;
-        for (int64_t j = 0; j < 4; ++j) {
-          sum[j] += load<V>(x + j * W) * g;
-          store(gx + j * W, load<V>(gx + j * W) + row[j] * g);
-        }
-      }
-      for (int64_t j = 0; j < 4; ++j) store(out + k + j * W, sum[j]);
-    }
-    for (int64_t i = k; i < s.features; ++i) out[i] = T(0);
-    for (int64_t e = first; k < s.features && e < last; ++e) {
-      const T g = gradient[s.pair_positions[e]];
-      const T* x = s.input + s.pair_samples[e] * s.features;
-      T* gx = grad_input + s.pair_samples[e] * s.features;
-      for (int64_t i = k; i < s.features; ++i) {
-        out[i] += g * x[i];
-        gx[i] += g * w[i];
-      }
     }
   }
 }

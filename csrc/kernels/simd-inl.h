@@ -48,14 +48,25 @@ inline Vec<T> select(IntVec<T> mask, Vec<T> yes, Vec<T> no) {
   return mask ? yes : no;
 }
 
-// Lanes are added in index order of a halving tree: the same on every call at one instruction set.
+// Lanes are added as a halving tree: the same on every call at one instruction set. Halves are vectors too, so that
+// the compiler sees shuffles and not a chain of scalars.
+template <class T, int64_t Lanes>
+inline T sum_halves(const T* lane) {
+  if constexpr (Lanes == 2) {
+    return lane[0] + lane[1];
+  } else {
+    typedef T Half __attribute__((vector_size(Lanes / 2 * sizeof(T))));
+    T half[Lanes / 2];
+    store(half, load<Half>(lane) + load<Half>(lane + Lanes / 2));
+    return sum_halves<T, Lanes / 2>(half);
+  }
+}
+
 template <class T>
 inline T horizontal_sum(Vec<T> value) {
   T lane[Simd<T>::lanes];
   store(lane, value);
-  for (int64_t width = Simd<T>::lanes / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+  return sum_halves<T, Simd<T>::lanes>(lane);
 }
 
 inline int64_t min_of(int64_t a, int64_t b) {

@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
 }
 
 // Transposes sample-major active sets: rows (U) increasing, pair_offsets (U + 1), pair_positions and pair_samples
-// (pairs). Two levels of counting sort: neurons are cut into 256 ranges or fewer, each counted by itself.
+// (pairs). A counting sort by neuron: a thread owns a range of neurons, and reads all ids to pick its own.
 std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tensor active, int64_t neurons) {
   constexpr const char* op = "transpose_active";
   check_tensor(op, "offsets", offsets, ScalarType::Long, {-1});
@@ -170,78 +170,59 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tens
   const int64_t* start = data<int64_t>(offsets);
   const int32_t* id = data<int32_t>(active);
 
-  int shift = 0;
-  while ((neurons >> shift) > 256) ++shift;
-  const int64_t ranges = ((neurons - 1) >> shift) + 1, width = int64_t{1} << shift;
-  std::vector<int64_t> place(batch * ranges + 1, 0);  // (sample, range): count, then first slot
-  const int64_t sample_grain = grain(2 * (pairs / (batch + 1)) + ranges);
-  parallel_for(0, batch, sample_grain, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      for (int64_t i = start[b]; i < start[b + 1]; ++i) ++place[b * ranges + (id[i] >> shift)];
-  });
-  std::vector<int64_t> range_start(ranges + 1);
-  int64_t total = 0;
-  for (int64_t r = 0; r < ranges; ++r) {
-    range_start[r] = total;
-    for (int64_t b = 0; b < batch; ++b) {
-      const int64_t count = place[b * ranges + r];
-      place[b * ranges + r] = total;
-      total += count;
+  constexpr int64_t kRanges = 64;  // most threads that share the work
+  const int64_t width = (neurons + kRanges - 1) / kRanges;
+  const int64_t range_grain = grain(pairs / kRanges + width);
+  Tensor counters = empty({neurons}, ScalarType::Int);  // pairs of a neuron; then the place of its next pair
+  int32_t* next = mutable_data<int32_t>(counters);
+  std::vector<int64_t> range_rows(kRanges + 1, 0), range_pairs(kRanges + 1, 0);
+  parallel_for(0, kRanges, range_grain, [&](int64_t first, int64_t last) {
+    const int64_t low = std::min(first * width, neurons), high = std::min(last * width, neurons);
+    std::fill(next + low, next + high, 0);
+    const uint32_t mine = static_cast<uint32_t>(high - low);
+    int32_t others = 0;  // where the ids of other threads are counted: no branch to guess wrong
+    for (int64_t i = 0; i < pairs; ++i) {
+      int32_t* counter = static_cast<uint32_t>(id[i] - low) < mine ? next + id[i] : &others;
+      ++*counter;
     }
-  }
-  range_start[ranges] = total;
-
-  struct Pair {
-    int32_t id, position, sample;
-  };
-  std::vector<Pair> sorted(pairs);
-  parallel_for(0, batch, sample_grain, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      for (int64_t i = start[b]; i < start[b + 1]; ++i)
-        sorted[place[b * ranges + (id[i] >> shift)]++] = {id[i], static_cast<int32_t>(i), static_cast<int32_t>(b)};
-  });
-
-  std::vector<int64_t> unique(ranges + 1, 0);
-  const int64_t range_grain = grain(2 * (pairs / ranges) + width);
-  parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
-    std::vector<uint8_t> seen(width);
-    for (int64_t r = first; r < last; ++r) {
-      std::fill(seen.begin(), seen.end(), 0);
-      int64_t count = 0;
-      for (int64_t i = range_start[r]; i < range_start[r + 1]; ++i) {
-        uint8_t& mark = seen[sorted[i].id & (width - 1)];
-        count += mark == 0;
-        mark = 1;
+    for (int64_t r = first; r < last; ++r)
+      for (int64_t n = std::min(r * width, neurons); n < std::min((r + 1) * width, neurons); ++n) {
+        range_rows[r + 1] += next[n] > 0;
+        range_pairs[r + 1] += next[n];
       }
-      unique[r + 1] = count;
-    }
   });
-  for (int64_t r = 0; r < ranges; ++r) unique[r + 1] += unique[r];
+  for (int64_t r = 0; r < kRanges; ++r) {
+    range_rows[r + 1] += range_rows[r];
+    range_pairs[r + 1] += range_pairs[r];
+  }
 
-  const int64_t count = unique[ranges];
+  const int64_t count = range_rows[kRanges];
   Tensor rows = empty({count}, ScalarType::Long), pair_offsets = empty({count + 1}, ScalarType::Long);
   Tensor pair_positions = empty({pairs}, ScalarType::Int), pair_samples = empty({pairs}, ScalarType::Int);
-  parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
-    std::vector<int64_t> slot(width);
-    for (int64_t r = first; r < last; ++r) {
-      std::fill(slot.begin(), slot.end(), 0);
-      for (int64_t i = range_start[r]; i < range_start[r + 1]; ++i) ++slot[sorted[i].id & (width - 1)];
-      int64_t u = unique[r], next = range_start[r];
-      for (int64_t w = 0; w < width; ++w) {
-        if (slot[w] == 0) continue;
-        mutable_data<int64_t>(rows)[u] = (r << shift) + w;
-        mutable_data<int64_t>(pair_offsets)[u++] = next;
-        next += slot[w];
-        slot[w] = next - slot[w];
-      }
-      for (int64_t i = range_start[r]; i < range_start[r + 1]; ++i) {
-        const int64_t target = slot[sorted[i].id & (width - 1)]++;
-        mutable_data<int32_t>(pair_positions)[target] = sorted[i].position;
-        mutable_data<int32_t>(pair_samples)[target] = sorted[i].sample;
-      }
+  int64_t* row = mutable_data<int64_t>(rows);
+  int64_t* begins = mutable_data<int64_t>(pair_offsets);
+  int32_t* positions = mutable_data<int32_t>(pair_positions);
+  int32_t* samples = mutable_data<int32_t>(pair_samples);
+  begins[count] = pairs;
+  parallel_for(0, kRanges, range_grain, [&](int64_t first, int64_t last) {
+    const int64_t low = std::min(first * width, neurons), high = std::min(last * width, neurons);
+    int64_t u = range_rows[first], place = range_pairs[first];
+    for (int64_t n = low; n < high; ++n) {
+      if (next[n] == 0) continue;
+      row[u] = n;
+      begins[u++] = place;
+      place += next[n];
+      next[n] = static_cast<int32_t>(place - next[n]);
     }
+    const uint32_t mine = static_cast<uint32_t>(high - low);
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t i = start[b]; i < start[b + 1]; ++i) {
+        if (static_cast<uint32_t>(id[i] - low) >= mine) continue;
+        const int32_t target = next[id[i]]++;
+        positions[target] = static_cast<int32_t>(i);
+        samples[target] = static_cast<int32_t>(b);
+      }
   });
-  mutable_data<int64_t>(pair_offsets)[count] = pairs;
   return {rows, pair_offsets, pair_positions, pair_samples};
 }
 

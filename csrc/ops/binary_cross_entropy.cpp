@@ -111,7 +111,7 @@ Gradients shared_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, T
     });
     add_label_gradients(labels, data<T>(logits), data<T>(grad_loss), s.batch, g,
                         [&](int64_t b, int64_t u) { return u * s.batch + b; });
-    return shared_gradients<T>(s, input, rows, g, has_bias);
+    return shared_gradients<T>(s, input, g, has_bias);
   });
 }
 
@@ -176,7 +176,7 @@ Gradients sample_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, T
     });
     add_label_gradients(labels, data<T>(logits), data<T>(grad_loss), batch, gradient.data(),
                         [](int64_t, int64_t place) { return place; });
-    return sample_gradients<T>(s, input, rows, pairs, gradient.data(), has_bias);
+    return sample_gradients<T>(s, input, pairs, gradient.data(), has_bias);
   });
 }
 

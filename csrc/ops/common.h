@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <sstream>
@@ -120,17 +122,41 @@ const T* data_or_null(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
+// At least this many scalar operations for a thread to be worth waking.
+constexpr int64_t kGrainWork = 32768;
+
+inline int64_t grain(int64_t work_per_item) {
+  return work_per_item >= kGrainWork ? 1 : kGrainWork / (work_per_item > 0 ? work_per_item : 1) + 1;
+}
+
+// Whether right(first, last) holds for all parts of [0, count): the checks of a batch's indices read megabytes.
+template <class F>
+bool all_parts(int64_t count, const F& right) {
+  std::atomic<bool> all{true};
+  parallel_for(0, count, kGrainWork, [&](int64_t first, int64_t last) {
+    if (!right(first, last)) all.store(false, std::memory_order_relaxed);
+  });
+  return all;
+}
+
 // Checks that offsets (count + 1) start at 0, never fall and end at `total`.
 inline void check_offsets(const char* op, const char* name, const int64_t* offsets, int64_t count, int64_t total) {
-  bool right = offsets[0] == 0 && offsets[count] == total;
-  for (int64_t i = 0; right && i < count; ++i) right = offsets[i] <= offsets[i + 1];
-  check(right, op, name, ": expected non-decreasing offsets from 0 to ", total);
+  const bool rising = all_parts(count, [&](int64_t first, int64_t last) {
+    bool right = true;  // without a branch in the loop, so that it vectorises
+    for (int64_t i = first; i < last; ++i) right &= offsets[i] <= offsets[i + 1];
+    return right;
+  });
+  check(rising && offsets[0] == 0 && offsets[count] == total, op, name, ": expected non-decreasing offsets from 0 to ",
+        total);
 }
 
 template <class Int>
 void check_range(const char* op, const char* name, const Int* values, int64_t count, int64_t limit) {
-  bool inside = true;  // without a branch in the loop, so that it vectorises
-  for (int64_t i = 0; i < count; ++i) inside &= (values[i] >= 0) & (values[i] < limit);
+  const bool inside = all_parts(count, [&](int64_t first, int64_t last) {
+    bool right = true;
+    for (int64_t i = first; i < last; ++i) right &= (values[i] >= 0) & (values[i] < limit);
+    return right;
+  });
   for (int64_t i = 0; !inside && i < count; ++i)
     check(values[i] >= 0 && values[i] < limit, op, name, ": expected values in [0, ", limit, "), got ", values[i],
           " at position ", i);
@@ -139,8 +165,11 @@ void check_range(const char* op, const char* name, const Int* values, int64_t co
 // Rows must be strictly increasing: one thread owns one gradient row.
 inline void check_rows(const char* op, const int64_t* rows, int64_t count, int64_t limit) {
   check_range(op, "rows", rows, count, limit);
-  bool increasing = true;
-  for (int64_t i = 1; i < count; ++i) increasing &= rows[i - 1] < rows[i];
+  const bool increasing = all_parts(count > 0 ? count - 1 : 0, [&](int64_t first, int64_t last) {
+    bool right = true;
+    for (int64_t i = first; i < last; ++i) right &= rows[i] < rows[i + 1];
+    return right;
+  });
   check(increasing, op, "rows must be strictly increasing");
 }
 
@@ -152,11 +181,18 @@ auto dispatch_real(const char* op, ScalarType dtype, F&& f) {
   return f(float{});
 }
 
-// At least this many scalar operations for a thread to be worth waking.
-constexpr int64_t kGrainWork = 32768;
-
-inline int64_t grain(int64_t work_per_item) {
-  return work_per_item >= kGrainWork ? 1 : kGrainWork / (work_per_item > 0 ? work_per_item : 1) + 1;
+// Adam's numbers at one step, from its options.
+template <class T>
+AdamScalars<T> adam_scalars(const char* op, double lr, double beta1, double beta2, double eps, double weight_decay,
+                            int64_t step, bool maximize) {
+  check(step >= 1, op, "step: expected at least 1, got ", step);
+  const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+  return {static_cast<T>(maximize ? -1 : 1),
+          static_cast<T>(1 - lr * weight_decay),
+          static_cast<T>(1 - beta1),
+          static_cast<T>(1 - beta2),
+          static_cast<T>(lr * std::sqrt(correction2) / correction1),
+          static_cast<T>(eps)};
 }
 
 }  // namespace slide_torch

@@ -2,6 +2,8 @@
 // of the logits is known.
 #pragma once
 
+#include <algorithm>
+
 #include "common.h"
 
 namespace slide_torch {
@@ -60,34 +62,61 @@ SampleProblem<T> sample_problem(const char* op, const Tensor& input, const Tenso
           data<int64_t>(pair_offsets),
           data<int32_t>(pair_positions),
           data<int32_t>(pair_samples),
+          rows.numel(),
           weight.size(1)};
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // grad_input (B, d), grad_rows (U, d), grad_bias (U or 0)
+// Adam applied to the active rows inside backward, right after each row's gradient, instead of handing them over.
+template <class T>
+struct RowAdam {
+  T* param;
+  T* exp_avg;
+  T* exp_avg_sq;
+  AdamScalars<T> scalars;
+};
+
+// Updates the first `count` of `active` rows from their gradients.
+template <class T>
+void update_rows(const RowAdam<T>& adam, const int64_t* rows, const T* gradients, int64_t active, int64_t features,
+                 int64_t count) {
+  real_kernels<T>().adam_rows({adam.param, {adam.exp_avg, adam.exp_avg_sq}, rows, gradients, active, features},
+                              adam.scalars, 0, count);
+}
+
+// grad_input (B, d), grad_rows (U, d; empty where Adam has used them), grad_bias (U, or empty without a bias).
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class T>
-Gradients empty_gradients(const Tensor& input, const Tensor& rows, bool has_bias) {
+Gradients empty_gradients(const Tensor& input, int64_t active, bool has_bias, bool has_rows) {
   const ScalarType dtype = input.scalar_type();
-  return {empty({input.size(0), input.size(1)}, dtype), empty({rows.numel(), input.size(1)}, dtype),
-          empty({has_bias ? rows.numel() : 0}, dtype)};
+  return {empty({input.size(0), input.size(1)}, dtype), empty({has_rows ? active : 0, input.size(1)}, dtype),
+          empty({has_bias ? active : 0}, dtype)};
 }
 
 // From gradient (U, B), the loss's derivative by the logits of a shared active set.
 template <class T>
-Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const Tensor& rows, const T* gradient,
-                           bool has_bias) {
+Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const T* gradient, bool has_bias,
+                           const std::optional<RowAdam<T>>& adam = std::nullopt) {
   const auto& k = real_kernels<T>();
-  Gradients result = empty_gradients<T>(input, rows, has_bias);
+  Gradients result = empty_gradients<T>(input, s.active, has_bias, !adam);
   auto& [grad_input, grad_rows, grad_bias] = result;
   T* to_input = mutable_data<T>(grad_input);
   T* to_rows = mutable_data<T>(grad_rows);
   T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
   const std::vector<T> packed = pack(data<T>(input), s.batch, s.features, false);
-  parallel_tiles(s.active, k.tile_rows, s.batch * s.features,
-                 [&](int64_t b, int64_t e) { k.shared_grad_rows(s, gradient, packed.data(), to_rows, to_bias, b, e); });
   parallel_tiles(s.batch, 4 * k.tile_rows, s.active * s.features, [&](int64_t b, int64_t e) {
     std::vector<T> panel(k.depth * k.tile_columns);
     k.shared_grad_input(s, gradient, to_input, b, e, panel.data());
+  });
+  parallel_tiles(s.active, k.tile_rows, s.batch * s.features, [&](int64_t b, int64_t e) {
+    if (!adam) return k.shared_grad_rows(s, gradient, packed.data(), to_rows, to_bias, b, e);
+    std::vector<T> tile(k.tile_rows * s.features);
+    for (int64_t u = b; u < e; u += k.tile_rows) {
+      const int64_t count = std::min(k.tile_rows, e - u);
+      k.shared_grad_rows(s, gradient + u * s.batch, packed.data(), tile.data(), to_bias ? to_bias + u : nullptr, 0,
+                         count);
+      update_rows(*adam, s.rows + u, tile.data(), s.active - u, s.features, count);
+    }
   });
   return result;
 }
@@ -96,27 +125,39 @@ Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const
 // chunks with equal pairs, each chunk has an accumulator of its own, and these are added in order: the same sum at any
 // number of threads.
 template <class T>
-Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, const Tensor& rows, int64_t pairs,
-                           const T* gradient, bool has_bias) {
+Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64_t pairs, const T* gradient,
+                           bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
   constexpr int64_t kChunks = 16, kAccumulatorBytes = int64_t{64} << 20;
+  // With Adam, so few rows at a time that their gradients and all they touch stay in the first-level cache.
+  constexpr int64_t kAdamRows = 2;
   const auto& k = real_kernels<T>();
-  Gradients result = empty_gradients<T>(input, rows, has_bias);
+  Gradients result = empty_gradients<T>(input, s.active, has_bias, !adam);
   auto& [grad_input, grad_rows, grad_bias] = result;
   T* to_input = mutable_data<T>(grad_input);
   T* to_rows = mutable_data<T>(grad_rows);
   T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
-  const int64_t active = rows.numel(), values = input.numel();
+  const int64_t values = input.numel();
   int64_t chunks = kAccumulatorBytes / (values * static_cast<int64_t>(sizeof(T)) + 1);
   chunks = chunks < 2 ? 2 : chunks > kChunks ? kChunks : chunks;
-  std::vector<int64_t> cut(chunks + 1, active);
-  for (int64_t c = 0, u = 0; c < chunks; ++c) {
-    while (u < active && s.pair_offsets[u] < pairs * c / chunks) ++u;
-    cut[c] = u;
-  }
+  std::vector<int64_t> cut(chunks + 1, s.active);
+  for (int64_t c = 0; c < chunks; ++c)
+    cut[c] = std::lower_bound(s.pair_offsets, s.pair_offsets + s.active, pairs * c / chunks) - s.pair_offsets;
   std::vector<T> accumulators(chunks * values, T(0));
   parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c)
-      k.sample_gradients(s, gradient, accumulators.data() + c * values, to_rows, to_bias, cut[c], cut[c + 1]);
+    std::vector<T> few(adam ? kAdamRows * s.features : 0);
+    for (int64_t c = first; c < last; ++c) {
+      T* accumulator = accumulators.data() + c * values;
+      if (!adam) k.sample_gradients(s, gradient, accumulator, to_rows, to_bias, cut[c], cut[c + 1]);
+      for (int64_t u = cut[c]; adam && u < cut[c + 1]; u += kAdamRows) {
+        const int64_t count = std::min(kAdamRows, cut[c + 1] - u);
+        SampleProblem<T> part = s;
+        part.rows += u;
+        part.pair_offsets += u;
+        part.active -= u;
+        k.sample_gradients(part, gradient, accumulator, few.data(), to_bias ? to_bias + u : nullptr, 0, count);
+        update_rows(*adam, part.rows, few.data(), part.active, s.features, count);
+      }
+    }
   });
   parallel_for(0, values, grain(chunks), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {

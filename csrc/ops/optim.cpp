@@ -1,7 +1,6 @@
 // Optimizer steps on touched rows, in place, and the sum of duplicate rows before them. One thread owns a row, so
 // results are the same bit for bit at any number of threads.
 #include <algorithm>
-#include <cmath>
 
 #include "common.h"
 
@@ -30,7 +29,8 @@ RowUpdate<T> check_update(const char* op, const Tensor& param,
   check_tensor(op, "grad_rows", grad_rows, scalar_type_of<T>(), grad_shape);
   check(grad_rows.dim() >= 1 && grad_rows.size(0) == count && grad_rows.numel() == count * width, op,
         "grad_rows: expected ", count, " rows of ", width, " numbers, got shape ", shape_of(grad_rows));
-  RowUpdate<T> update{mutable_data<T>(param), {nullptr, nullptr}, data<int64_t>(rows), data<T>(grad_rows), width};
+  RowUpdate<T> update{
+      mutable_data<T>(param), {nullptr, nullptr}, data<int64_t>(rows), data<T>(grad_rows), count, width};
   for (size_t i = 0; i < states.size(); ++i) update.state[i] = mutable_data<T>(states[i].second);
   return update;
 }
@@ -124,17 +124,10 @@ std::vector<int64_t> starts_of(const std::vector<RowEntry>& sorted) {
 void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, Tensor rows, Tensor grad_rows, double lr, double beta1,
                 double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
   constexpr const char* op = "adam_rows_";
-  check(step >= 1, op, "step: expected at least 1, got ", step);
   dispatch_real(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    const auto scalars = adam_scalars<T>(op, lr, beta1, beta2, eps, weight_decay, step, maximize);
     const auto update = check_update<T>(op, param, {{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}}, rows, grad_rows);
-    const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
-    const AdamScalars<T> scalars{static_cast<T>(maximize ? -1 : 1),
-                                 static_cast<T>(1 - lr * weight_decay),
-                                 static_cast<T>(1 - beta1),
-                                 static_cast<T>(1 - beta2),
-                                 static_cast<T>(lr * std::sqrt(correction2) / correction1),
-                                 static_cast<T>(eps)};
     parallel_for(0, rows.numel(), grain(update.width * 4),
                  [&](int64_t first, int64_t last) { real_kernels<T>().adam_rows(update, scalars, first, last); });
   });

@@ -2,6 +2,7 @@
 // Results of the threads together must equal those of one thread, bit for bit.
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <random>
 #include <thread>
 #include <vector>
@@ -179,8 +180,8 @@ void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   std::vector<int32_t> positions(pairs);
   for (int64_t i = 0; i < pairs; ++i) positions[i] = static_cast<int32_t>((i * 7919 + 3) % pairs);
   if (pairs % 7919 == 0) return;  // the positions must be a permutation
-  const SampleProblem<T> s{weight.data(),  bias.data(),      x.data(),       rows.data(),
-                           offsets.data(), positions.data(), samples.data(), d};
+  const SampleProblem<T> s{weight.data(),  bias.data(), x.data(), rows.data(), offsets.data(), positions.data(),
+                           samples.data(), active,      d};
   std::vector<T> logits(pairs), gradient(pairs);
   compare("sample_logits", [&](int threads) {
     parallel(threads, active, 1, [&](int64_t b, int64_t e) { k.sample_logits(s, logits.data(), b, e); });
@@ -201,6 +202,34 @@ void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     out.insert(out.end(), accumulators.begin(), accumulators.end());
     return out;
   });
+}
+
+template <class T>
+void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
+  const RealKernels<T>& k = real_kernels<T>();
+  const int64_t best = std::min<int64_t>(N, 7), panels = (batch + k.tile_columns - 1) / k.tile_columns;
+  const auto weight = normal<T>(random, N * d), bias = normal<T>(random, N), x = normal<T>(random, batch * d);
+  std::vector<int32_t> rows(N);
+  for (int64_t i = 0; i < N; ++i) rows[i] = static_cast<int32_t>(N - 1 - i);
+  std::vector<int64_t> samples(batch);
+  for (int64_t b = 0; b < batch; ++b) samples[b] = batch - 1 - b;
+  std::vector<T> packed(panels * k.tile_columns * d);
+  k.pack_samples(x.data(), samples.data(), batch, d, packed.data());
+  for (const int32_t* chosen : {static_cast<const int32_t*>(nullptr), static_cast<const int32_t*>(rows.data())}) {
+    const TopkProblem<T> s{weight.data(), bias.data(), chosen, x.data(), d};
+    compare("topk_rows", [&](int threads) {  // every range has heaps of its own
+      const int64_t ranges = 4;
+      std::vector<T> values(ranges * batch * best, -std::numeric_limits<T>::infinity());
+      std::vector<int64_t> ids(values.size(), std::numeric_limits<int64_t>::max());
+      parallel(threads, ranges, 1, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r)
+          k.topk_rows(s, packed.data(), samples.data(), batch,
+                      {values.data() + r * batch * best, ids.data() + r * batch * best, best}, N * r / ranges,
+                      N * (r + 1) / ranges);
+      });
+      return values;
+    });
+  }
 }
 
 void retrieval(std::mt19937& random, int64_t N) {
@@ -233,6 +262,7 @@ void all(std::mt19937& random) {
     shared_pattern<T>(random, 90, d, 1, 1);
     shared_pattern<T>(random, 300, d, 73, 37);
     sample_pattern<T>(random, 90, d, 11);
+    for (int64_t batch : {1, 5, 37}) prediction<T>(random, 203, d, batch);
   }
 }
 

@@ -1,0 +1,148 @@
+// The largest k of <weight[row], x> + bias[row] for each sample: products are made in register tiles and looked
+// at while they are in the first-level cache, so that logits are never held. A sample keeps its best k in a heap
+// whose root is the worst of them; nearly every product loses against the root, which costs one vector comparison.
+
+// NaN is larger than any number, as in torch.topk; equal values go by the smaller id. A total order: the best k are
+// the same in whatever order, and on however many threads, candidates are met.
+template <class T>
+inline bool ranks_before(T a, int64_t a_id, T b, int64_t b_id) {
+  const bool a_nan = a != a, b_nan = b != b;
+  if (a_nan != b_nan) return a_nan;
+  if (!a_nan && a != b) return a > b;
+  return a_id < b_id;
+}
+
+template <class T>
+inline void offer(T value, int64_t id, T* values, int64_t* ids, int64_t k) {
+  if (!ranks_before(value, id, values[0], ids[0])) return;
+  int64_t hole = 0;
+  for (int64_t child = 1; child < k; child = 2 * hole + 1) {
+    if (child + 1 < k && ranks_before(values[child], ids[child], values[child + 1], ids[child + 1])) ++child;
+    if (!ranks_before(value, id, values[child], ids[child])) break;
+    values[hole] = values[child];
+    ids[hole] = ids[child];
+    hole = child;
+  }
+  values[hole] = value;
+  ids[hole] = id;
+}
+
+// scores[i * Vectors * W + j] = <a[i], column j of the panel>, in the order of p.
+template <class T, int64_t Rows, int64_t Vectors>
+inline void score_tile(const T* const* a, const T* panel, int64_t features, T* scores) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>();
+  V sum[Rows][Vectors] = {};
+  for (int64_t p = 0; p < features; ++p) {
+    V b[Vectors];
+    for (int64_t j = 0; j < Vectors; ++j) b[j] = load<V>(panel + p * N + j * W);
+    for (int64_t i = 0; i < Rows; ++i)
+      for (int64_t j = 0; j < Vectors; ++j) sum[i][j] += b[j] * a[i][p];
+  }
+  for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t j = 0; j < Vectors; ++j) store(scores + (i * Vectors + j) * W, sum[i][j]);
+}
+
+template <class T>
+inline bool any_lane(IntVec<T> mask) {
+  int64_t part[SLIDE_VECTOR_BYTES / 8], any = 0;
+  store(part, mask);
+  for (int64_t i = 0; i < SLIDE_VECTOR_BYTES / 8; ++i) any |= part[i];
+  return any != 0;
+}
+
+// One tile of rows against the `count` <= Vectors * W samples of one panel.
+template <class T, int64_t Vectors>
+inline void offer_tile(const T* const* a, const T* bias, const int64_t* ids, int64_t rows, const T* panel,
+                       int64_t features, const int64_t* samples, int64_t count, const Best<T>& best,
+                       Vec<T>* thresholds) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes;
+  T scores[kTileRows * Vectors * W];
+  score_tile<T, kTileRows, Vectors>(a, panel, features, scores);
+  IntVec<T> worth[Vectors] = {};
+  for (int64_t i = 0; i < kTileRows; ++i)
+    for (int64_t j = 0; j < Vectors; ++j) {
+      T* at = scores + (i * Vectors + j) * W;
+      const V z = load<V>(at) + bias[i];
+      store(at, z);
+      worth[j] |= ~(z < thresholds[j]);  // true for NaN too
+    }
+  for (int64_t j = 1; j < Vectors; ++j) worth[0] |= worth[j];
+  if (!any_lane<T>(worth[0])) [[likely]]
+    return;
+  T limits[Vectors * W];
+  for (int64_t j = 0; j < Vectors; ++j) store(limits + j * W, thresholds[j]);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < count; ++j) {
+      const T z = scores[i * Vectors * W + j];
+      if (z < limits[j]) continue;
+      T* values = best.values + samples[j] * best.k;
+      offer(z, ids[i], values, best.ids + samples[j] * best.k, best.k);
+      limits[j] = values[0];
+    }
+  for (int64_t j = 0; j < Vectors; ++j) thresholds[j] = load<V>(limits + j * W);
+}
+
+// Rows of a block and one panel of inputs stay in the first-level cache together.
+template <class T>
+inline int64_t rows_of_a_block(int64_t features) {
+  const int64_t tiles = 16384 / (features * int64_t(sizeof(T)) * kTileRows);
+  return kTileRows * (tiles > 1 ? min_of(tiles, 8) : 1);
+}
+
+// Offers rows [begin, end) of the problem to the samples. `packed` holds the panels of the inputs of `samples`
+// (count) in that order (pack_transposed). The last panel's samples, where they are few, are met one by one: for them
+// a tile would compute mostly padding, and a batch of one is a matter of bandwidth.
+template <class T>
+void topk_rows(const TopkProblem<T>& s, const T* packed, const int64_t* samples, int64_t count, const Best<T>& best,
+               int64_t begin, int64_t end) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>(), few = 3;
+  const int64_t single = count % N <= few ? count % N : 0, tiled = count - single;
+  const int64_t block = tiled ? rows_of_a_block<T>(s.features) : kTileRows;
+  const T* a[kTileRows * 8];
+  T bias[kTileRows * 8];
+  int64_t ids[kTileRows * 8];
+  for (int64_t first = begin; first < end; first += block) {
+    const int64_t rows = min_of(block, end - first);
+    for (int64_t i = 0; i < block; ++i) {  // the last tile repeats a row where there is none
+      ids[i] = s.rows ? s.rows[first + min_of(i, rows - 1)] : first + min_of(i, rows - 1);
+      a[i] = s.weight + ids[i] * s.features;
+      bias[i] = s.bias ? s.bias[ids[i]] : T(0);
+      if (s.rows && first + i + block < end)
+        prefetch_row(s.weight + s.rows[first + i + block] * s.features, s.features);
+    }
+    for (int64_t c = 0; c < tiled; c += N) {
+      const int64_t columns = min_of(N, tiled - c);
+      T limits[N];
+      for (int64_t j = 0; j < N; ++j) limits[j] = j < columns ? best.values[samples[c + j] * best.k] : T(0);
+      for (int64_t j = columns; j < N; ++j) limits[j] = __builtin_huge_val();
+      V thresholds[2] = {load<V>(limits), load<V>(limits + W)};
+      for (int64_t i = 0; i < rows; i += kTileRows)
+        (columns > W ? offer_tile<T, 2> : offer_tile<T, 1>)(a + i, bias + i, ids + i, min_of(kTileRows, rows - i),
+                                                            packed + c * s.features, s.features, samples + c, columns,
+                                                            best, thresholds);
+    }
+    for (int64_t c = tiled; c < count; ++c) {
+      const T* x = s.input + samples[c] * s.features;
+      T* values = best.values + samples[c] * best.k;
+      for (int64_t i = 0; i < rows; ++i) {
+        const T z = dot(a[i], x, s.features) + bias[i];
+        if (!(z < values[0])) offer(z, ids[i], values, best.ids + samples[c] * best.k, best.k);
+      }
+    }
+  }
+}
+
+// Packs the inputs of `samples` (count) into panels, as pack_transposed does for all of them.
+template <class T>
+void pack_samples(const T* x, const int64_t* samples, int64_t count, int64_t features, T* packed) {
+  constexpr int64_t N = tile_columns<T>();
+  for (int64_t c = 0; c < count; c += N)
+    for (int64_t j = 0; j < N; ++j) {
+      T* column = packed + c * features + j;
+      const T* row = c + j < count ? x + samples[c + j] * features : nullptr;
+      for (int64_t p = 0; p < features; ++p) column[p * N] = row ? row[p] : T(0);
+    }
+}

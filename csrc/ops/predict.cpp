@@ -1,0 +1,275 @@
+// The k largest outputs of a linear layer for each sample, from all rows or from some lists of rows, in blocks: no
+// (B, N) tensor. Every thread keeps the best k of each sample among the rows that it has met; these are merged at the
+// end. Which thread meets which row is left to chance, and does not matter: the order of candidates is total.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "common.h"
+
+namespace slide_torch {
+namespace {
+
+// Inputs packed at a time: they should stay in a second-level cache.
+constexpr int64_t kPackedBytes = int64_t{256} << 10;
+// Rows that a thread takes at a time, as many as make up for the taking.
+constexpr int64_t kRowsATime = 4096, kListRowsATime = 512;
+
+template <class T>
+TopkProblem<T> topk_problem(const char* op, const Tensor& input, const Tensor& weight,
+                            const std::optional<Tensor>& bias, const int32_t* rows) {
+  check(input.dim() == 2 && weight.dim() == 2, op, "expected input (B, d) and weight (N, d), got ", shape_of(input),
+        " and ", shape_of(weight));
+  check_tensor(op, "input", input, scalar_type_of<T>(), {-1, weight.size(1)});
+  check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
+  if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
+  return {data<T>(weight), data_or_null<T>(bias), rows, data<T>(input), weight.size(1)};
+}
+
+// A worker's best k of `count` samples.
+template <class T>
+struct Heaps {
+  std::vector<T> values;
+  std::vector<int64_t> ids;
+  int64_t k;
+
+  void clear(int64_t count, int64_t size) {
+    k = size;
+    values.assign(count * k, -std::numeric_limits<T>::infinity());
+    ids.assign(count * k, std::numeric_limits<int64_t>::max());
+  }
+  Best<T> best() { return {values.data(), ids.data(), k}; }
+};
+
+template <class T>
+struct Entry {
+  T value;
+  int64_t id;
+
+  bool operator<(const Entry& other) const {  // as ranks_before in topk-inl.h
+    const bool nan = value != value, other_nan = other.value != other.value;
+    if (nan != other_nan) return nan;
+    if (!nan && value != other.value) return value > other.value;
+    return id < other.id;
+  }
+};
+
+// Writes the best k of sample `b`, in order, from all workers' heaps.
+template <class T>
+void merge(const std::vector<Heaps<T>>& workers, int64_t b, int64_t k, std::vector<Entry<T>>& entries, T* values,
+           int64_t* ids) {
+  entries.clear();
+  for (const Heaps<T>& heaps : workers)
+    for (int64_t i = b * k; i < (b + 1) * k && !heaps.ids.empty(); ++i)
+      entries.push_back({heaps.values[i], heaps.ids[i]});
+  std::partial_sort(entries.begin(), entries.begin() + k, entries.end());
+  for (int64_t i = 0; i < k; ++i) {
+    values[i] = entries[i].value;
+    ids[i] = entries[i].id;
+  }
+}
+
+template <class T>
+void merge_all(const std::vector<Heaps<T>>& workers, int64_t count, int64_t k, T* values, int64_t* ids) {
+  parallel_for(0, count, grain(64 * k), [&](int64_t first, int64_t last) {
+    std::vector<Entry<T>> entries;
+    for (int64_t b = first; b < last; ++b) merge(workers, b, k, entries, values + b * k, ids + b * k);
+  });
+}
+
+// Calls body(worker, item) for all items, each by whichever worker is free.
+template <class F>
+void share_out(int64_t items, int64_t workers, const F& body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker)
+      for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(worker, item);
+  });
+}
+
+int64_t workers_for(int64_t items) {
+  return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), items));
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optional<Tensor> bias, int64_t k) {
+  constexpr const char* op = "topk_linear";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias, nullptr);
+    const int64_t batch = input.size(0), neurons = weight.size(0), d = s.features;
+    check(1 <= k && k <= neurons, op, "k: expected 1 to ", neurons, " (rows of weight), got ", k);
+    const auto& kernels = real_kernels<T>();
+    Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
+    const int64_t panel = kernels.tile_columns;
+    const int64_t panels = std::clamp<int64_t>(kPackedBytes / (d * int64_t{sizeof(T)} * panel + 1), 4, 64);
+    const int64_t step = panels * panel, blocks = (batch + step - 1) / step;
+    std::vector<int64_t> samples(batch);
+    for (int64_t b = 0; b < batch; ++b) samples[b] = b;
+    T* value = mutable_data<T>(values);
+    int64_t* index = mutable_data<int64_t>(indices);
+
+    // Many blocks of samples: each is one worker's. Few: all workers share the rows for one block after the other.
+    const int64_t by_block = workers_for(blocks), chunks = (neurons + kRowsATime - 1) / kRowsATime;
+    const bool many = blocks >= 4 * by_block || chunks == 1;
+    std::vector<Heaps<T>> heaps(many ? by_block : workers_for(chunks));
+    std::vector<std::vector<T>> packed(many ? by_block : 1);
+    auto pack = [&](int64_t block, std::vector<T>& target) {
+      const int64_t first = block * step, count = std::min(step, batch - first);
+      target.resize(panels * panel * d);
+      kernels.pack_transposed(s.input + first * d, count, d, 0, (count + panel - 1) / panel, target.data());
+      return count;
+    };
+    // heaps hold one block of samples only: the problem is shifted to it
+    auto meet = [&](int64_t block, int64_t count, const std::vector<T>& target, Heaps<T>& own, int64_t begin,
+                    int64_t end) {
+      if (own.ids.empty()) own.clear(count, k);
+      TopkProblem<T> shifted = s;
+      shifted.input += block * step * d;
+      kernels.topk_rows(shifted, target.data(), samples.data(), count, own.best(), begin, end);
+    };
+    if (many) {
+      share_out(blocks, by_block, [&](int64_t worker, int64_t block) {
+        std::vector<Heaps<T>> own(1);
+        const int64_t count = pack(block, packed[worker]), at = block * step * k;
+        meet(block, count, packed[worker], own[0], 0, neurons);
+        std::vector<Entry<T>> entries;
+        for (int64_t b = 0; b < count; ++b) merge(own, b, k, entries, value + at + b * k, index + at + b * k);
+      });
+    } else {
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t count = pack(block, packed[0]), at = block * step * k;
+        for (Heaps<T>& own : heaps) own.ids.clear();
+        share_out(chunks, static_cast<int64_t>(heaps.size()), [&](int64_t worker, int64_t chunk) {
+          meet(block, count, packed[0], heaps[worker], chunk * kRowsATime, std::min(neurons, (chunk + 1) * kRowsATime));
+        });
+        merge_all(heaps, count, k, value + at, index + at);
+      }
+    }
+    return {values, indices};
+  });
+}
+
+namespace {
+
+// A range of a list's rows, and the list's samples.
+struct ListPart {
+  int64_t list;
+  int64_t begin;
+  int64_t end;
+};
+
+// Samples of each list, CSR.
+void samples_of_lists(const int64_t* probes, int64_t batch, int64_t probed, int64_t lists,
+                      std::vector<int64_t>& offsets, std::vector<int64_t>& samples) {
+  offsets.assign(lists + 1, 0);
+  samples.resize(batch * probed);
+  for (int64_t i = 0; i < batch * probed; ++i) ++offsets[probes[i] + 1];
+  for (int64_t l = 0; l < lists; ++l) offsets[l + 1] += offsets[l];
+  std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
+  for (int64_t i = 0; i < batch * probed; ++i) samples[next[probes[i]]++] = i / probed;
+}
+
+// The rows named are trusted where lists are searched: reading them all would cost as much as a search.
+void check_lists(const char* op, const Tensor& offsets, const Tensor& rows) {
+  check(offsets.dim() == 1 && offsets.size(0) >= 1, op, "list_offsets: expected shape (lists + 1), got ",
+        shape_of(offsets));
+  check_tensor(op, "list_offsets", offsets, ScalarType::Long, {-1});
+  check_tensor(op, "list_rows", rows, ScalarType::Int, {-1});
+  check_offsets(op, "list_offsets", data<int64_t>(offsets), offsets.numel() - 1, rows.numel());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
+                                      Tensor list_rows, Tensor probes, int64_t k) {
+  constexpr const char* op = "topk_lists";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias, data<int32_t>(list_rows));
+    check_lists(op, list_offsets, list_rows);
+    const int64_t batch = input.size(0), lists = list_offsets.numel() - 1, d = s.features;
+    check_tensor(op, "probes", probes, ScalarType::Long, {batch, -1});
+    check_range(op, "probes", data<int64_t>(probes), probes.numel(), lists);
+    check(k >= 1, op, "k: expected at least 1, got ", k);
+    const int64_t* offset = data<int64_t>(list_offsets);
+    std::vector<int64_t> sample_offsets, samples;
+    samples_of_lists(data<int64_t>(probes), batch, probes.size(1), lists, sample_offsets, samples);
+    std::vector<ListPart> parts;
+    for (int64_t l = 0; l < lists; ++l)
+      for (int64_t row = offset[l]; row < offset[l + 1] && sample_offsets[l] < sample_offsets[l + 1];
+           row += kListRowsATime)
+        parts.push_back({l, row, std::min(offset[l + 1], row + kListRowsATime)});
+
+    const auto& kernels = real_kernels<T>();
+    const int64_t panel = kernels.tile_columns, items = static_cast<int64_t>(parts.size());
+    std::vector<Heaps<T>> heaps(workers_for(items));
+    std::vector<std::vector<T>> packed(heaps.size());
+    heaps[0].clear(batch, k);  // even if there is nothing to meet
+    share_out(items, static_cast<int64_t>(heaps.size()), [&](int64_t worker, int64_t item) {
+      if (heaps[worker].ids.empty()) heaps[worker].clear(batch, k);
+      const ListPart& part = parts[item];
+      const int64_t first = sample_offsets[part.list], count = sample_offsets[part.list + 1] - first;
+      packed[worker].resize(std::max<size_t>(packed[worker].size(), (count + panel - 1) / panel * panel * d));
+      kernels.pack_samples(s.input, samples.data() + first, count, d, packed[worker].data());
+      kernels.topk_rows(s, packed[worker].data(), samples.data() + first, count, heaps[worker].best(), part.begin,
+                        part.end);
+    });
+    Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
+    int64_t* index = mutable_data<int64_t>(indices);
+    merge_all(heaps, batch, k, mutable_data<T>(values), index);
+    for (int64_t i = 0; i < batch * k; ++i)
+      check(index[i] != std::numeric_limits<int64_t>::max(), op,
+            "k: expected at most as many as the rows of a sample's lists, got ", k);
+    return {values, indices};
+  });
+}
+
+// Returns the mean row of each list, centers (lists, d), or (lists, d + 1) with the bias appended, and radius (lists),
+// the root mean square distance of a list's rows from it. Zeros for an empty list.
+std::tuple<Tensor, Tensor> list_centers(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
+                                        Tensor list_rows) {
+  constexpr const char* op = "list_centers";
+  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
+    if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
+    check_lists(op, list_offsets, list_rows);
+    check_range(op, "list_rows", data<int32_t>(list_rows), list_rows.numel(), weight.size(0));
+    const int64_t lists = list_offsets.numel() - 1, d = weight.size(1), width = d + bias.has_value();
+    Tensor centers = empty({lists, width}, weight.scalar_type()), radius = empty({lists}, weight.scalar_type());
+    const T *w = data<T>(weight), *b = data_or_null<T>(bias);
+    const int64_t* offset = data<int64_t>(list_offsets);
+    const int32_t* rows = data<int32_t>(list_rows);
+    T *center = mutable_data<T>(centers), *distance = mutable_data<T>(radius);
+    parallel_for(0, lists, grain(2 * width * (list_rows.numel() / (lists + 1) + 1)), [&](int64_t first, int64_t last) {
+      std::vector<double> mean(width);
+      for (int64_t l = first; l < last; ++l) {
+        const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, offset[l + 1] - offset[l]));
+        std::fill(mean.begin(), mean.end(), 0.0);
+        for (int64_t i = offset[l]; i < offset[l + 1]; ++i) {
+          for (int64_t p = 0; p < d; ++p) mean[p] += w[rows[i] * d + p];
+          if (b) mean[d] += b[rows[i]];
+        }
+        for (int64_t p = 0; p < width; ++p) center[l * width + p] = static_cast<T>(mean[p] *= share);
+        double squares = 0.0;
+        for (int64_t i = offset[l]; i < offset[l + 1]; ++i) {
+          for (int64_t p = 0; p < d; ++p) squares += (w[rows[i] * d + p] - mean[p]) * (w[rows[i] * d + p] - mean[p]);
+          if (b) squares += (b[rows[i]] - mean[d]) * (b[rows[i]] - mean[d]);
+        }
+        distance[l] = static_cast<T>(std::sqrt(squares * share));
+      }
+    });
+    return {centers, radius};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
+  m.impl("topk_linear", TORCH_BOX(&topk_linear));
+  m.impl("topk_lists", TORCH_BOX(&topk_lists));
+  m.impl("list_centers", TORCH_BOX(&list_centers));
+}
+
+}  // namespace slide_torch

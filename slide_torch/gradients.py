@@ -1,0 +1,61 @@
+"""What is done to gradients between backward and step, for row-sparse and dense ones together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """:func:`torch.nn.utils.clip_grad_norm_` that takes row-sparse gradients too, and gives the result that
+    it gives for the same gradients as dense tensors. Gradients are scaled in place.
+
+    Args:
+        parameters: whose gradients are clipped by their common norm.
+        max_norm: what the norm is at most afterwards.
+        norm_type: p of the p-norm; ``inf`` for the largest absolute value.
+        error_if_nonfinite: whether to refuse a norm of NaN or Inf.
+
+    Returns:
+        The norm before.
+
+    Raises:
+        RuntimeError: the norm is not finite and ``error_if_nonfinite``; nothing is changed.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    values = [_values(p) for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(v, norm_type) for v in values if v.numel()]
+    total = (
+        torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]), norm_type)
+        if norms
+        else torch.tensor(0.0)
+    )
+    if error_if_nonfinite and not math.isfinite(total):
+        raise RuntimeError(
+            f"clip_grad_norm_: parameters: expected gradients of a finite norm, got {total.item()}: pass "
+            "error_if_nonfinite=False to scale them all the same"
+        )
+    factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for value in values:
+        value.mul_(factor.to(value))
+    return total
+
+
+def _values(parameter: Tensor) -> Tensor:
+    """The memory of a gradient's values, each entry once."""
+    grad = parameter.grad
+    assert grad is not None
+    if grad.layout != torch.sparse_coo:
+        return grad
+    if not grad.is_coalesced():  # accumulated over batches: a row may stand in it twice
+        parameter.grad = grad = grad.coalesce()
+    return grad._values()

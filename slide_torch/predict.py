@@ -1,0 +1,180 @@
+"""The best k neurons of a layer: exactly, or among the rows of a partition's best lists."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+# Settled by measurement, see docs/prediction.md.
+LISTS_PER_ROOT = 2  # lists: this times the square root of the number of rows
+SAMPLE_PER_LIST = 256  # rows that k-means learns from, at most
+ITERATIONS = 10
+RADIUS_WEIGHT = 0.1  # how much a list's spread, as against its mean row, says for probing it
+_ROWS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True)
+class RowPartition:
+    """Rows of a weight matrix in lists of neighbours (an inverted file), by k-means.
+
+    A list is worth probing for an input x where the score of its mean row, and the spread of its rows,
+    are large: ``<mean row, x> + mean bias + 0.1 |(x, 1)| radius``.
+
+    Memory: 4 bytes a row, and d + 3 numbers a list. The rows themselves stay where they are, so that
+    scores are always those of the present weights.
+
+    Attributes:
+        offsets: int64 (lists + 1), where each list begins in ``rows``.
+        rows: int32 (N), every row once.
+        centers: (lists, d + 1), mean rows, and the radius.
+        center_bias: (lists), the mean biases.
+        rows_in_smallest: int64 (lists), rows in the n + 1 smallest lists together.
+    """
+
+    offsets: Tensor
+    rows: Tensor
+    centers: Tensor
+    center_bias: Tensor
+    rows_in_smallest: Tensor
+
+    @staticmethod
+    def build(weight: Tensor, bias: Tensor | None, *, seed: int) -> RowPartition:
+        """Partitions the rows of ``weight`` (N, d) with ``bias`` (N) as one more coordinate; the same for
+        the same seed at any number of threads.
+
+        Raises:
+            ValueError: rows hold NaN or Inf.
+        """
+        neurons = weight.shape[0]
+        generator = torch.Generator().manual_seed(seed)
+        lists = max(1, min(neurons // 4, round(LISTS_PER_ROOT * math.sqrt(neurons))))
+        count = min(neurons, SAMPLE_PER_LIST * lists)
+        sample = torch.randperm(neurons, generator=generator)[:count]
+        points = weight[sample]
+        shift = None if bias is None else bias[sample]
+        centers = _with_bias(points[:lists], None if shift is None else shift[:lists])
+        if not bool(torch.isfinite(weight.sum(1) if bias is None else weight.sum(1) + bias).all()):
+            raise ValueError(
+                "LSHLinear.calibrate: weight: expected finite rows, got NaN or Inf: restore the weights"
+            )
+        for _ in range(ITERATIONS):
+            offsets, rows = _lists_of(_nearest(points, shift, centers), lists)
+            fresh, _ = ops.list_centers(points, shift, offsets, rows)
+            # a center without rows stays where it is
+            centers = torch.where(offsets.diff().unsqueeze(1) > 0, fresh, centers)
+        offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
+        offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
+        centers, radius = ops.list_centers(weight, bias, offsets, rows)
+        center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
+        return RowPartition(
+            offsets,
+            rows,
+            torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1),
+            center_bias,
+            offsets.diff().sort().values.cumsum(0),
+        )
+
+    @property
+    def lists(self) -> int:
+        return self.center_bias.shape[0]
+
+    def probes(self, input: Tensor, count: int) -> Tensor:
+        """The best ``count`` lists of each input (B, d), best first: int64 (B, count)."""
+        length = input.square().sum(1, keepdim=True).add_(1).sqrt_()
+        query = torch.cat([input, length.mul_(RADIUS_WEIGHT)], 1)
+        return ops.topk_linear(query, self.centers, self.center_bias, count)[1]
+
+    def lists_holding(self, k: int) -> int:
+        """How many lists hold k rows, whichever they are."""
+        return int(torch.searchsorted(self.rows_in_smallest, k)) + 1
+
+    def ranks(self, input: Tensor, rows: Tensor) -> Tensor:
+        """Places among each input's probes, from 0, of the lists that hold ``rows`` (B, k)."""
+        order = self.probes(input, self.lists)
+        place = torch.empty_like(order)
+        place.scatter_(1, order, torch.arange(self.lists).expand_as(order))
+        list_of = torch.empty_like(self.rows, dtype=torch.int64)
+        list_of[self.rows.long()] = torch.arange(self.lists).repeat_interleave(self.offsets.diff())
+        return place.gather(1, list_of[rows])
+
+    def topk(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, k: int, probes: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
+        where an input's hold fewer than k rows."""
+        probed = self.probes(input, probes)
+        if bool((self.offsets.diff()[probed].sum(1) < k).any()):
+            probed = self.probes(input, self.lists_holding(k))
+        return ops.topk_lists(input, weight, bias, self.offsets, self.rows, probed, k)
+
+    def memory_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``predict(exact=False)`` uses, and which weights it was made for.
+
+    Attributes:
+        partition: the lists.
+        probes: how many of them each input looks into.
+        recall: share of the exact top k found so on the inputs of the calibration.
+        state: address and version of weight and bias when it was made.
+    """
+
+    partition: RowPartition
+    probes: int
+    recall: float
+    state: tuple[int, ...]
+
+
+def state_of(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """Differs after anything that torch knows to have written to weight or bias, or replaced them."""
+    present = [weight] if bias is None else [weight, bias]
+    return tuple(number for t in present for number in (t.data_ptr(), t._version))
+
+
+def calibrate(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    recall: float,
+    partition: RowPartition,
+    state: tuple[int, ...],
+) -> Calibration:
+    """The fewest probes that find the share ``recall`` of the exact top k of ``input`` (n, d)."""
+    _, best = ops.topk_linear(input, weight, bias, k)
+    blocks = zip(input.split(4096), best.split(4096), strict=True)
+    ranks = torch.cat([partition.ranks(x, rows) for x, rows in blocks])
+    found = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
+    # the division rounds: a share that is the target exactly must not be missed by half a unit
+    probes = min(int((found < recall - 1e-6).sum()) + 1, partition.lists)
+    return Calibration(partition, probes, found[probes - 1].item(), state)
+
+
+def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:
+    return rows if bias is None else torch.cat([rows, bias.unsqueeze(1)], 1)
+
+
+def _nearest(points: Tensor, bias: Tensor | None, centers: Tensor) -> Tensor:
+    """Index of the nearest center of each point, int64 (n)."""
+    offset = centers.square().sum(1).mul_(-0.5)
+    found = []
+    for begin in range(0, points.shape[0], _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        block = _with_bias(points[part], None if bias is None else bias[part])
+        found.append(ops.topk_linear(block, centers, offset, 1)[1].flatten())
+    return torch.cat(found)
+
+
+def _lists_of(assigned: Tensor, lists: int) -> tuple[Tensor, Tensor]:
+    """Members of each list in increasing order: offsets int64 (lists + 1), rows int32."""
+    offsets = torch.zeros(lists + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(assigned, minlength=lists), 0, out=offsets[1:])
+    return offsets, assigned.argsort(stable=True).to(torch.int32)

@@ -1,0 +1,305 @@
+"""torch.compile(fullgraph=True) and torch.export: one graph, the results of eager mode."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import slide_torch
+from slide_torch import LSHLinear, LSHOptions
+
+N, D, B = 60, 8, 5
+
+CASES = {
+    "shared": {},
+    "shared_importance": {"correction": "importance"},
+    "per_sample": {"pattern": "per_sample"},
+    "per_sample_importance": {"pattern": "per_sample", "correction": "importance"},
+    "no_tables": {"budget": 0},
+    "every_neuron": {"budget": N},
+    "kmeans_reranked": {"family": "kmeans", "K": 3, "L": 1, "probes": 2, "rerank": 20},
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    torch.set_num_threads(1)
+    yield
+    torch._dynamo.reset()
+
+
+def make(*, bias=True, sparse=False, **options):
+    torch.manual_seed(0)
+    options = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 2, **options}
+    head = LSHLinear(D, N, bias, options=LSHOptions(**options), sparse=sparse)
+    return nn.Sequential(nn.Linear(D, D), nn.ReLU(), head)
+
+
+def class_indices():
+    return torch.randint(N, (B,))
+
+
+def label_lists():
+    return torch.randint(N, (B, 3)).masked_fill(torch.rand(B, 3) < 0.4, -100)
+
+
+def train(model, loss_of, *, make_target=class_indices, steps=7):
+    optimizer = slide_torch.optim.Adam(model.parameters(), lr=0.1)
+    torch.manual_seed(1)
+    losses, grads = [], []
+    for _ in range(steps):
+        loss = loss_of(torch.randn(B, D), make_target())
+        optimizer.zero_grad()
+        loss.backward()
+        grads.append([p.grad.to_dense() for p in model.parameters()])
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses), grads
+
+
+def check_alike(model, losses_of, backend, **arguments):
+    """Trains a copy in eager mode and ``model`` compiled, both from ``losses_of(model)``."""
+    eager = copy.deepcopy(model)
+    expected, expected_grads = train(eager, losses_of(eager), **arguments)
+    compiled = torch.compile(losses_of(model), fullgraph=True, backend=backend)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found, grads = train(model, compiled, **arguments)
+    # inductor adds a batch's losses in an order of its own
+    torch.testing.assert_close(found, expected, rtol=1e-5 if backend == "inductor" else 0, atol=0)
+    for one, other in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert all(
+        p.grad.layout == e.grad.layout
+        for p, e in zip(model.parameters(), eager.parameters(), strict=True)
+    )
+    stats, expected_stats = model[-1].stats(), eager[-1].stats()
+    assert stats.pop("upkeep_seconds") >= 0 and expected_stats.pop("upkeep_seconds") >= 0
+    assert stats == expected_stats
+    if model[-1].tables.uses_tables:
+        assert stats["rehashes"] == 2
+        assert torch.equal(model[-1].tables.codes, eager[-1].tables.codes)
+        assert torch.equal(model[-1].tables.dirty, eager[-1].tables.dirty)
+
+
+def cross_entropy_of(model):
+    return lambda x, y: F.cross_entropy(model(x), y)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_training_equals_eager(case, sparse):
+    check_alike(make(sparse=sparse, **CASES[case]), cross_entropy_of, "aot_eager")
+
+
+@pytest.mark.parametrize("case,sparse", [("shared", True), ("per_sample_importance", False)])
+def test_training_equals_eager_with_inductor(case, sparse):
+    check_alike(make(sparse=sparse, **CASES[case]), cross_entropy_of, "inductor")
+
+
+def criterion_of(model, criterion):
+    return lambda x, y: criterion(model(x), y)
+
+
+LOSSES = {
+    "criterion": lambda model: criterion_of(model, nn.CrossEntropyLoss()),
+    "log_softmax": lambda model: lambda x, y: F.nll_loss(F.log_softmax(model(x), -1), y),
+    "scaled_sum": lambda model: lambda x, y: F.cross_entropy(model(x) / 0.7, y, reduction="sum"),
+    "none": lambda model: (
+        lambda x, y: F.cross_entropy(model(x), y, reduction="none").square().sum()
+    ),
+    "weighted": lambda model: (
+        lambda x, y: F.cross_entropy(model(x), y, weight=torch.linspace(0.5, 2.0, N))
+    ),
+    "reshaped": lambda model: (
+        lambda x, y: F.cross_entropy(model(x.view(B, 1, D)).view(-1, N), y.view(-1))
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(loss):
+    check_alike(make(), LOSSES[loss], "aot_eager")
+
+
+def binary_of(**options):
+    def losses_of(model):
+        return lambda x, y: model(x).binary_cross_entropy_with_logits(y, **options)
+
+    return losses_of
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_binary_cross_entropy(case, sparse):
+    check_alike(make(sparse=sparse, **CASES[case]), binary_of(), "aot_eager")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_binary_cross_entropy_with_weights(backend):
+    losses_of = binary_of(weight=torch.linspace(0.5, 2.0, N), pos_weight=torch.tensor(3.0))
+    check_alike(make(), losses_of, backend, make_target=label_lists)
+
+
+def smoothed_of(model):
+    return lambda x, y: F.cross_entropy(model(x), y, label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("case", ["shared", "shared_importance", "every_neuron"])
+def test_label_smoothing(case, backend):
+    check_alike(make(**CASES[case]), smoothed_of, backend, make_target=label_lists)
+
+
+@pytest.mark.parametrize("options", [{"sparse": True}, CASES["per_sample_importance"]])
+def test_label_smoothing_that_no_graph_holds(options):
+    model = make(**options)
+    x, y = torch.randn(B, D), class_indices()
+    with pytest.raises(Exception, match=r"label_smoothing: expected 0.0 under torch.compile"):
+        torch.compile(smoothed_of(model), fullgraph=True, backend="aot_eager")(x, y)
+    torch.compile(smoothed_of(model), backend="aot_eager")(x, y).backward()  # breaks the graph
+
+
+TARGETS = {
+    "label_lists": label_lists,
+    "ignored": lambda: class_indices().index_fill(0, torch.tensor([0, 3]), -100),
+    "probabilities": lambda: torch.rand(B, N).softmax(1),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets(target):
+    check_alike(make(bias=False), cross_entropy_of, "aot_eager", make_target=TARGETS[target])
+
+
+def test_new_batch_sizes_recompile_once_at_most():
+    model = make(sparse=True)
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    loss_of = torch.compile(cross_entropy_of(model), fullgraph=True, backend=backend)
+    for size in (5, 5, 7, 9, 4, 12):
+        loss_of(torch.randn(size, D), torch.randint(N, (size,))).backward()
+    assert len(calls) <= 2
+
+
+def test_two_draws_from_the_same_input_differ():
+    """Drawing is random: equal calls are not merged into one."""
+    model = make(budget=0)
+
+    @torch.compile(fullgraph=True, backend="inductor")
+    def losses(x, y):
+        return F.cross_entropy(model(x), y), F.cross_entropy(model(x), y)
+
+    one, two = losses(torch.randn(B, D), class_indices())
+    assert one != two
+
+
+def test_two_layers_and_a_copy_keep_to_their_own_tables():
+    first, second = make(), make(budget=7)
+    first_copy = copy.deepcopy(first)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss_of(one, two, x, y):
+        return F.cross_entropy(one(x), y) + F.cross_entropy(two(x), y)
+
+    x, y = torch.randn(B, D), class_indices()
+    loss_of(first, second, x, y).backward()
+    loss_of(first, second, x, y).backward()
+    assert first[-1].stats()["steps"] == second[-1].stats()["steps"] == 2
+    loss_of(first_copy, second, x, y).backward()
+    assert [m[-1].stats()["steps"] for m in (first, first_copy, second)] == [2, 1, 3]
+
+
+def test_a_whole_step_with_the_optimizer():
+    """Optimizer and loss in one compiled function; torch's optimizer may break the graph."""
+    model, eager = make(), make()
+    for one in (model, eager):
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+
+        def step(x, y, one=one, optimizer=optimizer):
+            optimizer.zero_grad()
+            F.cross_entropy(one(x), y).backward()
+            optimizer.step()
+
+        step = torch.compile(step, backend="aot_eager") if one is model else step
+        torch.manual_seed(2)
+        for _ in range(4):
+            step(torch.randn(B, D), class_indices())
+    for p, q in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert model[-1].stats()["rehashes"] == eager[-1].stats()["rehashes"] == 1
+
+
+def test_compiled_module_and_eager_loss():
+    """``model.compile()`` alone: the head's SampledLogits leaves the graph."""
+    model, eager = make(sparse=True), make(sparse=True)
+    model.compile(backend="aot_eager")
+    expected, _ = train(eager, cross_entropy_of(eager))
+    found, _ = train(model, cross_entropy_of(model))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_eval(backend):
+    model = make().eval()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    x = torch.randn(B, D)
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_export_of_eval():
+    model = make().eval()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (torch.randn(B, D),), dynamic_shapes=({0: batch},))
+    for size in (2, 9):
+        x = torch.randn(size, D)
+        assert torch.equal(program.module()(x), model(x))
+    assert set(program.state_dict) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck_of_the_draw(case):
+    """All but the comparison of two runs: a draw is random, and moves the schedule."""
+    model = make(**CASES[case])
+    layer = model[-1]
+    for target in (class_indices(), label_lists()):
+        arguments = [torch.randn(B, D), layer.weight.detach(), layer.bias.detach(), target, [B]]
+        arguments += [
+            None,
+            -100,
+            True,
+            True,
+            layer.tables.handle,
+            layer.tables.draws.clone(),
+            "loss",
+        ]
+        torch.library.opcheck(
+            torch.ops.slide_torch.draw_step.default,
+            tuple(arguments),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
+
+
+def test_refusals():
+    model = make()
+    tables = model[-1].tables
+    x, y = torch.randn(B, D), class_indices()
+
+    def with_generator(x, y):
+        return slide_torch.functional.lsh_linear_cross_entropy(
+            x, model[-1].weight, y, linear_bias=model[-1].bias, tables=tables,
+            generator=torch.default_generator,
+        )  # fmt: skip
+
+    with pytest.raises(Exception, match="generator"):
+        torch.compile(with_generator, fullgraph=True, backend="eager")(x, y)
+    compiled = torch.compile(cross_entropy_of(model), fullgraph=True, backend="aot_eager")
+    compiled(x, y)
+    with pytest.raises(ValueError, match=r"target: expected class indices in \[0, 60\)"):
+        compiled(x, y + N)

@@ -1,0 +1,111 @@
+"""DistributedDataParallel on two processes: replicas stay equal, and equal to one process on both shards."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from slide_torch import LSHLinear, LSHOptions
+from slide_torch.distributed import allreduce_row_gradients, prepare
+from slide_torch.optim import Adam
+
+N, D, B, STEPS = 60, 8, 5, 7
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+
+
+class Model(nn.Module):
+    def __init__(self, sparse, budget):
+        super().__init__()
+        self.embedding = nn.Embedding(20, D, sparse=sparse)
+        self.body = nn.Linear(D, D)
+        options = LSHOptions(budget=budget, tail=6, K=2, L=3, rehash_every=2)
+        self.head = LSHLinear(D, N, options=options, sparse=sparse)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(self.embedding(x))))
+
+
+def batch(step, rank):
+    data = torch.Generator().manual_seed(2 * step + rank)
+    return torch.randint(20, (B,), generator=data), torch.randint(N, (B,), generator=data)
+
+
+def work(rank, file, result, sparse, budget, built):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # parameters, tables and draws differ until rank 0's are taken
+    model = Model(sparse, budget)
+    if built:
+        F.cross_entropy(model(torch.zeros(2, dtype=torch.int64)), torch.zeros(2, dtype=torch.int64))
+    if sparse:
+        prepare(model)
+    parallel = DistributedDataParallel(model)
+    optimizer = Adam(model.parameters(), lr=0.05)
+    initial = copy.deepcopy(model.state_dict())
+    for step in range(STEPS):
+        x, y = batch(step, rank)
+        loss = F.cross_entropy(parallel(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        if sparse:
+            allreduce_row_gradients(parallel)
+        optimizer.step()
+    tables = model.head.tables
+    stale = None
+    if tables.built:
+        fresh = tables.family.row_codes(model.head.weight, model.head.bias)
+        moved = (fresh != tables.codes).any(0)
+        stale = bool((moved & ~tables.dirty).any()) if sparse else False
+    layout = str(model.head.weight.grad.layout)
+    content = {"model": model.state_dict(), "initial": initial, "stale": stale, "layout": layout}
+    content["steps"] = tables.steps
+    torch.save(content, f"{result}{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "sparse,budget,built", [(False, 5, True), (True, 5, True), (True, N, False)]
+)
+def test_replicas_stay_equal(sparse, budget, built, tmp_path):
+    file, result = tmp_path / "store", str(tmp_path / "result")
+    mp.spawn(work, (str(file), result, sparse, budget, built), nprocs=2)
+    one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
+    for key in ("initial", "model"):
+        assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
+    assert not torch.equal(one["initial"]["head.weight"], one["model"]["head.weight"])
+    assert one["layout"] == ("torch.sparse_coo" if sparse else "torch.strided")
+    assert one["stale"] in (None, False) and other["stale"] in (None, False)
+    if budget == N:  # exact: one process with both shards' batches does the same
+        torch.set_num_threads(1)
+        model = Model(sparse, budget)
+        model.load_state_dict(one["initial"])
+        optimizer = Adam(model.parameters(), lr=0.05)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            for rank in range(2):
+                x, y = batch(step, rank)
+                (F.cross_entropy(model(x), y) / 2).backward()
+            optimizer.step()
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(one["model"][name], value, rtol=1e-4, atol=1e-5)
+    else:
+        assert one["steps"] == other["steps"] == STEPS + built
+
+
+def test_a_dense_gradient_is_refused(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = prepare(Model(True, 5))
+        model.head.weight.grad = torch.zeros(N, D)
+        with pytest.raises(ValueError, match=r"head\.weight: expected a row-sparse gradient"):
+            allreduce_row_gradients(model)
+    finally:
+        dist.destroy_process_group()

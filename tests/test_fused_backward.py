@@ -1,0 +1,225 @@
+"""Adam(..., fuse_backward=True): the weight's update inside backward."""
+
+import copy
+import gc
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slide_torch import LSHLinear, LSHOptions
+from slide_torch.optim import Adam
+
+D, N, B = 20, 500, 12
+SHARED = LSHOptions(tail=30, K=4, L=8)
+PER_SAMPLE = LSHOptions(pattern="per_sample", budget=40, tail=9, K=4, L=8)
+EXACT = LSHOptions(budget=N)
+
+
+def model(options=SHARED, dtype=torch.float32, bias=True, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(D, D), nn.Tanh(), LSHLinear(D, N, bias, options=options, sparse=True)
+    ).to(dtype)
+
+
+def train(net, optimizer, steps=5, seed=1, scheduler=None):
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(B, D, generator=generator, dtype=net[2].weight.dtype)
+        y = torch.randint(N, (B,), generator=generator)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        losses.append(loss.item())
+    return losses
+
+
+def same_everywhere(a, b):
+    for left, right in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("options", [SHARED, PER_SAMPLE, EXACT], ids=["shared", "sample", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_same_bits_as_two_steps(options, dtype, bias):
+    nets, losses, states = [], [], []
+    for fuse in (False, True):
+        net = model(options, dtype, bias)
+        optimizer = Adam(net.parameters(), lr=0.02, weight_decay=0.1, fuse_backward=fuse)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        losses.append(train(net, optimizer, scheduler=schedule))
+        nets.append(net)
+        states.append(optimizer.state_dict()["state"])
+    same_everywhere(*nets)
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][-1]
+    assert states[0].keys() == states[1].keys()
+    for index, state in states[0].items():
+        for key, value in state.items():
+            assert torch.equal(value, states[1][index][key])
+
+
+@pytest.mark.parametrize("options", [SHARED, PER_SAMPLE], ids=["shared", "sample"])
+def test_same_bits_at_any_number_of_threads(options):
+    nets = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        net = model(options)
+        net[0] = net[1] = nn.Identity()  # torch's products may differ by the number of threads
+        train(net, Adam(net.parameters(), lr=0.02, fuse_backward=True))
+        nets.append(net)
+    same_everywhere(nets[0], nets[1])
+    same_everywhere(nets[0], nets[2])
+
+
+def test_there_is_no_gradient_and_rows_move_in_backward():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    before = net[2].weight.detach().clone()
+    F.cross_entropy(net(torch.randn(B, D)), torch.arange(B)).backward()
+    assert net[2].weight.grad is None and net[0].weight.grad is not None
+    moved = (net[2].weight != before).any(1)
+    assert moved[:B].all() and not moved.all()
+    optimizer.step()
+    assert torch.equal((net[2].weight != before).any(1), moved)
+
+
+def test_dense_gradients_are_handed_over_as_ever():
+    nets = []
+    for fuse in (False, True):
+        net = model()
+        net[2].sparse = False
+        train(net, Adam(net.parameters(), lr=0.02, fuse_backward=fuse))
+        nets.append(net)
+    same_everywhere(*nets)
+
+
+@pytest.mark.parametrize("options", [SHARED, PER_SAMPLE], ids=["shared", "sample"])
+def test_binary_cross_entropy_hands_its_gradient_to_the_step(options):
+    """It has no fused form: the result is that of an optimizer that does not fuse."""
+    nets = []
+    for fuse in (False, True):
+        net = model(options)
+        optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=fuse)
+        before = net[2].weight.detach().clone()
+        torch.manual_seed(1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            net[2](torch.randn(B, D)).binary_cross_entropy_with_logits(torch.arange(B)).backward()
+            assert net[2].weight.grad.is_sparse
+            optimizer.step()
+        assert not torch.equal(net[2].weight, before)
+        assert float(optimizer.state[net[2].weight]["step"]) == 4
+        train(net, optimizer, 2)  # and cross entropy after it
+        nets.append(net)
+    same_everywhere(*nets)
+
+
+def test_label_smoothing_is_refused_before_anything_changes():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    x, y = torch.randn(B, D), torch.arange(B)
+    state = torch.get_rng_state()
+    with pytest.raises(NotImplementedError, match="label_smoothing: .* set fuse_backward=False"):
+        F.cross_entropy(net(x), y, label_smoothing=0.1)
+    assert torch.equal(torch.get_rng_state(), state) and not net[2].tables.built
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    net[2].sparse = False  # dense gradients are not fused
+    F.cross_entropy(net(x), y, label_smoothing=0.1).backward()
+    optimizer.step()
+
+
+def test_a_second_backward_is_refused_and_changes_nothing():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    x, y = torch.randn(B, D), torch.arange(B)
+    F.cross_entropy(net(x), y).backward()
+    weight = net[2].weight.detach().clone()
+    steps = float(optimizer.state[net[2].weight]["step"])
+    with pytest.raises(RuntimeError, match="one backward between two steps"):
+        F.cross_entropy(net(x), y).backward()
+    assert torch.equal(net[2].weight, weight)
+    assert float(optimizer.state[net[2].weight]["step"]) == steps == 1
+    optimizer.step()
+    F.cross_entropy(net(x), y).backward()
+
+
+def test_a_gradient_from_elsewhere_is_refused_at_the_step():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    x, y = torch.randn(B, D), torch.arange(B)
+    loss = F.cross_entropy(net(x), y)
+    (loss + net[2].weight[0, 0]).backward()
+    with pytest.raises(RuntimeError, match="another use"):
+        optimizer.step()
+
+
+def test_two_losses_of_one_weight_are_refused_by_torch():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    x, y = torch.randn(B, D), torch.arange(B)
+    losses = F.cross_entropy(net(x), y) + F.cross_entropy(net(x), y + 1)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace|one backward between"):
+        losses.backward()
+    assert optimizer
+
+
+def test_option_of_a_group_and_bad_values():
+    net = model()
+    groups = [
+        {"params": net[:2].parameters()},
+        {"params": net[2].parameters(), "fuse_backward": True, "lr": 0.5},
+    ]
+    optimizer = Adam(groups, lr=0.02)
+    before = net[2].weight.detach().clone()
+    F.cross_entropy(net(torch.randn(B, D)), torch.arange(B)).backward()
+    step = (net[2].weight - before).abs().max()
+    assert 0.49 < step < 0.51  # Adam's first step is the learning rate
+    assert optimizer
+    with pytest.raises(ValueError, match="fuse_backward: expected a bool, got 1"):
+        Adam(net.parameters(), fuse_backward=1)
+
+
+def test_state_dict_copies_and_death():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    train(net, optimizer, 2)
+    other, copied = copy.deepcopy((net, optimizer))
+    stored = io.BytesIO()
+    pickle.dump((net, optimizer), stored)
+    stored.seek(0)
+    third, unpickled = pickle.load(stored)
+    loaded_net = copy.deepcopy(net)
+    loaded = Adam(loaded_net.parameters(), lr=1.0)
+    loaded.load_state_dict(optimizer.state_dict())  # with its fuse_backward
+    for a_net, its in ((net, optimizer), (other, copied), (third, unpickled), (loaded_net, loaded)):
+        train(a_net, its, 2, seed=5)
+        assert a_net[2].weight.grad is None
+        same_everywhere(net, a_net)
+    del optimizer, its
+    gc.collect()
+    F.cross_entropy(net(torch.randn(B, D)), torch.arange(B)).backward()
+    assert net[2].weight.grad is not None  # nobody is left to update it
+
+
+def test_a_torch_state_dict_loads_and_a_wrong_state_is_refused():
+    net = model()
+    theirs = torch.optim.AdamW(net.parameters(), weight_decay=0.0)
+    ours = Adam(net.parameters(), fuse_backward=True)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["fuse_backward"]
+    ours.state[net[2].weight] = {"exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    before = net[2].weight.detach().clone()
+    with pytest.raises(ValueError, match="exp_avg"):
+        F.cross_entropy(net(torch.randn(B, D)), torch.arange(B)).backward()
+    assert torch.equal(net[2].weight, before)
