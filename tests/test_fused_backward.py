@@ -129,7 +129,7 @@ def test_label_smoothing_is_refused_before_anything_changes():
     optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
     x, y = torch.randn(B, D), torch.arange(B)
     state = torch.get_rng_state()
-    with pytest.raises(NotImplementedError, match="label_smoothing: .* set fuse_backward=False"):
+    with pytest.raises(NotImplementedError, match=r"label_smoothing: .* set fuse_backward=False"):
         F.cross_entropy(net(x), y, label_smoothing=0.1)
     assert torch.equal(torch.get_rng_state(), state) and not net[2].tables.built
     F.cross_entropy(net(x), y).backward()

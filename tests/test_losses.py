@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from test_functional import (
     LISTS,
     assert_same,
@@ -262,3 +263,68 @@ def test_smoothing_is_unbiased(pattern):
     assert (losses.var(0) / 2 < losses.std(0) / math.sqrt(600) / 5).all()
     z = z_scores(losses, truth)
     assert (z.abs() < 3.5).all()
+
+
+# --- both, with the rest of torch -----------------------------------------------------------------
+
+LOSSES = {
+    "binary": lambda z, y: z.binary_cross_entropy_with_logits(y),
+    "smoothed": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("family", ["simhash", "kmeans"])
+def test_checkpointing_recomputes_the_same_step(loss, family):
+    results = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        own = dict(rerank=20, rebuild_every=1) if family == "kmeans" else {}
+        options = LSHOptions(family=family, budget=10, tail=20, K=3, L=2, rehash_every=2, **own)
+        layer = LSHLinear(16, 300, options=options, sparse=True)
+        step = lambda x, y, layer=layer: LOSSES[loss](layer(x), y)  # noqa: E731
+        x, y = torch.randn(6, 16, requires_grad=True), torch.arange(6)
+        for _ in range(5):
+            layer.weight.grad = None
+            if checkpointed:
+                value = torch.utils.checkpoint.checkpoint(step, x, y, use_reentrant=False)
+            else:
+                value = step(x, y)
+            value.backward()
+        stats = layer.stats()
+        stats.pop("upkeep_seconds")
+        results.append((value, layer.weight.grad.to_dense(), x.grad, stats))
+    (*plain, plain_stats), (*again, again_stats) = results
+    assert all(map(torch.equal, plain, again)) and plain_stats == again_stats
+    assert plain_stats["steps"] == 5
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_autocast_computes_at_full_precision(loss):
+    layer = LSHLinear(16, 40, options=LSHOptions(budget=40))
+    x, y = torch.randn(6, 16).bfloat16().requires_grad_(), torch.arange(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = LOSSES[loss](layer(x), y)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, LOSSES[loss](layer(x.float()), y))
+    value.backward()
+    assert x.grad.dtype == torch.bfloat16 and layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_parametrized_weights_need_dense_gradients(loss):
+    layer = LSHLinear(16, 40, options=LSHOptions(budget=10, tail=5, K=2, L=3), sparse=True)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    x, y = torch.randn(6, 16), torch.arange(6)
+    with pytest.raises(ValueError, match=r"linear_weight: expected a leaf"):
+        LOSSES[loss](layer(x), y)
+    layer.sparse = False
+    LOSSES[loss](layer(x), y).backward()
+    assert layer.parametrizations.weight.original1.grad.abs().sum() > 0
+
+
+def test_what_no_list_of_classes_is():
+    case = make()
+    for target in (torch.zeros(9, 2, dtype=torch.bool), torch.zeros(9, 2, dtype=torch.complex64)):
+        with pytest.raises(ValueError, match="target: expected int64 class indices or"):
+            binary(case, target)
