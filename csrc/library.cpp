@@ -7,13 +7,24 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // hashing.cpp
   m.def(
       "simhash_hadamard(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor signs, "
-      "Tensor bias_projection, int K, int L) -> Tensor");
+      "Tensor extra_projection, int K, int L, float? norm_bound=None, int probes=1) -> Tensor");
   m.def(
-      "simhash_dense(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor projection, int K, int L) "
+      "simhash_dense(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor projection, int K, int L, "
+      "float? norm_bound=None, int probes=1) -> Tensor");
+  m.def(
+      "dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L, "
+      "float? norm_bound=None, int probes=1) -> Tensor");
+  m.def(
+      "minhash(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L) "
       "-> Tensor");
   m.def(
-      "dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L) "
-      "-> Tensor");
+      "cross_polytope(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor signs, "
+      "Tensor extra_projection, int bin, int K, int L, float? norm_bound=None, int probes=1) -> Tensor");
+  m.def(
+      "nearest_centroids(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
+      "float? norm_bound=None, int probes=1) -> Tensor");
+  m.def("hashed_rows(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, float? norm_bound) -> Tensor");
+  m.def("group_means(Tensor values, Tensor groups, int count) -> (Tensor means, Tensor counts)");
   m.def("mean_row(Tensor weight, Tensor? bias, int most) -> Tensor");
 
   // tables.cpp
@@ -30,6 +41,11 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "-> (Tensor rows, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples)");
   m.def("union_active(Tensor certain, Tensor tail, int neurons) -> (Tensor rows, Tensor from_tail)");
   m.def("sample_tail(int count, int neurons, int seed) -> Tensor");
+
+  // rerank.cpp
+  m.def(
+      "rerank(Tensor offsets, Tensor active, Tensor label_offsets, Tensor label_positions, Tensor tail, Tensor input, "
+      "Tensor weight, Tensor? bias, int budget) -> (Tensor offsets, Tensor active, Tensor tail_starts)");
 
   // cross_entropy.cpp
   m.def(
@@ -63,6 +79,26 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) "
       "-> (Tensor grad_input, Tensor grad_bias)");
+
+  // binary_cross_entropy.cpp
+  m.def(
+      "shared_binary_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? row_weight, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, float scale, bool sparse) "
+      "-> (Tensor losses, Tensor logits)");
+  m.def(
+      "shared_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
+      "Tensor? row_weight, Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, "
+      "Tensor logits, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def(
+      "sample_binary_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? row_weight, Tensor label_offsets, "
+      "Tensor label_places, Tensor label_values, Tensor? label_extra, float scale, bool sparse) "
+      "-> (Tensor losses, Tensor logits)");
+  m.def(
+      "sample_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
+      "Tensor offsets, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? row_weight, "
+      "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, Tensor logits, "
+      "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
   // xmc.cpp
   m.def(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import graph, ops
+from . import fused_backward, graph, ops
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
 from .tables import HashTables, draw_seed
 
 _NAME = "lsh_linear_cross_entropy"
+_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def lsh_linear_cross_entropy(
@@ -46,7 +48,10 @@ def lsh_linear_cross_entropy(
         ignore_index: class indices that count as no label.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``F.cross_entropy``. The mean is over rows
             that have a label, weighted by ``weight`` (over all rows for probabilities).
-        label_smoothing: must be 0: smoothing pulls on all N classes, which are not computed.
+        label_smoothing: share of each target that is spread evenly over the classes, 0 to 1. The mean of
+            all N logits, which it pulls on, is estimated without bias from active rows and tail with
+            ``correction="importance"``; with ``"none"`` it is that of the active set, over which the softmax
+            is taken (refused for ``pattern="per_sample"``). A row without a label stays without loss.
         scale: factor of the logits, positive (an inverse temperature).
         sparse: whether ``linear_weight`` and ``linear_bias`` get row-sparse gradients
             (``torch.sparse_coo``, coalesced) instead of dense ones.
@@ -68,36 +73,32 @@ def lsh_linear_cross_entropy(
         _check_leaves(linear_weight, linear_bias)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-    if label_smoothing != 0.0:
-        raise NotImplementedError(
-            f"{_NAME}: label_smoothing: expected 0.0, got {label_smoothing}. Smoothing pulls on every "
-            "class, and only active ones are computed: give smoothed targets as sparse CSR "
-            "probabilities instead."
-        )
+    _check_smoothing(label_smoothing, tables, linear_weight, sparse)
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale}")
     leading = input.shape[:-1]
     flat = input.reshape(-1, input.shape[-1])
-    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
-    moving = training and torch.is_grad_enabled() and trained
-    draw = draw_step
-    if torch.compiler.is_compiling():
-        _check_traceable(target, generator)
-        draw = graph.draw_step
-    labels, active = draw(
+    labels, active = _draw(
         tables,
-        flat.detach(),
-        linear_weight.detach(),
-        None if linear_bias is None else linear_bias.detach(),
+        flat,
+        linear_weight,
+        linear_bias,
         target,
         leading,
         weight,
         ignore_index,
-        moving=moving,
+        training=training,
         sparse=sparse,
         generator=generator,
+        name=_NAME,
     )
     flat = flat.contiguous()
+    total = labels.probabilities.sum()
+    smoothed = None
+    if label_smoothing > 0:
+        labels, smoothed = _smooth(
+            labels, label_smoothing, active, flat, linear_weight, linear_bias, weight, scale, sparse
+        )
     if isinstance(active, SharedActiveSet):
         losses = ops.shared_cross_entropy(
             flat,
@@ -128,13 +129,271 @@ def lsh_linear_cross_entropy(
             scale,
             sparse,
         )
+    if smoothed is not None:
+        losses = losses + smoothed
     if reduction == "none":
         return losses.reshape(leading)
     if reduction == "sum":
         return losses.sum()
-    if is_probabilities(target):
-        return losses.mean()
-    return losses.sum() / labels.probabilities.sum()
+    return losses.mean() if is_probabilities(target) else losses.sum() / total
+
+
+def _check_smoothing(
+    label_smoothing: float, tables: HashTables, weight: Tensor, sparse: bool
+) -> None:
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(
+            f"{_NAME}: label_smoothing: expected a number from 0 to 1, got {label_smoothing}"
+        )
+    options = tables.options
+    own_sets = options.pattern == "per_sample" and options.correction == "none"
+    if label_smoothing > 0 and own_sets and options.budget < tables.out_features:  # type: ignore[operator]
+        raise NotImplementedError(
+            f"{_NAME}: label_smoothing: expected 0.0 with pattern='per_sample' and correction='none', got "
+            f"{label_smoothing}: use correction='importance', or pattern='shared'"
+        )
+    if label_smoothing == 0:
+        return
+    if torch.compiler.is_compiling():
+        if sparse or (options.pattern == "per_sample" and not tables.exact):
+            raise NotImplementedError(
+                f"{_NAME}: label_smoothing: expected 0.0 under torch.compile with sparse=True or "
+                f"pattern='per_sample', got {label_smoothing}: use sparse=False and pattern='shared', or "
+                "leave the loss out of the graph"
+            )
+    elif sparse and weight.requires_grad and fused_backward.optimizer_of(weight) is not None:
+        raise NotImplementedError(
+            f"{_NAME}: label_smoothing: expected 0.0 with an optimizer that updates the weight inside "
+            f"backward, got {label_smoothing}: smoothing has a gradient of its own, which would be a second "
+            "step: set fuse_backward=False"
+        )
+
+
+def _smooth(
+    labels: Labels,
+    smoothing: float,
+    active: ActiveSet,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    scale: float,
+    sparse: bool,
+) -> tuple[Labels, Tensor]:
+    """Labels and an addition to the losses (B) that make these label-smoothed.
+
+    With p the labels' probabilities (of sum T), c the classes' mean weight, n the log normaliser, and s the
+    smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``. Labels scaled to the
+    mass M = (1 - s) T + s c bring in ``M n``, and too much of their own logits: what is left to add,
+    ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
+    """
+    batch, dtype = input.shape[0], input.dtype
+    sample = torch.arange(batch).repeat_interleave(
+        labels.offsets.diff(), output_size=labels.ids.shape[0]
+    )
+    total = torch.zeros(batch, dtype=dtype).index_add(0, sample, labels.probabilities)
+    has_label = total > 0
+    mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
+    pull = torch.where(has_label, smoothing * mean_weight / total, 0.0)
+    own = pull[sample] * labels.probabilities
+    scaled = labels.probabilities * (1 - smoothing) + own
+
+    # what each active row counts in the mean over classes; any one sample's set estimates that mean
+    if isinstance(active, SharedActiveSet):
+        rows, log_weight = active.rows, active.log_weight
+    else:
+        first = slice(int(active.offsets[0]), int(active.offsets[1]))
+        rows, log_weight = active.active[first].long(), active.log_weight
+        log_weight = None if log_weight is None else log_weight[first]
+    share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()
+    share = share / share.sum()
+    if class_weight is not None:
+        share = share * class_weight.detach().to(dtype)[rows]
+
+    def logits(ids: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | float]:
+        """factors * (weight rows, biases) of ids."""
+        of_bias = 0.0 if bias is None else bias.gather(0, ids, sparse_grad=sparse) * factors
+        return F.embedding(ids, weight, sparse=sparse) * factors[:, None], of_bias
+
+    # products and sums, no matrix products: their order must not depend on the number of threads
+    label_rows, label_bias = logits(labels.ids, own)
+    pulls = (label_rows * input[sample]).sum(1) + label_bias
+    mean_rows, mean_bias = logits(rows, share)
+    mean = (input * mean_rows.sum(0)).sum(1)
+    mean = mean + (mean_bias.sum() if isinstance(mean_bias, Tensor) else mean_bias)
+    addition = torch.zeros(batch, dtype=dtype).index_add(0, sample, pulls) - smoothing * mean
+    addition = torch.where(has_label, addition, 0.0) * scale
+    return Labels(labels.offsets, labels.ids, scaled), addition
+
+
+def lsh_linear_binary_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    tables: HashTables,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    scale: float = 1.0,
+    sparse: bool = False,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Binary cross entropy of a linear layer's logits, over the neurons that matter for this batch.
+
+    ``F.binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target)``, computed over
+    an active set (see :func:`lsh_linear_cross_entropy`). With ``correction="importance"`` each neuron of the
+    tail stands for ``(N - |S|) / n`` classes (n in the tail, |S| active for certain), so that loss and
+    gradients are unbiased estimates of the dense ones. With ``"none"`` neurons that are not active count 0.
+    With every neuron active it is the same function.
+
+    Args:
+        input: (\\*, d), float32 or float64.
+        linear_weight: (N, d), the same dtype, contiguous.
+        target: targets, a sparse CSR tensor (B, N) or a dense floating-point (B, N), for a
+            two-dimensional input; classes whose target is 1, int64 (\\*, M) padded with ``ignore_index``, or
+            one each, int64 (\\*).
+        weight: (N), a factor of each class's loss.
+        pos_weight: (N), or a tensor of one number, a factor of the positive targets.
+        reduction: ``"mean"``, over all B N elements, or ``"sum"``.
+        linear_bias, tables, ignore_index, scale, sparse, training, generator: as for
+            :func:`lsh_linear_cross_entropy`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
+        NotImplementedError: ``reduction="none"``, whose result would have N columns.
+    """
+    name = "lsh_linear_binary_cross_entropy"
+    input = autocast_input(input, linear_weight)
+    _check_layer(input, linear_weight, linear_bias, tables, name)
+    if sparse:
+        _check_leaves(linear_weight, linear_bias, name)
+    if reduction == "none":
+        raise NotImplementedError(
+            f"{name}: reduction: expected 'mean' or 'sum', got 'none', which is a loss for each of all "
+            "classes; only those of active ones are computed"
+        )
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{name}: reduction: expected 'mean' or 'sum', got {reduction!r}")
+    if not scale > 0 or scale == float("inf"):
+        raise ValueError(f"{name}: scale: expected a positive finite number, got {scale}")
+    leading, neurons = input.shape[:-1], linear_weight.shape[0]
+    flat = input.reshape(-1, input.shape[-1])
+    class_weight = None if weight is None else _class_factors(weight, neurons, input, name)
+    positive = None
+    if pos_weight is not None:
+        if isinstance(pos_weight, Tensor) and pos_weight.numel() == 1:
+            pos_weight = pos_weight.reshape(1).expand(neurons)
+        positive = _class_factors(pos_weight, neurons, input, name, "pos_weight")
+    if isinstance(target, Tensor) and target.dim() == len(leading) + 1:
+        target = _without_repeats(target, ignore_index)
+    labels, active = _draw(
+        tables,
+        flat,
+        linear_weight,
+        linear_bias,
+        target,
+        leading,
+        None,
+        ignore_index,
+        training=training,
+        sparse=sparse,
+        generator=generator,
+        name=name,
+    )
+    values = labels.probabilities
+    if not is_probabilities(target):
+        values = torch.ones_like(values)
+    extra = None
+    if positive is not None:
+        factor = positive[labels.ids]
+        extra, values = values * (factor - 1), values * factor
+    if class_weight is not None:
+        values = values * class_weight[labels.ids]
+        extra = None if extra is None else extra * class_weight[labels.ids]
+    row_weight = None if active.log_weight is None else active.log_weight.exp()
+    if class_weight is not None:
+        classes = active.rows if isinstance(active, SharedActiveSet) else active.active.long()
+        own = class_weight[classes]
+        row_weight = own if row_weight is None else row_weight * own
+    flat = flat.contiguous()
+    if isinstance(active, SharedActiveSet):
+        losses = ops.shared_binary_cross_entropy(
+            flat,
+            linear_weight,
+            linear_bias,
+            active.rows,
+            row_weight,
+            labels.offsets,
+            active.label_places,
+            values,
+            extra,
+            scale,
+            sparse,
+        )
+    else:
+        losses = ops.sample_binary_cross_entropy(
+            flat,
+            linear_weight,
+            linear_bias,
+            active.rows,
+            active.offsets,
+            active.pair_offsets,
+            active.pair_positions,
+            active.pair_samples,
+            row_weight,
+            labels.offsets,
+            active.label_places,
+            values,
+            extra,
+            scale,
+            sparse,
+        )
+    # as torch, the mean over no elements is NaN
+    return losses.sum() if reduction == "sum" else losses.sum() / (losses.shape[0] * neurons)
+
+
+def _draw(
+    tables: HashTables,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    leading: torch.Size,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
+    training: bool,
+    sparse: bool,
+    generator: torch.Generator | None,
+    name: str,
+) -> tuple[Labels, ActiveSet]:
+    """:func:`draw_step` of one training step, or its operator where a compiler traces."""
+    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
+    draw = draw_step
+    if torch.compiler.is_compiling():
+        _check_traceable(target, generator, name)
+        draw = graph.draw_step
+    return draw(
+        tables,
+        input.detach(),
+        linear_weight.detach(),
+        None if linear_bias is None else linear_bias.detach(),
+        target,
+        leading,
+        weight,
+        ignore_index,
+        moving=training and torch.is_grad_enabled() and trained,
+        sparse=sparse,
+        generator=generator,
+        name=name,
+    )
 
 
 @torch.compiler.disable
@@ -151,12 +410,12 @@ def draw_step(
     moving: bool,
     sparse: bool,
     generator: torch.Generator | None,
+    name: str = _NAME,
 ) -> tuple[Labels, ActiveSet]:
-    """What one step of :func:`lsh_linear_cross_entropy` decides before it computes: labels from
-    ``target``, upkeep of the tables, the active set of ``input`` (B, d); ``moving`` says that its rows
-    are about to change."""
+    """What one step of the loss ``name`` decides before it computes: labels from ``target``, upkeep of the
+    tables, the active set of ``input`` (B, d); ``moving`` says that its rows are about to change."""
     neurons = linear_weight.shape[0]
-    labels = as_labels(target, leading, neurons, input.dtype, ignore_index)
+    labels = as_labels(target, leading, neurons, input.dtype, ignore_index, name)
     if weight is not None:
         labels = _weighted(labels, weight, neurons)
     # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
@@ -183,7 +442,9 @@ def draw_step(
 
     if upkeep == "before":
         maintain()
-    active = draw_active_set(tables, input, labels, seed=seed)
+    active = draw_active_set(
+        tables, input, labels, weight=linear_weight, bias=linear_bias, seed=seed
+    )
     if moving:
         tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
         tables.record(active)
@@ -200,61 +461,81 @@ def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
     return input
 
 
-def _check_leaves(weight: Tensor, bias: Tensor | None) -> None:
-    for name, tensor in (("linear_weight", weight), ("linear_bias", bias)):
+def _check_leaves(weight: Tensor, bias: Tensor | None, name: str = _NAME) -> None:
+    for which, tensor in (("linear_weight", weight), ("linear_bias", bias)):
         if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
             raise ValueError(
-                f"{_NAME}: {name}: expected a leaf (a Parameter) for sparse=True, got the result of a "
+                f"{name}: {which}: expected a leaf (a Parameter) for sparse=True, got the result of a "
                 "computation (a parametrization?), through which row-sparse gradients do not flow: use "
                 "sparse=False"
             )
 
 
-def _check_traceable(target: Tensor, generator: torch.Generator | None) -> None:
+def _check_traceable(target: Tensor, generator: torch.Generator | None, name: str) -> None:
     if generator is not None:
         raise NotImplementedError(
-            f"{_NAME}: generator: expected None under torch.compile, whose graphs take no generator"
+            f"{name}: generator: expected None under torch.compile, whose graphs take no generator"
         )
     if target.layout != torch.strided:
         raise NotImplementedError(
-            f"{_NAME}: target: expected a strided tensor under torch.compile, got {target.layout}: "
+            f"{name}: target: expected a strided tensor under torch.compile, got {target.layout}: "
             "give lists of labels, (B, M) padded with ignore_index"
         )
 
 
-def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables) -> None:
+def _without_repeats(target: Tensor, ignore_index: int) -> Tensor:
+    """Padded lists of classes (\\*, M) with a class that is listed again ignored; other targets as such."""
+    if target.layout != torch.strided or target.dtype not in _INDEX_DTYPES or target.shape[-1] < 2:
+        return target
+    ordered = target.to(torch.int64).sort(dim=-1).values
+    again = ordered[..., 1:] == ordered[..., :-1]
+    return torch.cat([ordered[..., :1], ordered[..., 1:].masked_fill(again, ignore_index)], -1)
+
+
+def _class_factors(
+    factors: Tensor, neurons: int, input: Tensor, name: str, argument: str = "weight"
+) -> Tensor:
+    if not isinstance(factors, Tensor) or tuple(factors.shape) != (neurons,):
+        got = tuple(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
+        raise ValueError(f"{name}: {argument}: expected a tensor of shape ({neurons},), got {got}")
+    return factors.detach().to(input.dtype)
+
+
+def _check_layer(
+    input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables, name: str = _NAME
+) -> None:
     if not isinstance(tables, HashTables):
-        raise ValueError(f"{_NAME}: tables: expected HashTables, got {type(tables).__name__}")
+        raise ValueError(f"{name}: tables: expected HashTables, got {type(tables).__name__}")
     shape = (tables.out_features, tables.in_features)
     if weight.dim() != 2 or tuple(weight.shape) != shape:
         raise ValueError(
-            f"{_NAME}: linear_weight: expected shape {shape}, that of its tables, "
+            f"{name}: linear_weight: expected shape {shape}, that of its tables, "
             f"got {tuple(weight.shape)}"
         )
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"{_NAME}: linear_weight: expected float32 or float64, got {weight.dtype}: "
+            f"{name}: linear_weight: expected float32 or float64, got {weight.dtype}: "
             "convert the layer with .float()"
         )
     if input.dim() < 1 or input.shape[-1] != shape[1]:
         raise ValueError(
-            f"{_NAME}: input: expected last dimension {shape[1]} (in_features), "
+            f"{name}: input: expected last dimension {shape[1]} (in_features), "
             f"got shape {tuple(input.shape)}"
         )
-    for name, tensor in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
+    for which, tensor in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if tensor is None:
             continue
         if tensor.device.type != "cpu":
-            raise ValueError(f"{_NAME}: {name}: expected a CPU tensor, got {tensor.device}")
+            raise ValueError(f"{name}: {which}: expected a CPU tensor, got {tensor.device}")
         if tensor.dtype != weight.dtype:
             raise ValueError(
-                f"{_NAME}: {name}: expected {weight.dtype}, the weight's dtype, got {tensor.dtype}"
+                f"{name}: {which}: expected {weight.dtype}, the weight's dtype, got {tensor.dtype}"
             )
         if tensor is not input and not tensor.is_contiguous():
-            raise ValueError(f"{_NAME}: {name}: expected a contiguous tensor: call .contiguous()")
+            raise ValueError(f"{name}: {which}: expected a contiguous tensor: call .contiguous()")
     if (bias is not None) != tables.has_bias or (bias is not None and bias.shape != shape[:1]):
         raise ValueError(
-            f"{_NAME}: linear_bias: expected {'shape ' + str(shape[:1]) if tables.has_bias else None}"
+            f"{name}: linear_bias: expected {'shape ' + str(shape[:1]) if tables.has_bias else None}"
             f", as its tables, got {None if bias is None else 'shape ' + str(tuple(bias.shape))}"
         )
 
@@ -265,7 +546,12 @@ def is_probabilities(target: Tensor) -> bool:
 
 
 def as_labels(
-    target: Tensor, leading: torch.Size, neurons: int, dtype: torch.dtype, ignore_index: int
+    target: Tensor,
+    leading: torch.Size,
+    neurons: int,
+    dtype: torch.dtype,
+    ignore_index: int,
+    name: str = _NAME,
 ) -> Labels:
     """Any form of target as :class:`Labels`.
 
@@ -274,38 +560,32 @@ def as_labels(
     """
     if not isinstance(target, Tensor) or target.device.type != "cpu":
         got = f"one on {target.device}" if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"{_NAME}: target: expected a CPU tensor, got {got}")
+        raise ValueError(f"{name}: target: expected a CPU tensor, got {got}")
     if target.requires_grad:
-        raise ValueError(f"{_NAME}: target: expected no gradient: call target.detach()")
+        raise ValueError(f"{name}: target: expected no gradient: call target.detach()")
     shape = tuple(target.shape)
     rows = leading.numel()
     if is_probabilities(target):
         if len(leading) != 1 or shape != (rows, neurons):
             raise ValueError(
-                f"{_NAME}: target: expected probabilities of shape ({rows}, {neurons}) for an input "
+                f"{name}: target: expected probabilities of shape ({rows}, {neurons}) for an input "
                 f"of shape (B, d), got {shape}"
             )
         if ignore_index >= 0:
             raise ValueError(
-                f"{_NAME}: ignore_index: expected a negative value (no effect) where the target is "
+                f"{name}: ignore_index: expected a negative value (no effect) where the target is "
                 f"probabilities, got {ignore_index}"
             )
         if target.layout != torch.sparse_csr:
             target = target.to_sparse_csr()
         ids = target.col_indices().to(torch.int64)
-        _check_range(ids, neurons)
+        _check_range(ids, neurons, name)
         return Labels(
             target.crow_indices().to(torch.int64), ids, target.values().to(dtype).contiguous()
         )
-    if target.layout != torch.strided or target.dtype not in (
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-    ):
+    if target.layout != torch.strided or target.dtype not in _INDEX_DTYPES:
         raise ValueError(
-            f"{_NAME}: target: expected int64 class indices or floating-point probabilities, "
+            f"{name}: target: expected int64 class indices or floating-point probabilities, "
             f"got {target.dtype}, layout {target.layout}"
         )
     if target.shape == leading:
@@ -314,13 +594,13 @@ def as_labels(
         padded = target.reshape(rows, shape[-1])
     else:
         raise ValueError(
-            f"{_NAME}: target: expected shape {tuple(leading)}, or {(*leading, 'M')} for padded "
+            f"{name}: target: expected shape {tuple(leading)}, or {(*leading, 'M')} for padded "
             f"lists of labels, for these logits, got {shape}"
         )
     padded = padded.to(torch.int64)
     kept = padded != ignore_index
     ids = padded[kept]
-    _check_range(ids, neurons)
+    _check_range(ids, neurons, name)
     count = kept.sum(1)
     offsets = torch.zeros(rows + 1, dtype=torch.int64)
     torch.cumsum(count, 0, out=offsets[1:])
@@ -328,18 +608,15 @@ def as_labels(
     return Labels(offsets, ids, probabilities)
 
 
-def _check_range(ids: Tensor, neurons: int) -> None:
+def _check_range(ids: Tensor, neurons: int, name: str) -> None:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= neurons):
         wrong = ids[(ids < 0) | (ids >= neurons)]
         raise ValueError(
-            f"{_NAME}: target: expected class indices in [0, {neurons}) or ignore_index, "
+            f"{name}: target: expected class indices in [0, {neurons}) or ignore_index, "
             f"got {int(wrong[0])} ({wrong.numel()} such labels)"
         )
 
 
 def _weighted(labels: Labels, weight: Tensor, neurons: int) -> Labels:
-    if not isinstance(weight, Tensor) or tuple(weight.shape) != (neurons,):
-        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"{_NAME}: weight: expected a tensor of shape ({neurons},), got {got}")
-    factor = weight.detach().to(labels.probabilities.dtype)[labels.ids]
+    factor = _class_factors(weight, neurons, labels.probabilities, _NAME)[labels.ids]
     return Labels(labels.offsets, labels.ids, labels.probabilities * factor)

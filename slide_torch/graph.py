@@ -34,7 +34,7 @@ _OUTPUTS = {
 torch.library.define(
     "slide_torch::draw_step",
     "(Tensor input, Tensor weight, Tensor? bias, Tensor target, SymInt[] leading, Tensor? class_weight, "
-    "int ignore_index, bool moving, bool sparse, int tables, Tensor ticket) -> ("
+    "int ignore_index, bool moving, bool sparse, int tables, Tensor ticket, str name) -> ("
     + ", ".join(f"Tensor {name}" for name in _OUTPUTS)
     + ")",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
@@ -54,6 +54,7 @@ def draw_step(
     moving: bool,
     sparse: bool,
     generator: None,
+    name: str,
 ) -> tuple[Labels, ActiveSet]:
     """As :func:`slide_torch.functional.draw_step`, for tracing; statistics stay in the tables."""
     tables.draws.add_(1)
@@ -69,6 +70,7 @@ def draw_step(
         sparse,
         tables.handle,
         tables.draws.clone(),
+        name,
     )
     label_offsets, label_ids, probabilities, label_places, rows, log_weight = found[:6]
     labels = Labels(label_offsets, label_ids, probabilities)
@@ -113,6 +115,7 @@ def _draw_step(
     sparse: bool,
     handle: int,
     ticket: Tensor,
+    name: str,
 ) -> tuple[Tensor, ...]:
     labels, active = functional.draw_step(
         HashTables.of_handle(handle),
@@ -126,6 +129,7 @@ def _draw_step(
         moving=moving,
         sparse=sparse,
         generator=None,
+        name=name,
     )
     # The graph may reuse the memory of what it is given, so it gets nothing that the tables keep (rows),
     # nor one tensor twice (ids and places, where every neuron is active).
@@ -159,6 +163,7 @@ def _(
     sparse: Any,
     handle: Any,
     ticket: Any,
+    name: Any,
 ) -> Any:
     tables = HashTables.of_handle(handle)
     context = torch.library.get_ctx()

@@ -3,34 +3,74 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
 from .options import LSHOptions
 
+_SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
+
 
 class HashFamily(nn.Module, abc.ABC):
-    """K hashes packed into one code, for each of L tables; the functions are determined by a seed.
+    """K hashes packed into one code, for each of L tables; the functions are determined by a seed (and,
+    for :class:`KMeans`, by the rows that it is fitted to).
 
-    Functions are integer or float32 buffers that no state dict holds: the seed remakes them.
+    What is hashed of a row comes about in steps: its bias is appended (``has_bias``; queries append 1);
+    the mean row is subtracted (``center``, rows only); a last coordinate brings its norm up to a common
+    bound (``augment_norms``; 0 for queries). Length itself plays no part: no family's code changes when a
+    vector is multiplied by a positive number.
+
+    Functions are integer or float buffers that no state dict holds.
+
+    Args:
+        in_features: width d of rows and inputs.
+        K, L: hashes per table, and tables.
+        has_bias: whether rows come with a bias.
+        seed: what the functions are drawn from.
+        center: whether :meth:`fit` and :meth:`adapt` center.
+        augment_norms: whether rows get the coordinate above (Neyshabur & Srebro 2015).
 
     Attributes:
         bits: bits of a code.
         seed: what the functions were drawn from.
+        center: (d, or d + 1 with bias), what is subtracted from rows, or None.
+        norm_bound: float64 scalar, what norms are brought up to, or None.
     """
 
-    def __init__(self, in_features: int, K: int, L: int, *, has_bias: bool, seed: int) -> None:
+    center: Tensor | None
+    norm_bound: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        K: int,
+        L: int,
+        *,
+        has_bias: bool,
+        seed: int,
+        center: bool = False,
+        augment_norms: bool = False,
+    ) -> None:
         super().__init__()
         self.in_features = in_features
         self.K = K
         self.L = L
         self.has_bias = has_bias
-        self.center: Tensor | None
+        self.centers = center
+        self.augment_norms = augment_norms
         self.register_buffer("center", None, persistent=False)
+        self.register_buffer("norm_bound", None, persistent=False)
         self.bits = K
         self.draw(seed)
+
+    @property
+    def width(self) -> int:
+        """Coordinates of what is hashed."""
+        return self.in_features + self.has_bias + self.augment_norms
 
     def draw(self, seed: int) -> None:
         """Replaces the hash functions by those of ``seed``."""
@@ -47,15 +87,29 @@ class HashFamily(nn.Module, abc.ABC):
         bias: Tensor | None,
         rows: Tensor | None = None,
         center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
     ) -> Tensor: ...
 
-    def center_on(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Hashes rows from now on relative to their mean (of up to 8,192 of them).
+    def fit(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Makes ready for the rows of ``weight`` (N, d) with ``bias`` (N) or None: :meth:`adapt`, and what
+        a data-dependent family learns from them."""
+        self.adapt(weight, bias)
 
-        It shifts a query's inner products with all rows alike, so their order stays; but rows that
+    def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
+        up to 8,192 of them.
+
+        Centering shifts a query's inner products with all rows alike, so their order stays; but rows that
         training has pushed in one common direction no longer share a bucket.
         """
-        self.center = ops.mean_row(weight.detach(), None if bias is None else bias.detach(), 8192)
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if self.centers:
+            self.center = ops.mean_row(weight, bias, _SAMPLE)
+        if self.augment_norms:
+            rows = torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
+            norms = ops.hashed_rows(weight, bias, rows, self.center).double().norm(dim=1)
+            self.norm_bound = norms.quantile(0.9)
 
     def row_codes(
         self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
@@ -70,51 +124,68 @@ class HashFamily(nn.Module, abc.ABC):
         Returns:
             int16 (up to 15 bits) or int32 (L, n). The code of a row that holds NaN or Inf is -1.
         """
+        bias = None if bias is None else bias.detach()
         center = None if self.center is None else self.center.to(weight.dtype)
-        return self._codes(weight.detach(), None if bias is None else bias.detach(), rows, center)
+        norm_bound = None
+        if self.augment_norms:
+            norm_bound = 1.0 if self.norm_bound is None else float(self.norm_bound)
+        return self._codes(weight.detach(), bias, rows, center, norm_bound)
 
-    def query_codes(self, input: Tensor) -> Tensor:
-        """Codes of inputs, (B, d) -> (L, B): a 1 is appended where rows append their bias."""
+    def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
+        """Codes of inputs: a 1 is appended where rows append their bias.
+
+        Args:
+            input: float32 or float64 (B, d).
+            probes: how many codes a table, the best first.
+
+        Returns:
+            (L * probes, B), dtype as :meth:`row_codes`: row ``t * probes + p`` has the p-th best codes of
+            table t, all different; -1 where there are fewer, and for inputs that hold NaN or Inf.
+        """
         input = input.detach()
-        return self._codes(input, input.new_ones(input.shape[0]) if self.has_bias else None)
+        bias = input.new_ones(input.shape[0]) if self.has_bias else None
+        norm_bound = 0.0 if self.augment_norms else None
+        return self._codes(input, bias, norm_bound=norm_bound, probes=probes)
+
+
+def _rotations(
+    in_features: int, coordinates: int, smallest: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Signs int8 (rotations, 3, size) and projections of appended coordinates (2, rotations, size), for as
+    many rotations as give that many ``coordinates``."""
+    size = max(smallest, 1 << max(0, in_features - 1).bit_length())
+    rotations = -(-coordinates // size)
+    signs = torch.randint(0, 2, (rotations, 3, size), generator=generator) * 2 - 1
+    bias, norm = (torch.randn(rotations, size, generator=generator) for _ in range(2))
+    return signs.to(torch.int8), torch.stack([bias, norm])
 
 
 class SimHash(HashFamily):
     """Signs of random projections (Charikar 2002): two vectors at angle t agree in a hash with
-    probability 1 - t / pi.
+    probability 1 - t / pi. A further probe flips the signs of the projections nearest to zero.
 
     ``projection``: ``"hadamard"``, ``"gaussian"`` or ``"sparse"``, see :class:`LSHOptions`. The sparse one
     is multiplied as a dense matrix.
     """
 
     signs: Tensor
-    bias_projection: Tensor
+    extra_projection: Tensor
     matrix: Tensor
 
     def __init__(
-        self,
-        in_features: int,
-        K: int,
-        L: int,
-        *,
-        has_bias: bool,
-        seed: int,
-        projection: str = "hadamard",
+        self, in_features: int, K: int, L: int, *, projection: str = "hadamard", **common: Any
     ) -> None:
         self._projection = projection
-        super().__init__(in_features, K, L, has_bias=has_bias, seed=seed)
+        super().__init__(in_features, K, L, **common)
 
     def _draw(self, generator: torch.Generator) -> None:
         hashes = self.K * self.L
         if self._projection == "hadamard":
-            size = 1 << max(0, self.in_features - 1).bit_length()
-            rotations = -(-hashes // size)
-            signs = torch.randint(0, 2, (rotations, 3, size), generator=generator) * 2 - 1
-            self.register_buffer("signs", signs.to(torch.int8), persistent=False)
-            gauss = torch.randn(rotations, size, generator=generator)
-            self.register_buffer("bias_projection", gauss, persistent=False)
+            signs, extra = _rotations(self.in_features, hashes, 1, generator)
+            self.register_buffer("signs", signs, persistent=False)
+            self.register_buffer("extra_projection", extra, persistent=False)
             return
-        shape = (hashes, self.in_features + self.has_bias)
+        shape = (hashes, self.width)
         if self._projection == "gaussian":
             matrix = torch.randn(shape, generator=generator)
         else:
@@ -128,50 +199,45 @@ class SimHash(HashFamily):
         bias: Tensor | None,
         rows: Tensor | None = None,
         center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
     ) -> Tensor:
+        of = (input, bias, rows, center)
         if self._projection == "hadamard":
-            gauss = self.bias_projection.float()
-            return ops.simhash_hadamard(
-                input, bias, rows, center, self.signs, gauss, self.K, self.L
-            )
-        return ops.simhash_dense(input, bias, rows, center, self.matrix.float(), self.K, self.L)
+            extra = self.extra_projection.float()
+            return ops.simhash_hadamard(*of, self.signs, extra, self.K, self.L, norm_bound, probes)
+        return ops.simhash_dense(*of, self.matrix.float(), self.K, self.L, norm_bound, probes)
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}, projection={self._projection!r}"
 
 
-class DWTA(HashFamily):
-    """Densified winner-take-all (Yagnik et al. 2011; Chen & Shrivastava 2018): a hash is the place of the
-    largest of ``bin_size`` randomly chosen coordinates.
+class CrossPolytope(HashFamily):
+    """The signed coordinate, of ``bin_size`` coordinates of a rotated vector, that is largest in absolute
+    value (Andoni et al. 2015), by the pseudo-random rotations H S3 H S2 H S1. A further probe takes the
+    next largest.
 
-    Coordinates that are zero count as absent, so sparse vectors (a ReLU's output) hash by what they
-    have; a hash whose coordinates are all absent borrows that of another bin.
+    A ``bin_size`` of the rotation's own size is the cross-polytope hash proper; a smaller one is that of
+    a random projection, of which a rotation gives several.
     """
 
-    coordinates: Tensor
+    signs: Tensor
+    extra_projection: Tensor
 
     def __init__(
-        self,
-        in_features: int,
-        K: int,
-        L: int,
-        *,
-        has_bias: bool,
-        seed: int,
-        bin_size: int = 8,
+        self, in_features: int, K: int, L: int, *, bin_size: int = 8, **common: Any
     ) -> None:
         self.bin_size = bin_size
-        super().__init__(in_features, K, L, has_bias=has_bias, seed=seed)
-        self.bits = K * (bin_size.bit_length() - 1)
+        super().__init__(in_features, K, L, **common)
+        self.bits = K * bin_size.bit_length()
 
     def _draw(self, generator: torch.Generator) -> None:
-        width = self.in_features + self.has_bias
-        needed = self.K * self.L * self.bin_size
-        # whole permutations, cut into bins: within one permutation no coordinate is seen twice
-        permutations = -(-needed // width)
-        order = torch.rand(permutations, width, generator=generator).argsort(dim=1).flatten()
-        coordinates = order[:needed].view(-1, self.bin_size).to(torch.int32).contiguous()
-        self.register_buffer("coordinates", coordinates, persistent=False)
+        # at least 32 coordinates: the rotations of fewer are not random enough
+        coordinates = self.K * self.L * self.bin_size
+        smallest = max(32, self.bin_size)
+        signs, extra = _rotations(self.in_features, coordinates, smallest, generator)
+        self.register_buffer("signs", signs, persistent=False)
+        self.register_buffer("extra_projection", extra, persistent=False)
 
     def _codes(
         self,
@@ -179,30 +245,205 @@ class DWTA(HashFamily):
         bias: Tensor | None,
         rows: Tensor | None = None,
         center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
     ) -> Tensor:
-        return ops.dwta(input, bias, rows, center, self.coordinates, self.K, self.L)
+        return ops.cross_polytope(
+            input,
+            bias,
+            rows,
+            center,
+            self.signs,
+            self.extra_projection.float(),
+            self.bin_size,
+            self.K,
+            self.L,
+            norm_bound,
+            probes,
+        )
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}, bin_size={self.bin_size}"
 
 
+class _Bins(HashFamily):
+    """Hashes by bins of ``bin_size`` randomly chosen coordinates."""
+
+    coordinates: Tensor
+
+    def __init__(
+        self, in_features: int, K: int, L: int, *, bin_size: int = 8, **common: Any
+    ) -> None:
+        self.bin_size = bin_size
+        super().__init__(in_features, K, L, **common)
+        self.bits = K * (bin_size.bit_length() - 1)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        needed = self.K * self.L * self.bin_size
+        # whole permutations, cut into bins: within one permutation no coordinate is seen twice
+        permutations = -(-needed // self.width)
+        order = torch.rand(permutations, self.width, generator=generator).argsort(dim=1).flatten()
+        coordinates = order[:needed].view(-1, self.bin_size).to(torch.int32).contiguous()
+        self.register_buffer("coordinates", coordinates, persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"K={self.K}, L={self.L}, bin_size={self.bin_size}"
+
+
+class DWTA(_Bins):
+    """Densified winner-take-all (Yagnik et al. 2011; Chen & Shrivastava 2018): a hash is the place of the
+    largest of ``bin_size`` randomly chosen coordinates. A further probe takes the second largest.
+
+    Coordinates that are zero count as absent, so sparse vectors (a ReLU's output) hash by what they
+    have; a hash whose coordinates are all absent borrows that of another bin. On vectors without zeros
+    this is winner-take-all hashing itself.
+    """
+
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor:
+        return ops.dwta(
+            input, bias, rows, center, self.coordinates, self.K, self.L, norm_bound, probes
+        )
+
+
+class MinHash(_Bins):
+    """One-permutation MinHash (Li et al. 2012) with optimal densification (Shrivastava 2017) of the set of
+    a vector's positive coordinates: two vectors agree in a hash with a probability of their sets'
+    Jaccard similarity (and 1 / ``bin_size`` of the rest, where a bin is empty).
+
+    For sparse or binary vectors. A hash is the first place of a bin, in a random order of coordinates,
+    that is in the set; an empty bin borrows from another. It has no further probes.
+    """
+
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor:
+        if probes != 1 or norm_bound is not None:
+            raise ValueError("MinHash: expected one probe, and no augmented norms")
+        return ops.minhash(input, bias, rows, center, self.coordinates, self.K, self.L)
+
+
+class KMeans(HashFamily):
+    """The nearest, by angle, of 2^K centroids that are learnt from the rows: spherical k-means (Dhillon &
+    Modha 2001) as an inverted file's coarse quantizer (Jégou et al. 2011). A further probe takes the next
+    nearest.
+
+    A rehash assigns rows anew; only a rebuild moves centroids (and the mean and the norms' bound, in
+    whose terms they are). Each of L tables starts from other rows. Before :meth:`fit` centroids are random
+    directions.
+
+    Args:
+        points: rows that k-means looks at, for each centroid.
+        iterations: rounds of k-means.
+    """
+
+    centroids: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        K: int,
+        L: int,
+        *,
+        points: int = 32,
+        iterations: int = 6,
+        **common: Any,
+    ) -> None:
+        self.points = points
+        self.iterations = iterations
+        super().__init__(in_features, K, L, **common)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        self.register_buffer("fitted", torch.tensor(False), persistent=False)
+        centroids = torch.randn(self.L, 1 << self.K, self.width, generator=generator)
+        self.register_buffer("centroids", F.normalize(centroids, dim=2), persistent=False)
+
+    def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Nothing once fitted: centroids are directions about the mean that they were learnt with."""
+        if not self.fitted:
+            super().adapt(weight, bias)
+
+    @torch.no_grad()
+    def fit(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().adapt(weight, bias)
+        generator = torch.Generator().manual_seed(self.seed)
+        self.centroids = torch.stack(
+            [self._learn(weight.detach(), bias, generator) for _ in range(self.L)]
+        )
+        self.fitted = torch.tensor(True)
+
+    def _learn(self, weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> Tensor:
+        count = 1 << self.K
+        picked = torch.randperm(weight.shape[0], generator=generator)[: self.points * count]
+        bound = None if self.norm_bound is None else float(self.norm_bound)
+        own_bias = None if bias is None else bias.detach()
+        sample = ops.hashed_rows(weight, own_bias, picked, self.center, bound).float()
+        sample = F.normalize(sample, dim=1)
+        centroids = sample[torch.arange(count) % sample.shape[0]]
+        for _ in range(self.iterations):
+            codes = ops.nearest_centroids(sample, None, None, None, centroids[None])[0]
+            means, sizes = ops.group_means(sample, codes.long(), count)
+            # one that has lost its rows starts again from a row
+            again = sample[torch.randint(sample.shape[0], (count,), generator=generator)]
+            means = torch.where((sizes == 0)[:, None], again, means)
+            centroids = F.normalize(means, dim=1)
+        return centroids
+
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor:
+        return ops.nearest_centroids(
+            input, bias, rows, center, self.centroids.float(), norm_bound, probes
+        )
+
+    def extra_repr(self) -> str:
+        return f"K={self.K}, L={self.L}"
+
+
 def make_family(options: LSHOptions, in_features: int, *, has_bias: bool, seed: int) -> HashFamily:
     """The family that resolved ``options`` name."""
     assert options.K != "auto" and options.L != "auto"
-    if options.family == "dwta":
-        return DWTA(
-            in_features,
-            options.K,
-            options.L,
-            has_bias=has_bias,
-            seed=seed,
-            bin_size=options.bin_size,
-        )
-    return SimHash(
+    own: dict[str, Any] = {}
+    if options.family == "simhash":
+        own["projection"] = options.projection
+    elif options.family != "kmeans":
+        own["bin_size"] = options.bin_size
+    return _FAMILIES[options.family](
         in_features,
         options.K,
         options.L,
         has_bias=has_bias,
         seed=seed,
-        projection=options.projection,
+        center=options.center,
+        augment_norms=options.augment_norms,
+        **own,
     )
+
+
+_FAMILIES: dict[str, Any] = {
+    "simhash": SimHash,
+    "dwta": DWTA,
+    "minhash": MinHash,
+    "cross_polytope": CrossPolytope,
+    "kmeans": KMeans,
+}

@@ -46,7 +46,7 @@ class LSHLinear(nn.Linear):
             dict is interchangeable with this one's.
         tables: the :class:`HashTables`, built at the first training step and after loading.
 
-    Limits: losses are softmax cross entropies; tables follow changes made by optimizer steps, by
+    Limits: losses are softmax and binary cross entropies; tables follow changes made by optimizer steps, by
     ``load_state_dict`` and ``reset_parameters``: after writing to ``weight`` yourself call
     :meth:`rehash`.
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional import lsh_linear_cross_entropy
+from .functional import lsh_linear_binary_cross_entropy, lsh_linear_cross_entropy
 from .sampling import Labels, SampleActiveSets, draw_active_set
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class SampledLogits:
 
     It is not a tensor, but torch's functions accept it: ``F.cross_entropy(logits, target)`` and
     ``nn.CrossEntropyLoss`` (see :func:`slide_torch.functional.lsh_linear_cross_entropy` for the forms of
-    target), ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``, ``softmax``. Leading
+    target), ``F.binary_cross_entropy_with_logits`` and ``nn.BCEWithLogitsLoss``,
+    ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``, ``softmax``. Leading
     dimensions can be reshaped and sliced, and the whole scaled by a positive number. What works on
     classes without labels (``topk``, ``to_dense``, ...) sees the active ones only: those that the tables
     return, and the tail; ``layer.eval()(input)`` gives all N.
@@ -254,7 +255,8 @@ class SampledLogits:
             tables.maintain(
                 self._weight, self._bias, advance=moving, all_rows_move=not layer.sparse
             )
-        active = draw_active_set(tables, flat, Labels.none(flat.shape[0], flat.dtype))
+        labels = Labels.none(flat.shape[0], flat.dtype)
+        active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
         if moving:
             tables.mark_dirty(active.rows, self._weight._version if layer.sparse else None)
         weight = F.embedding(active.rows, self._weight, sparse=layer.sparse)
@@ -281,6 +283,23 @@ class SampledLogits:
         """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
         layer = self._layer
         return lsh_linear_cross_entropy(
+            self._input,
+            self._weight,
+            target,
+            linear_bias=self._bias,
+            tables=layer.tables,
+            scale=self._scale,
+            sparse=layer.sparse,
+            **options,
+        )
+
+    def binary_cross_entropy_with_logits(self, target: Tensor, **options: Any) -> Tensor:
+        """As ``F.binary_cross_entropy_with_logits``; options as in
+        :func:`lsh_linear_binary_cross_entropy`."""
+        if self._normalised:
+            self._refuse("binary_cross_entropy of log-probabilities", "call it on the logits")
+        layer = self._layer
+        return lsh_linear_binary_cross_entropy(
             self._input,
             self._weight,
             target,
@@ -385,6 +404,25 @@ def _cross_entropy(
     )
 
 
+def _binary_cross_entropy(
+    input: SampledLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    if size_average is not None or reduce is not None:
+        raise NotImplementedError(
+            "SampledLogits: binary_cross_entropy_with_logits: size_average and reduce are deprecated: "
+            "use reduction"
+        )
+    return input.binary_cross_entropy_with_logits(
+        target, weight=weight, pos_weight=pos_weight, reduction=reduction
+    )
+
+
 def _nll_loss(
     input: SampledLogits,
     target: Tensor,
@@ -415,6 +453,7 @@ def _softmax(
 
 _HANDLERS: dict[Any, Any] = {
     F.cross_entropy: _cross_entropy,
+    F.binary_cross_entropy_with_logits: _binary_cross_entropy,
     F.nll_loss: _nll_loss,
     F.log_softmax: _log_softmax,
     torch.log_softmax: SampledLogits.log_softmax,

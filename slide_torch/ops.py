@@ -18,18 +18,30 @@ _fake = torch.library.register_fake
 # --- hashing -----------------------------------------------------------------------------------------
 
 
+# Of all families: `bias` appends one more coordinate; `rows` int64 picks and orders rows; `center` (d, or
+# d + 1 with bias) is subtracted; `norm_bound` appends a coordinate that brings each row's norm up to it, None
+# appends none; `probes` gives the best codes of each row and table: row t * probes + p of the result is table
+# t's p-th best, -1 where there are fewer. Codes are int16 up to 15 bits, else int32; that of a row with NaN
+# or Inf is -1.
+
+
 def simhash_hadamard(
     input: Tensor,
     bias: Tensor | None,
     rows: Tensor | None,
     center: Tensor | None,
     signs: Tensor,
-    bias_projection: Tensor,
+    extra_projection: Tensor,
     K: int,
     L: int,
+    norm_bound: float | None = None,
+    probes: int = 1,
 ) -> Tensor:
-    """SimHash codes (L, n) by rotations H S3 H S2 H S1; ``signs`` int8 (rotations, 3, 2^k >= d)."""
-    return _ops.simhash_hadamard(input, bias, rows, center, signs, bias_projection, K, L)
+    """SimHash codes (L * probes, n) by rotations H S3 H S2 H S1; ``signs`` int8 (rotations, 3, 2^k >= d),
+    ``extra_projection`` float32 (2, rotations, 2^k) of the bias and the norm's coordinate."""
+    return _ops.simhash_hadamard(
+        input, bias, rows, center, signs, extra_projection, K, L, norm_bound, probes
+    )
 
 
 def simhash_dense(
@@ -40,9 +52,11 @@ def simhash_dense(
     projection: Tensor,
     K: int,
     L: int,
+    norm_bound: float | None = None,
+    probes: int = 1,
 ) -> Tensor:
-    """SimHash codes (L, n) by an explicit float32 ``projection`` (K * L, d or d + 1 with bias)."""
-    return _ops.simhash_dense(input, bias, rows, center, projection, K, L)
+    """SimHash codes (L * probes, n) by an explicit float32 ``projection`` (K * L, width)."""
+    return _ops.simhash_dense(input, bias, rows, center, projection, K, L, norm_bound, probes)
 
 
 def dwta(
@@ -53,9 +67,75 @@ def dwta(
     coordinates: Tensor,
     K: int,
     L: int,
+    norm_bound: float | None = None,
+    probes: int = 1,
 ) -> Tensor:
-    """Winner-take-all codes (L, n); ``coordinates`` int32 (K * L, bin), bin a power of two."""
-    return _ops.dwta(input, bias, rows, center, coordinates, K, L)
+    """Winner-take-all codes (L * probes, n); ``coordinates`` int32 (K * L, bin), bin a power of two."""
+    return _ops.dwta(input, bias, rows, center, coordinates, K, L, norm_bound, probes)
+
+
+def minhash(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    coordinates: Tensor,
+    K: int,
+    L: int,
+) -> Tensor:
+    """MinHash codes (L, n) of the sets of positive coordinates; ``coordinates`` as for :func:`dwta`."""
+    return _ops.minhash(input, bias, rows, center, coordinates, K, L)
+
+
+def cross_polytope(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    signs: Tensor,
+    extra_projection: Tensor,
+    bin: int,
+    K: int,
+    L: int,
+    norm_bound: float | None = None,
+    probes: int = 1,
+) -> Tensor:
+    """Cross-polytope codes (L * probes, n), each hash of ``bin`` (a power of two) rotated coordinates;
+    ``signs`` and ``extra_projection`` as for :func:`simhash_hadamard`."""
+    return _ops.cross_polytope(
+        input, bias, rows, center, signs, extra_projection, bin, K, L, norm_bound, probes
+    )
+
+
+def nearest_centroids(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    centroids: Tensor,
+    norm_bound: float | None = None,
+    probes: int = 1,
+) -> Tensor:
+    """Places (L * probes, n) of the centroids with the largest inner products; ``centroids`` float32
+    (L, 2^bits, width)."""
+    return _ops.nearest_centroids(input, bias, rows, center, centroids, norm_bound, probes)
+
+
+def hashed_rows(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    norm_bound: float | None = None,
+) -> Tensor:
+    """What the families hash of each row, as a matrix (n, width)."""
+    return _ops.hashed_rows(input, bias, rows, center, norm_bound)
+
+
+def group_means(values: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Means (count, width) of the rows of ``values`` (n, width) by ``groups`` int64 (n), -1 for none; zero
+    where a group is empty; and their sizes int64 (count)."""
+    return _ops.group_means(values, groups, count)
 
 
 def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
@@ -68,26 +148,99 @@ def _(weight: Any, bias: Any, most: Any) -> Any:
     return weight.new_empty((weight.shape[1] + (bias is not None),))
 
 
-def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int) -> Tensor:
+def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int, probes: int = 1) -> Tensor:
     count = input.shape[0] if rows is None else rows.shape[0]
-    return input.new_empty((L, count), dtype=torch.int16 if bits <= 15 else torch.int32)
+    return input.new_empty((L * probes, count), dtype=torch.int16 if bits <= 15 else torch.int32)
 
 
 @_fake("slide_torch::simhash_hadamard")
 def _(
-    input: Any, bias: Any, rows: Any, center: Any, signs: Any, bias_projection: Any, K: Any, L: Any
+    input: Any,
+    bias: Any,
+    rows: Any,
+    center: Any,
+    signs: Any,
+    extra_projection: Any,
+    K: Any,
+    L: Any,
+    norm_bound: Any = None,
+    probes: Any = 1,
 ) -> Any:
-    return _fake_codes(input, rows, K, L)
+    return _fake_codes(input, rows, K, L, probes)
 
 
 @_fake("slide_torch::simhash_dense")
-def _(input: Any, bias: Any, rows: Any, center: Any, projection: Any, K: Any, L: Any) -> Any:
-    return _fake_codes(input, rows, K, L)
+def _(
+    input: Any,
+    bias: Any,
+    rows: Any,
+    center: Any,
+    projection: Any,
+    K: Any,
+    L: Any,
+    norm_bound: Any = None,
+    probes: Any = 1,
+) -> Any:
+    return _fake_codes(input, rows, K, L, probes)
 
 
+@_fake("slide_torch::minhash")
 @_fake("slide_torch::dwta")
-def _(input: Any, bias: Any, rows: Any, center: Any, coordinates: Any, K: Any, L: Any) -> Any:
-    return _fake_codes(input, rows, K * (coordinates.shape[1].bit_length() - 1), L)
+def _(
+    input: Any,
+    bias: Any,
+    rows: Any,
+    center: Any,
+    coordinates: Any,
+    K: Any,
+    L: Any,
+    norm_bound: Any = None,
+    probes: Any = 1,
+) -> Any:
+    return _fake_codes(input, rows, K * (coordinates.shape[1].bit_length() - 1), L, probes)
+
+
+@_fake("slide_torch::cross_polytope")
+def _(
+    input: Any,
+    bias: Any,
+    rows: Any,
+    center: Any,
+    signs: Any,
+    extra_projection: Any,
+    bin: Any,
+    K: Any,
+    L: Any,
+    norm_bound: Any = None,
+    probes: Any = 1,
+) -> Any:
+    return _fake_codes(input, rows, K * bin.bit_length(), L, probes)
+
+
+@_fake("slide_torch::nearest_centroids")
+def _(
+    input: Any,
+    bias: Any,
+    rows: Any,
+    center: Any,
+    centroids: Any,
+    norm_bound: Any = None,
+    probes: Any = 1,
+) -> Any:
+    tables, size, _ = centroids.shape
+    return _fake_codes(input, rows, size.bit_length() - 1, tables, probes)
+
+
+@_fake("slide_torch::hashed_rows")
+def _(input: Any, bias: Any, rows: Any, center: Any, norm_bound: Any) -> Any:
+    count = input.shape[0] if rows is None else rows.shape[0]
+    extras = (bias is not None) + (norm_bound is not None)
+    return input.new_empty((count, input.shape[1] + extras))
+
+
+@_fake("slide_torch::group_means")
+def _(values: Any, groups: Any, count: Any) -> Any:
+    return values.new_empty((count, values.shape[1])), groups.new_empty((count,))
 
 
 # --- tables and active sets --------------------------------------------------------------------------
@@ -129,7 +282,7 @@ def retrieve(
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Each sample's active set: its labels, the neurons that collide with it most often (both together
-    up to ``budget``), then the tail.
+    up to ``budget``), then the tail. ``codes`` (L * probes, B) may ask each table more than once.
 
     Returns:
         offsets int64 (B + 1) into ``active``; active int32 (pairs); tail_starts int64 (B), where the
@@ -161,6 +314,39 @@ def _(
         codes.new_empty((batch,), dtype=torch.int64),
         codes.new_empty((label_ids.shape[0],), dtype=torch.int32),
         codes.new_empty((1,), dtype=torch.int64),
+    )
+
+
+def rerank(
+    offsets: Tensor,
+    active: Tensor,
+    label_offsets: Tensor,
+    label_positions: Tensor,
+    tail: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the candidates that :func:`retrieve` found without a tail, keeps those with the largest logits
+    ``input @ weight.T + bias`` (labels and they up to ``budget``), largest first; then the tail.
+
+    Returns:
+        offsets int64 (B + 1), active int32 (pairs), tail_starts int64 (B), as :func:`retrieve`; labels keep
+        their positions.
+    """
+    return _ops.rerank(
+        offsets, active, label_offsets, label_positions, tail, input, weight, bias, budget
+    )
+
+
+@_fake("slide_torch::rerank")
+def _(offsets: Any, active: Any, *rest: Any) -> Any:
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return (
+        torch.empty_like(offsets),
+        active.new_empty((pairs,)),
+        offsets.new_empty((offsets.shape[0] - 1,)),
     )
 
 
@@ -443,13 +629,15 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
 def _gradients(
     ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, saved: tuple, *between: Tensor
 ) -> tuple:
-    """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once,
-    and has no gradient then."""
+    """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once, and
+    has no gradient then; where the loss has no ``fused_op`` its gradient is handed over all the same."""
     input, weight, rows = saved[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     neurons = weight.shape[0]
-    optimizer = fused_backward.optimizer_of(weight) if ctx.sparse and need_weight else None
+    optimizer = (
+        fused_backward.optimizer_of(weight) if fused_op and ctx.sparse and need_weight else None
+    )
     if optimizer is None:
         grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, need_bias)
         grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
@@ -504,6 +692,147 @@ torch.library.register_autograd(
 )
 
 
+# --- binary cross entropy ----------------------------------------------------------------------------
+
+
+def shared_binary_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    row_weight: Tensor | None,
+    label_offsets: Tensor,
+    label_places: Tensor,
+    label_values: Tensor,
+    label_extra: Tensor | None,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """Losses (B): over one active set for the whole batch the sum of ``row_weight * softplus(logit)``, over
+    a sample's labels that of ``label_extra * softplus(logit) - label_values * logit``; differentiable.
+
+    Args:
+        row_weight: (U), what an active neuron counts, or None for 1.
+        label_values: (labels), targets; label_extra: (labels) or None for 0.
+        input, weight, bias, rows, label_offsets, label_places, scale, sparse: as for
+            :func:`shared_cross_entropy`.
+    """
+    return _ops.shared_binary_cross_entropy(
+        input,
+        weight,
+        bias,
+        rows,
+        row_weight,
+        label_offsets,
+        label_places,
+        label_values,
+        label_extra,
+        scale,
+        sparse,
+    )[0]
+
+
+def sample_binary_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    offsets: Tensor,
+    pair_offsets: Tensor,
+    pair_positions: Tensor,
+    pair_samples: Tensor,
+    row_weight: Tensor | None,
+    label_offsets: Tensor,
+    label_places: Tensor,
+    label_values: Tensor,
+    label_extra: Tensor | None,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """As :func:`shared_binary_cross_entropy`, over each sample's own active set; ``row_weight`` (pairs) and
+    ``label_places`` refer to the sample-major list of pairs, as in :func:`sample_cross_entropy`."""
+    return _ops.sample_binary_cross_entropy(
+        input,
+        weight,
+        bias,
+        rows,
+        offsets,
+        pair_offsets,
+        pair_positions,
+        pair_samples,
+        row_weight,
+        label_offsets,
+        label_places,
+        label_values,
+        label_extra,
+        scale,
+        sparse,
+    )[0]
+
+
+@_fake("slide_torch::shared_binary_cross_entropy")
+def _(input: Any, weight: Any, bias: Any, rows: Any, *rest: Any) -> Any:
+    batch = input.shape[0]
+    return input.new_empty((batch,)), input.new_empty((rows.shape[0], batch))
+
+
+@_fake("slide_torch::sample_binary_cross_entropy")
+def _(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    rows: Any,
+    offsets: Any,
+    pair_offsets: Any,
+    pair_positions: Any,
+    *rest: Any,
+) -> Any:
+    return input.new_empty((input.shape[0],)), input.new_empty((pair_positions.shape[0],))
+
+
+@_fake("slide_torch::shared_binary_cross_entropy_backward")
+@_fake("slide_torch::sample_binary_cross_entropy_backward")
+def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
+    has_bias = rest[-1]
+    return (
+        torch.empty_like(input),
+        input.new_empty((rows.shape[0], input.shape[1])),
+        input.new_empty((rows.shape[0] if has_bias else 0,)),
+    )
+
+
+def _save_binary(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.scale, ctx.sparse = inputs
+    _, logits = output
+    ctx.mark_non_differentiable(logits)
+    del tensors[2]
+    ctx.save_for_backward(*tensors, logits)
+
+
+def _binary_backward(ctx: Any, op: Any, grad_loss: Tensor) -> tuple:
+    # saved: input, weight, rows, (per-sample: offsets, pair_*(3),) row_weight, label_*(4), logits
+    saved = ctx.saved_tensors
+    between = saved[3:]
+    found = _gradients(ctx, op, None, grad_loss, saved, *between)
+    return (*found, *[None] * (len(between) + 2))
+
+
+def _shared_binary_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
+    return _binary_backward(ctx, _ops.shared_binary_cross_entropy_backward, grad_loss)
+
+
+def _sample_binary_backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple:
+    return _binary_backward(ctx, _ops.sample_binary_cross_entropy_backward, grad_loss)
+
+
+torch.library.register_autograd(
+    "slide_torch::shared_binary_cross_entropy", _shared_binary_backward, setup_context=_save_binary
+)
+torch.library.register_autograd(
+    "slide_torch::sample_binary_cross_entropy", _sample_binary_backward, setup_context=_save_binary
+)
+
+
 def _refuse_twice(ctx: Any, *grads: Tensor) -> NoReturn:
     raise RuntimeError(
         "slide_torch: cross entropy over active sets is differentiable once; backward with "
@@ -516,10 +845,11 @@ def _save_nothing(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 # without these torch would warn and take the second derivative for zero
-for _name in ("shared_cross_entropy_backward", "sample_cross_entropy_backward"):
-    torch.library.register_autograd(
-        f"slide_torch::{_name}", _refuse_twice, setup_context=_save_nothing
-    )
+for _name in ("cross_entropy_backward", "binary_cross_entropy_backward"):
+    for _pattern in ("shared", "sample"):
+        torch.library.register_autograd(
+            f"slide_torch::{_pattern}_{_name}", _refuse_twice, setup_context=_save_nothing
+        )
 
 
 def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -236,7 +236,8 @@ class Adam(_RowOptimizer):
             its gradient rows are still in the cache, instead of handing them over to :meth:`step`. The
             result is the same bit for bit; the gradient (``weight.grad``) is never there to see, clip,
             unscale or accumulate. It needs one backward between two steps, and the loss to be the
-            weight's only use. Also an option of a parameter group.
+            weight's only use. Cross entropy without label smoothing (which is refused) does so; binary
+            cross entropy hands its gradient to :meth:`step` as ever. Also an option of a parameter group.
 
     Example::
 

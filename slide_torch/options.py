@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 MAX_CODE_BITS = 24
 MAX_TABLES = 254
+MAX_CENTROID_BITS = 16
+FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
 
 
 def _check_int(name: str, value: Any, low: int, high: int | None, also: str = "") -> None:
@@ -43,24 +45,43 @@ class LSHOptions:
             the fewest steps but gives no probabilities over all classes. ``"importance"`` weights the
             tail by its inclusion probability, so that loss and gradient estimate those of the full
             softmax (Bengio & Senécal 2008); it needs a tail.
-        family: ``"simhash"`` (signs of random projections: Charikar 2002) or ``"dwta"`` (densified
-            winner-take-all: Chen & Shrivastava 2018).
+        family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
+            projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
+            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"minhash"``:
+            densified one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for
+            sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
+            (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
+            angle: more of the largest logits in fewer buckets, for more upkeep.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
             or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
             Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
-        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; a table's code may
-            have at most 24 bits. ``"auto"`` aims at buckets of 64 to 128 neurons, or more where L of
-            them would hold fewer than twice the budget, with codes of at most 15 bits.
-        L: number of tables, at most 254. ``"auto"``: 50.
-        bin_size: for DWTA, coordinates that one hash compares; a power of two.
+        augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
+            inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
+            norms; longer rows get 0. Not for ``"minhash"``. ``"auto"``: only for ``"kmeans"``. (There is no
+            option to normalise rows: no family's code depends on a vector's length.)
+        K: hashes per table. A SimHash is one bit, a DWTA or MinHash hash log2(``bin_size``) bits, a
+            cross-polytope hash one more; ``"kmeans"`` has 2^K centroids a table. A table's code may have at
+            most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
+            where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
+            ``"kmeans"`` at about 2 sqrt(out_features) centroids, since their number is what a rehash costs.
+        L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
+        bin_size: coordinates that one hash of ``"dwta"``, ``"minhash"`` or ``"cross_polytope"`` compares; a
+            power of two.
+        probes: buckets that a query reads in each table: beside its own those that it missed by least
+            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 16 for
+            ``"kmeans"``.
+        rerank: score this many of the candidates, those that collide most often (labels counted), exactly
+            and keep the ``budget`` best; 0 keeps the budget by collision counts. ``"auto"``: 0; for
+            ``"kmeans"``, whose candidates mostly collide once, 4,096 or four times the budget.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
             ``"auto"``: 8 times the mean bucket, at least 128.
         rehash_every: training steps from one rehash of the tables to the next, at first.
         rehash_growth: factor by which that period grows at each rehash, as weights settle (the SLIDE
             paper's exponential decay).
-        rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never.
+        rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never. ``"auto"``:
+            20; 1 for ``"kmeans"``, whose centroids must follow the rows.
 
     Raises:
         ValueError: an option is out of its range; the message names it.
@@ -70,28 +91,34 @@ class LSHOptions:
     budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["simhash", "dwta"] = "simhash"
+    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans"] = "simhash"
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
     center: bool = True
+    augment_norms: bool | Literal["auto"] = "auto"
     K: int | Literal["auto"] = "auto"
     L: int | Literal["auto"] = "auto"
     bin_size: int = 8
+    probes: int | Literal["auto"] = "auto"
+    rerank: int | Literal["auto"] = "auto"
     bucket_cap: int | Literal["auto"] = "auto"
     rehash_every: int = 50
     rehash_growth: float = 1.1
-    rebuild_every: int = 20
+    rebuild_every: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
         _check_choice("correction", self.correction, ("none", "importance"))
-        _check_choice("family", self.family, ("simhash", "dwta"))
+        _check_choice("family", self.family, FAMILIES)
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
             ("budget", 0, None),
             ("tail", 0, None),
             ("K", 1, None),
             ("L", 1, MAX_TABLES),
+            ("probes", 1, MAX_TABLES),
+            ("rerank", 0, None),
             ("bucket_cap", 1, None),
+            ("rebuild_every", 0, None),
         ):
             if getattr(self, name) != "auto":
                 _check_int(name, getattr(self, name), low, high, " or 'auto'")
@@ -100,8 +127,11 @@ class LSHOptions:
             raise ValueError(f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}")
         if not isinstance(self.center, bool):
             raise ValueError(f"LSHOptions: center: expected a bool, got {self.center!r}")
+        if not isinstance(self.augment_norms, bool) and self.augment_norms != "auto":
+            raise ValueError(
+                f"LSHOptions: augment_norms: expected a bool or 'auto', got {self.augment_norms!r}"
+            )
         _check_int("rehash_every", self.rehash_every, 1, None)
-        _check_int("rebuild_every", self.rebuild_every, 0, None)
         if not isinstance(self.rehash_growth, (int, float)) or not 1 <= self.rehash_growth <= 100:
             raise ValueError(
                 "LSHOptions: rehash_growth: expected a number from 1 to 100, "
@@ -112,17 +142,43 @@ class LSHOptions:
                 "LSHOptions: correction='importance' estimates the inactive classes from the tail: "
                 "expected tail of at least 1, got 0"
             )
-        if self.K != "auto" and self.code_bits > MAX_CODE_BITS:
+        most_bits = MAX_CENTROID_BITS if self.family == "kmeans" else MAX_CODE_BITS
+        if self.K != "auto" and self.code_bits > most_bits:
             raise ValueError(
                 f"LSHOptions: K: a table's code would have {self.code_bits} bits, more than "
-                f"{MAX_CODE_BITS}: expected K of at most {MAX_CODE_BITS // self.bits_per_hash}, "
+                f"{most_bits}: expected K of at most {most_bits // self.bits_per_hash}, "
                 f"got {self.K}"
+            )
+        if self.family == "minhash":
+            if self.probes not in (1, "auto"):
+                raise ValueError(
+                    "LSHOptions: probes: a MinHash tells nothing about which buckets it missed by "
+                    f"least: expected 1 with family='minhash', got {self.probes}"
+                )
+            if self.augment_norms is True:
+                raise ValueError(
+                    "LSHOptions: augment_norms: a MinHash sees only which coordinates are positive: "
+                    "expected False with family='minhash', got True"
+                )
+        if self.L != "auto" and self.probes != "auto" and self.L * self.probes > MAX_TABLES:
+            raise ValueError(
+                f"LSHOptions: probes: expected L * probes of at most {MAX_TABLES}, got "
+                f"{self.L} * {self.probes} = {self.L * self.probes}"
+            )
+        rerank, budget = self.rerank, self.budget
+        if rerank != "auto" and budget != "auto" and 0 < rerank < budget:
+            raise ValueError(
+                f"LSHOptions: rerank: expected 0 or at least the budget, {self.budget}, got "
+                f"{self.rerank}"
             )
 
     @property
     def bits_per_hash(self) -> int:
-        """Bits of one hash: 1 for SimHash, log2(bin_size) for DWTA."""
-        return 1 if self.family == "simhash" else self.bin_size.bit_length() - 1
+        """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA and MinHash, one more
+        for cross-polytope."""
+        if self.family in ("simhash", "kmeans"):
+            return 1
+        return self.bin_size.bit_length() - (self.family != "cross_polytope")
 
     @property
     def code_bits(self) -> int:
@@ -139,11 +195,22 @@ class LSHOptions:
             chosen["tail"] = min(1024, max(1, out_features // 4))
         if self.projection == "auto":
             chosen["projection"] = "hadamard" if in_features >= 32 else "gaussian"
+        kmeans = self.family == "kmeans"
+        budget = chosen.get("budget", self.budget)
+        if self.augment_norms == "auto":
+            chosen["augment_norms"] = kmeans
         if self.L == "auto":
-            chosen["L"] = 50
-        if self.K == "auto":
-            tables = chosen.get("L", self.L)
-            budget = chosen.get("budget", self.budget)
+            chosen["L"] = 1 if kmeans else 50
+        tables = chosen.get("L", self.L)
+        if self.rebuild_every == "auto":
+            chosen["rebuild_every"] = 1 if kmeans else 20
+        if self.probes == "auto":
+            chosen["probes"] = min(16, MAX_TABLES // tables) if kmeans else 1
+        if self.rerank == "auto":
+            chosen["rerank"] = max(4096, 4 * budget) if kmeans else 0
+        if self.K == "auto" and kmeans:
+            chosen["K"] = max(1, min((4 * out_features).bit_length() // 2, MAX_CENTROID_BITS))
+        elif self.K == "auto":
             bucket = max(64, 2 * budget // tables)
             bits = max(1, (out_features // bucket).bit_length() - 1)
             chosen["K"] = max(1, min(bits, 15) // self.bits_per_hash)

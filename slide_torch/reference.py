@@ -95,3 +95,19 @@ def sampled_cross_entropy(
         logits = logits + log_weight
     log_normalizer = logits.masked_fill(~active, float("-inf")).logsumexp(1, keepdim=True)
     return (target * (log_normalizer - logits)).sum(1)
+
+
+def sampled_binary_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: Tensor,
+    target: Tensor,
+    row_weight: Tensor,
+    scale: float = 1.0,
+) -> Tensor:
+    """Losses (B) of binary cross entropy over active sets: ``row_weight`` (B, N) times the share of a target
+    of 0, and the labels' own; ``active`` bool (B, N), ``target`` (B, N)."""
+    logits = F.linear(input, weight, bias) * scale
+    negatives = (F.softplus(logits) * row_weight).masked_fill(~active, 0)
+    return (negatives - target * logits).sum(1)

@@ -87,6 +87,8 @@ def draw_active_set(
     input: Tensor,
     labels: Labels,
     *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
 ) -> ActiveSet:
@@ -96,6 +98,7 @@ def draw_active_set(
         tables: built, unless its budget is 0.
         input: (B, d).
         labels: always active.
+        weight, bias: of the layer, needed where ``tables.options.rerank`` is not 0.
         generator: where the seed of tail and ties comes from; torch's global one if None.
         seed: that seed itself, instead.
     """
@@ -112,7 +115,7 @@ def draw_active_set(
     if shared and options.budget == 0:
         return _share(label_ids, tail, labels, tables, input.dtype, 0)
     offsets, active, tail_starts, label_positions, ids_read = _retrieve(
-        tables, input, labels.offsets, label_ids, tail[:0] if shared else tail, seed
+        tables, input, weight, bias, labels.offsets, label_ids, tail[:0] if shared else tail, seed
     )
     if shared:
         return _share(active, tail, labels, tables, input.dtype, int(ids_read))
@@ -120,10 +123,10 @@ def draw_active_set(
     log_weight = None
     if options.correction == "importance":
         drawn = lengths - tail_starts
-        weight = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
+        stands_for = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
         place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
         in_tail = place >= tail_starts.repeat_interleave(lengths)
-        log_weight = torch.where(in_tail, weight.repeat_interleave(lengths), 0)
+        log_weight = torch.where(in_tail, stands_for.repeat_interleave(lengths), 0)
     starts = offsets[:-1].repeat_interleave(labels.offsets.diff())
     rows, pair_offsets, pair_positions, pair_samples = ops.transpose_active(
         offsets, active, neurons
@@ -153,13 +156,15 @@ def candidates(
         tables.maintain(weight, bias, advance=False, all_rows_move=False)
     labels = Labels.none(input.shape[0], input.dtype)
     none = torch.empty(0, dtype=torch.int32)
-    offsets, active, *_ = _retrieve(tables, input, labels.offsets, none, none, seed=0)
+    offsets, active, *_ = _retrieve(tables, input, weight, bias, labels.offsets, none, none, seed=0)
     return offsets, active.to(torch.int64)
 
 
 def _retrieve(
     tables: HashTables,
     input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     label_offsets: Tensor,
     label_ids: Tensor,
     tail: Tensor,
@@ -167,25 +172,41 @@ def _retrieve(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     options = tables.options
     assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
+    assert isinstance(options.probes, int) and isinstance(options.rerank, int)
+    rerank = options.rerank if options.budget > 0 else 0
     if options.budget == 0:  # no tables to ask
         codes = torch.empty((0, input.shape[0]), dtype=torch.int16)
         table_offsets = torch.empty((0, 2), dtype=torch.int32)
         table_ids = torch.empty((0, tables.out_features), dtype=torch.int32)
     else:
         assert tables.family is not None and tables.offsets is not None and tables.ids is not None
-        codes = tables.family.query_codes(input)
+        codes = tables.family.query_codes(input, options.probes)
         table_offsets, table_ids = tables.offsets, tables.ids
-    return ops.retrieve(
+    offsets, active, tail_starts, label_positions, ids_read = ops.retrieve(
         codes,
         table_offsets,
         table_ids,
         label_offsets,
         label_ids,
-        tail,
-        options.budget,
+        tail[:0] if rerank else tail,
+        rerank or options.budget,
         options.bucket_cap,
         seed,
     )
+    if rerank:
+        assert weight is not None
+        offsets, active, tail_starts = ops.rerank(
+            offsets,
+            active,
+            label_offsets,
+            label_positions,
+            tail,
+            input.detach().contiguous(),
+            weight.detach(),
+            None if bias is None else bias.detach(),
+            options.budget,
+        )
+    return offsets, active, tail_starts, label_positions, ids_read
 
 
 def _share(

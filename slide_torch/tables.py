@@ -30,7 +30,7 @@ _SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_sin
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
-    *("pattern", "budget", "tail", "correction", "bucket_cap"),
+    *("pattern", "budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
     *("rehash_every", "rehash_growth", "rebuild_every"),
 }
 
@@ -136,8 +136,7 @@ class HashTables:
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
         )
-        if self.options.center:
-            family.center_on(weight, bias)
+        family.fit(weight, bias)
         codes = _finite(family.row_codes(weight, bias), None)
         self.family = family
         self._install(codes)
@@ -155,13 +154,12 @@ class HashTables:
             return self.rebuild(weight, bias)
         started = time.perf_counter()
         if rows is None or self.codes is None:
-            center = self.family.center
-            if self.options.center:
-                self.family.center_on(weight, bias)
+            before = self.family.center, self.family.norm_bound
+            self.family.adapt(weight, bias)
             try:
                 self._install(_finite(self.family.row_codes(weight, bias), None))
             except ValueError:
-                self.family.center = center
+                self.family.center, self.family.norm_bound = before
                 raise
         else:
             fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
@@ -198,6 +196,7 @@ class HashTables:
             self.rehash(weight, bias)
         elif advance and self._since_rehash >= self._period:
             every = self.options.rebuild_every
+            assert isinstance(every, int)
             if every and (self.rehashes + 1) % every == 0:
                 self.rebuild(weight, bias, generator=generator)
                 self.rehashes += 1

@@ -19,6 +19,7 @@ CASES = {
     "per_sample_importance": {"pattern": "per_sample", "correction": "importance"},
     "no_tables": {"budget": 0},
     "every_neuron": {"budget": N},
+    "kmeans_reranked": {"family": "kmeans", "K": 3, "L": 1, "probes": 2, "rerank": 20},
 }
 
 
@@ -121,6 +122,44 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(loss):
     check_alike(make(), LOSSES[loss], "aot_eager")
+
+
+def binary_of(**options):
+    def losses_of(model):
+        return lambda x, y: model(x).binary_cross_entropy_with_logits(y, **options)
+
+    return losses_of
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_binary_cross_entropy(case, sparse):
+    check_alike(make(sparse=sparse, **CASES[case]), binary_of(), "aot_eager")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_binary_cross_entropy_with_weights(backend):
+    losses_of = binary_of(weight=torch.linspace(0.5, 2.0, N), pos_weight=torch.tensor(3.0))
+    check_alike(make(), losses_of, backend, make_target=label_lists)
+
+
+def smoothed_of(model):
+    return lambda x, y: F.cross_entropy(model(x), y, label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("case", ["shared", "shared_importance", "every_neuron"])
+def test_label_smoothing(case, backend):
+    check_alike(make(**CASES[case]), smoothed_of, backend, make_target=label_lists)
+
+
+@pytest.mark.parametrize("options", [{"sparse": True}, CASES["per_sample_importance"]])
+def test_label_smoothing_that_no_graph_holds(options):
+    model = make(**options)
+    x, y = torch.randn(B, D), class_indices()
+    with pytest.raises(Exception, match=r"label_smoothing: expected 0.0 under torch.compile"):
+        torch.compile(smoothed_of(model), fullgraph=True, backend="aot_eager")(x, y)
+    torch.compile(smoothed_of(model), backend="aot_eager")(x, y).backward()  # breaks the graph
 
 
 TARGETS = {
@@ -231,7 +270,15 @@ def test_opcheck_of_the_draw(case):
     layer = model[-1]
     for target in (class_indices(), label_lists()):
         arguments = [torch.randn(B, D), layer.weight.detach(), layer.bias.detach(), target, [B]]
-        arguments += [None, -100, True, True, layer.tables.handle, layer.tables.draws.clone()]
+        arguments += [
+            None,
+            -100,
+            True,
+            True,
+            layer.tables.handle,
+            layer.tables.draws.clone(),
+            "loss",
+        ]
         torch.library.opcheck(
             torch.ops.slide_torch.draw_step.default,
             tuple(arguments),

@@ -69,7 +69,7 @@ WRONG_CALLS = [
     (dict(target=torch.zeros(B, N).requires_grad_()), ValueError, r"target.detach\(\)"),
     (dict(target=torch.zeros(B, N), ignore_index=3), ValueError, "ignore_index: expected a neg"),
     (dict(reduction="avg"), ValueError, "reduction: expected 'mean', 'sum' or 'none', got 'avg'"),
-    (dict(label_smoothing=0.1), NotImplementedError, "label_smoothing: expected 0.0, got 0.1"),
+    (dict(label_smoothing=1.5), ValueError, "label_smoothing: expected a number from 0 to 1"),
     (dict(scale=0.0), ValueError, "scale: expected a positive finite number, got 0.0"),
     (dict(scale=-1.0), ValueError, "scale: expected a positive"),
     (dict(scale=math.inf), ValueError, "scale: expected a positive finite number, got inf"),
@@ -153,8 +153,9 @@ def test_layer_arguments(arguments, message):
 
 
 INT_FIELDS = dict(
-    budget=-1, tail=-1, K=0, L=255, bin_size=1, bucket_cap=0, rehash_every=0, rebuild_every=-1
-)
+    budget=-1, tail=-1, K=0, L=255, bin_size=1, probes=0, rerank=-1, bucket_cap=0, rehash_every=0,
+    rebuild_every=-1,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -167,9 +168,10 @@ INT_FIELDS = dict(
         ("bin_size", "auto", "bin_size: expected an int"),
         ("pattern", "both", "pattern: expected one of .*'shared', 'per_sample'.*'both'"),
         ("correction", "yes", "correction: expected one of .*'importance'"),
-        ("family", "minhash", "family: expected one of .*'dwta'"),
+        ("family", "faiss", "family: expected one of .*'dwta'"),
         ("projection", "dense", "projection: expected one of .*'gaussian'"),
         ("center", 1, "center: expected a bool, got 1"),
+        ("augment_norms", 1, "augment_norms: expected a bool or 'auto', got 1"),
         ("rehash_growth", 0.5, "rehash_growth: expected a number from 1 to 100, got 0.5"),
         ("rehash_growth", math.nan, "rehash_growth: expected a number"),
         ("rehash_growth", "2", "rehash_growth: expected a number"),
@@ -188,7 +190,15 @@ def test_options_together():
         with pytest.raises(ValueError, match=r"'importance'.*expected tail of at least 1"):
             LSHOptions(correction="importance", tail=0, budget=budget)
     names = {f.name for f in LSHOptions.__dataclass_fields__.values()}
-    tested = {*INT_FIELDS, "pattern", "correction", "family", "projection", "center"}
+    tested = {
+        *INT_FIELDS,
+        "pattern",
+        "correction",
+        "family",
+        "projection",
+        "center",
+        "augment_norms",
+    }
     assert names == tested | {"rehash_growth"}, "a field without a test here"
 
 

@@ -103,6 +103,42 @@ def test_dense_gradients_are_handed_over_as_ever():
     same_everywhere(*nets)
 
 
+@pytest.mark.parametrize("options", [SHARED, PER_SAMPLE], ids=["shared", "sample"])
+def test_binary_cross_entropy_hands_its_gradient_to_the_step(options):
+    """It has no fused form: the result is that of an optimizer that does not fuse."""
+    nets = []
+    for fuse in (False, True):
+        net = model(options)
+        optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=fuse)
+        before = net[2].weight.detach().clone()
+        torch.manual_seed(1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            net[2](torch.randn(B, D)).binary_cross_entropy_with_logits(torch.arange(B)).backward()
+            assert net[2].weight.grad.is_sparse
+            optimizer.step()
+        assert not torch.equal(net[2].weight, before)
+        assert float(optimizer.state[net[2].weight]["step"]) == 4
+        train(net, optimizer, 2)  # and cross entropy after it
+        nets.append(net)
+    same_everywhere(*nets)
+
+
+def test_label_smoothing_is_refused_before_anything_changes():
+    net = model()
+    optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)
+    x, y = torch.randn(B, D), torch.arange(B)
+    state = torch.get_rng_state()
+    with pytest.raises(NotImplementedError, match=r"label_smoothing: .* set fuse_backward=False"):
+        F.cross_entropy(net(x), y, label_smoothing=0.1)
+    assert torch.equal(torch.get_rng_state(), state) and not net[2].tables.built
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    net[2].sparse = False  # dense gradients are not fused
+    F.cross_entropy(net(x), y, label_smoothing=0.1).backward()
+    optimizer.step()
+
+
 def test_a_second_backward_is_refused_and_changes_nothing():
     net = model()
     optimizer = Adam(net.parameters(), lr=0.02, fuse_backward=True)

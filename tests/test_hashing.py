@@ -30,7 +30,7 @@ def test_simhash_equals_reference(dtype, n, d, K, L, bias, projection):
     b = torch.randn(n, dtype=dtype) if bias else None
     family = SimHash(d, K, L, has_bias=bias, seed=3, projection=projection)
     if projection == "hadamard":
-        values = reference.simhash_hadamard_values(x, b, family.signs, family.bias_projection)
+        values = reference.simhash_hadamard_values(x, b, family.signs, family.extra_projection[0])
     else:
         values = reference.simhash_dense_values(x, b, family.matrix)
     codes = family.row_codes(x, b)
@@ -181,7 +181,7 @@ def test_centering_is_subtracting_the_mean_row(family):
     )
     w, b = torch.randn(60, 40, dtype=torch.float64) + 3, torch.randn(60, dtype=torch.float64) - 1
     expected = made.row_codes(w - w.mean(0), b - b.mean())
-    made.center_on(w, b)
+    made.fit(w, b)
     assert torch.allclose(made.center, torch.cat([w.mean(0), b.mean()[None]]))
     assert torch.equal(made.row_codes(w, b), expected)
     assert torch.equal(made.query_codes(w), made._codes(w, torch.ones_like(b)))
@@ -190,12 +190,12 @@ def test_centering_is_subtracting_the_mean_row(family):
 def test_operators_refuse_bad_input():
     x = torch.randn(4, 8)
     signs = torch.ones(1, 3, 8, dtype=torch.int8)
-    gauss = torch.ones(1, 8)
+    gauss = torch.ones(2, 1, 8)
     with pytest.raises(RuntimeError, match="input: expected shape"):
         ops.simhash_hadamard(x[0], None, None, None, signs, gauss, 2, 2)
     with pytest.raises(RuntimeError, match="power of two"):
         ops.simhash_hadamard(torch.randn(4, 9), None, None, None, signs, gauss, 2, 2)
-    with pytest.raises(RuntimeError, match="fewer than K"):
+    with pytest.raises(RuntimeError, match="give fewer than the 9"):
         ops.simhash_hadamard(x, None, None, None, signs, gauss, 3, 3)
     with pytest.raises(RuntimeError, match="rows: expected values"):
         ops.simhash_hadamard(x, None, torch.tensor([4]), None, signs, gauss, 2, 2)

@@ -54,9 +54,10 @@ def inputs(dtype):
         "bias": randn(N),
         "center": randn(D + 1) / 4,
         "signs": (torch.randint(2, (1, 3, 64), generator=generator) * 2 - 1).to(torch.int8),
-        "bias_projection": torch.randn(1, 64, generator=generator),
+        "extra_projection": torch.randn(2, 1, 64, generator=generator),
         "projection": torch.randn(60, D + 1, generator=generator),
         "coordinates": torch.randint(D + 1, (60, BINS), generator=generator, dtype=torch.int32),
+        "centroids": torch.randn(2, 32, D + 2, generator=generator),
         "log_weight": randn(N),
         "label_offsets": offsets,
         "lists": lists,
@@ -69,8 +70,13 @@ def codes(i, K):
     rows = (i["weight"], i["bias"], None, i["center"])
     L, wide = 60 // K, K > 15
     return {
-        f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["bias_projection"], K, L),
+        f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["extra_projection"], K, L),
         f"dense{K}": ops.simhash_dense(*rows, i["projection"], K, L),
+        f"polytope{K}": ops.cross_polytope(
+            *rows, i["signs"], i["extra_projection"], 2, 6 if wide else K, 4, 3.0, 5
+        ),
+        f"centroids{K}": ops.nearest_centroids(*rows, i["centroids"], 3.0, 4),
+        f"minhash{K}": ops.minhash(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
         f"dwta{K}": ops.dwta(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
     }
 
@@ -107,11 +113,17 @@ def losses_and_gradients(i):
     found = {}
     for pattern, (arguments, *_) in active_sets(i).items():
         layer = leaves(i)
-        loss = getattr(ops, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False)
-        loss.sum().backward()
-        values = (loss.detach(), *(t.grad for t in layer))
-        for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
-            found[f"{pattern} {name}"] = value
+        *active, log_weight, offsets, places, targets = arguments
+        losses = {
+            "": getattr(ops, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False),
+            "binary ": getattr(ops, f"{pattern}_binary_cross_entropy")(
+                *layer, *active, log_weight.abs(), offsets, places, targets, None, 0.5, False
+            ),
+        }
+        for kind, loss in losses.items():
+            values = (loss.detach(), *torch.autograd.grad(loss.sum(), layer))
+            for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
+                found[f"{kind}{pattern} {name}"] = value
     return found
 
 
@@ -166,12 +178,17 @@ def truth():
         target = torch.zeros(B, N, dtype=torch.float64)
         target[torch.arange(B), labels] = probabilities
         extra = i["log_weight"].expand(B, N)
-        loss = reference.sampled_cross_entropy(*layer, mask, target, extra, scale=0.5)
-        loss.sum().backward()
-        values = (loss.detach(), *(t.grad for t in layer))
-        for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
-            found[f"{pattern} {name}"] = value
-            sizes[f"{pattern} {name}"] = value.abs().max()
+        losses = {
+            "": reference.sampled_cross_entropy(*layer, mask, target, extra, scale=0.5),
+            "binary ": reference.sampled_binary_cross_entropy(
+                *layer, mask, target, extra.abs(), scale=0.5
+            ),
+        }
+        for kind, loss in losses.items():
+            values = (loss.detach(), *torch.autograd.grad(loss.sum(), layer))
+            for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
+                found[f"{kind}{pattern} {name}"] = value
+                sizes[f"{kind}{pattern} {name}"] = value.abs().max()
     return found, sizes
 
 
@@ -217,7 +234,9 @@ def hash_values(i):
     center = i["center"]
     x, bias = i["weight"] - center[:-1], i["bias"] - center[-1]
     return {
-        "hadamard": reference.simhash_hadamard_values(x, bias, i["signs"], i["bias_projection"]),
+        "hadamard": reference.simhash_hadamard_values(
+            x, bias, i["signs"], i["extra_projection"][0]
+        ),
         "dense": reference.simhash_dense_values(x, bias, i["projection"]),
     }
 
@@ -253,6 +272,20 @@ def test_dwta_codes(level, dtype):
         shifted = places.view(N, 60 // K, K) << torch.arange(0, 3 * K, 3)
         assert found[name].dtype == (torch.int16 if K == 3 else torch.int32)
         assert torch.equal(found[name].long(), shifted.sum(2).T)
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_codes(level, dtype):
+    """MinHash compares only: equal at every level. Rotations and products round, so that codes of
+    cross-polytopes and centroids differ now and then, between float64 levels hardly ever."""
+    found, first = result_of(level)[dtype], result_of(supported_levels()[0])[dtype]
+    for K in (3, 20):
+        assert torch.equal(found[f"minhash{K}"], first[f"minhash{K}"])
+        for name in (f"polytope{K}", f"centroids{K}"):
+            assert found[name].shape == first[name].shape and found[name].dtype == first[name].dtype
+            differ = (found[name] != first[name]).float().mean()
+            assert differ < (1e-2 if dtype == "float32" else 1e-4)
 
 
 def test_unknown_level():

@@ -45,7 +45,7 @@ def hash_samples(functions):
 
 
 def hadamard(bias):
-    return torch.randint(2, (1, 3, 16)).mul(2).sub(1).to(torch.int8), randn(1, 16), K, L
+    return torch.randint(2, (1, 3, 16)).mul(2).sub(1).to(torch.int8), randn(2, 1, 16), K, L
 
 
 def dense(bias):
@@ -58,6 +58,47 @@ def winners(bias):
 
 def wide_winners(bias):  # 18 bits: codes of int32
     return torch.randint(D + bias, (6 * L, 8), dtype=torch.int32), 6, L
+
+
+def polytope(bias):
+    signs, extra, *_ = hadamard(bias)
+    return signs, extra, 4, 2, 2
+
+
+def probing(functions):
+    """The samples of a family, then with norms augmented (one more coordinate) and three probes."""
+    yield from hash_samples(functions)
+    for x, bias, rows, center, *rest in hash_samples(lambda bias: functions(bias + 1)):
+        yield (x, bias, rows, center, *rest, 2.0, 3)
+
+
+def retrieved():
+    """Arguments of rerank before the layer: five samples, the first two with labels."""
+    offsets, active = lists()
+    label_offsets = torch.tensor([0, 1, 2, 2, 2, 2])
+    return offsets, active, label_offsets, torch.zeros(2).int(), torch.tensor([1, 8]).int()
+
+
+def binary_samples(pattern):
+    for dtype in DTYPES:
+        for extra in (False, True):
+            x, weight = randn(B, D, dtype=dtype, grad=True), randn(N, D, dtype=dtype, grad=True)
+            bias = randn(N, dtype=dtype, grad=True) if extra else None
+            active, count = active_arguments(pattern)
+            row_weight = torch.rand(count, dtype=dtype) if extra else None
+            offsets, places, values = labels(dtype)
+            of_labels = (offsets, places, values, values / 2 if extra else None)
+            yield (x, weight, bias, *active, row_weight, *of_labels, 0.5, False)
+
+
+def binary_backward_samples(pattern):
+    forward = getattr(torch.ops.slide_torch, f"{pattern}_binary_cross_entropy")
+    for arguments in binary_samples(pattern):
+        x, weight, bias, *rest = (
+            a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
+        )
+        _, logits = forward(x, weight, bias, *rest)
+        yield (randn(B, dtype=x.dtype), x, weight, *rest[:-2], logits, bias is not None)
 
 
 def codes(count=N, dtype=torch.int16):
@@ -136,14 +177,27 @@ def predict_samples(kind):
 
 
 SAMPLES = {
-    "simhash_hadamard": lambda: hash_samples(hadamard),
-    "simhash_dense": lambda: hash_samples(dense),
-    "dwta": lambda: [*hash_samples(winners), *hash_samples(wide_winners)],
+    "simhash_hadamard": lambda: probing(hadamard),
+    "simhash_dense": lambda: probing(dense),
+    "dwta": lambda: [*probing(winners), *hash_samples(wide_winners)],
+    "minhash": lambda: hash_samples(winners),
+    "cross_polytope": lambda: probing(polytope),
+    "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
+    "hashed_rows": lambda: [
+        (randn(N, D), None, None, None, None),
+        (randn(N, D), randn(N), torch.tensor([3, 0]), randn(D + 1), 2.0),
+    ],
+    "group_means": lambda: [(randn(N, D, dtype=t), torch.arange(N) % 4 - 1, 5) for t in DTYPES],
     "mean_row": lambda: [(randn(N, D), None, 8), (randn(N, D).double(), randn(N).double(), 100)],
     "build_tables": lambda: [(codes(), K), (codes(dtype=torch.int32), K)],
     "update_codes_": lambda: [(codes(), torch.tensor([5, 39]), codes(2))],
     "retrieve": retrieve_samples,
     "transpose_active": lambda: [(*lists(), N)],
+    "rerank": lambda: [
+        (*retrieved(), randn(B, D, dtype=t), randn(N, D, dtype=t), bias, 2)
+        for t in DTYPES
+        for bias in (None, randn(N, dtype=t))
+    ],
     "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
     "shared_cross_entropy": lambda: loss_samples("shared"),
@@ -152,6 +206,10 @@ SAMPLES = {
     "sample_cross_entropy": lambda: loss_samples("sample"),
     "sample_cross_entropy_backward": lambda: backward_samples("sample"),
     "sample_cross_entropy_backward_adam_": lambda: fused_samples("sample"),
+    "shared_binary_cross_entropy": lambda: binary_samples("shared"),
+    "shared_binary_cross_entropy_backward": lambda: binary_backward_samples("shared"),
+    "sample_binary_cross_entropy": lambda: binary_samples("sample"),
+    "sample_binary_cross_entropy_backward": lambda: binary_backward_samples("sample"),
     "rows_to_dense": lambda: [
         (torch.tensor([0, 3, 39]), randn(3, *rest, dtype=dtype), N)
         for rest in ((), (D,))
@@ -195,4 +253,7 @@ def test_opcheck(name):
 def test_opcheck_of_sparse_gradients(pattern):
     op = getattr(torch.ops.slide_torch, f"{pattern}_cross_entropy").default
     for *arguments, _ in loss_samples(pattern):
+        opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
+    op = getattr(torch.ops.slide_torch, f"{pattern}_binary_cross_entropy").default
+    for *arguments, _ in binary_samples(pattern):
         opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)

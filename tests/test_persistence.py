@@ -74,6 +74,10 @@ CASES = {
     "per_sample": {"pattern": "per_sample", "correction": "importance"},
     "dwta": {"family": "dwta", "K": 1, "rebuild_every": 2},
     "gaussian": {"projection": "gaussian", "rebuild_every": 2},
+    "minhash": {"family": "minhash", "K": 1},
+    "cross_polytope": {"family": "cross_polytope", "K": 1, "probes": 2},
+    "kmeans": {"family": "kmeans", "L": 2, "probes": 2, "rerank": 20, "rebuild_every": 3},
+    "augment_norms": {"augment_norms": True, "rebuild_every": 3},
     "dense_gradients": {"sparse": False, "optimizer": "torch"},
     "sgd": {"optimizer": "sgd"},
     "adagrad": {"optimizer": "adagrad", "rehash_growth": 1.5},
@@ -117,6 +121,28 @@ def test_without_the_sampler_the_run_goes_on_but_not_alike():
     restore(other, other_optimizer, saved)
     found = train(other, other_optimizer, range(7, 12))
     assert found.isfinite().all() and not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("case", ["kmeans", "augment_norms"])
+def test_what_was_learnt_from_the_rows_is_saved(case):
+    """Center, bound of norms, centroids: a seed alone does not remake them."""
+    model, optimizer = make(**CASES[case])
+    train(model, optimizer, range(5))
+    other, other_optimizer = make(seed=1, **CASES[case])
+    restore(other, other_optimizer, checkpoint(model, optimizer))
+    own, found = (dict(m[-1].tables.family.named_buffers()) for m in (model, other))
+    assert {"center", "norm_bound"} <= own.keys() == found.keys()
+    assert all(torch.equal(own[name], found[name]) for name in own)
+    weight, bias = model[-1].weight, model[-1].bias
+    for one in (model, other):
+        one[-1].tables.family.adapt(weight * 2, bias * 2)
+    if (
+        case == "kmeans"
+    ):  # fitted: centroids are directions about the center that they were learnt with
+        assert bool(found["fitted"])
+        assert torch.equal(other[-1].tables.family.center, own["center"])
+    else:
+        assert other[-1].tables.family.norm_bound > own["norm_bound"]
 
 
 def test_resuming_between_backward_and_step():

@@ -2,18 +2,23 @@
 
 #include "simd-inl.h"
 //
+#include "binary-inl.h"
 #include "hashing-inl.h"
 #include "matmul-inl.h"
 #include "memory-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
 //
-#include "optim-inl.h"  // prefetches as sample_pattern-inl.h does
+#include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h
+#include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
+#include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
-  return {simhash_hadamard<T, Code>, simhash_dense<T, Code>, dwta<T, Code>};
+  return {simhash_hadamard<T, Code>,         simhash_dense<T, Code>,
+          bin_winners<T, Code, LargestWins>, bin_winners<T, Code, FirstPositiveWins>,
+          cross_polytope<T, Code>,           nearest_centroids<T, Code>};
 }
 
 template <class T>
@@ -35,6 +40,11 @@ constexpr RealKernels<T> kernels_of() {
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
           sample_gradients<T>,
+          shared_softplus<T>,
+          shared_sigmoid<T>,
+          sample_softplus<T>,
+          sample_sigmoid<T>,
+          score_rows<T>,
           topk_rows<T>,
           pack_samples<T>,
           adam_rows<T>,

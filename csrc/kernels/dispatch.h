@@ -3,10 +3,13 @@
 
 #include <cstdint>
 
+#include "probing.h"
+
 namespace slide_torch {
 
 // Rows to hash: data (n, features) row-major; `rows` picks and orders some of them, or is null; `bias`, or null,
-// appends one more coordinate; `center` (features [+ 1]), or null, is subtracted from each row.
+// appends one more coordinate; `center` (features [+ 1]), or null, is subtracted from each row; `augmented` rows get a
+// last coordinate that brings their norm up to `norm_bound` (0 where it is larger already).
 template <class T>
 struct HashInput {
   const T* data;
@@ -14,22 +17,31 @@ struct HashInput {
   const T* bias;
   const T* center;
   int64_t features;
+  bool augmented;
+  T norm_bound;
+  bool has_bias;  // that of no rows at all may be a null pointer
+
+  int64_t extras() const { return (has_bias ? 1 : 0) + (augmented ? 1 : 0); }
+  int64_t width() const { return features + extras(); }
 };
 
-// codes[table * stride + i] receives row i's code in that table.
+// codes[(table * probes + p) * stride + i] receives row i's p-th best code in that table; -1 where there are fewer.
 template <class Code>
 struct HashOutput {
   Code* codes;
   int64_t stride;
   int64_t tables;
   int64_t hashes;
+  int64_t probes;
 };
 
-// signs (rotations, 3, size) of +-1, bias_projection (rotations, size) standard normal.
+// signs (rotations, 3, size) of +-1; extra_projection (2, rotations, size) standard normal, of the bias and of the
+// augmented coordinate.
 template <class T>
 struct HadamardFunctions {
   const T* signs;
-  const T* bias_projection;
+  const T* extra_projection;
+  int64_t rotations;
   int64_t size;
 };
 
@@ -38,6 +50,13 @@ struct WinnerFunctions {
   const int32_t* coordinates;
   int64_t bin;
   int64_t bits;
+};
+
+// centroids (tables, count, width).
+template <class T>
+struct Centroids {
+  const T* data;
+  int64_t count;
 };
 
 // weight (N, features), bias (N) or null; rows (active) of one active set shared by `batch` samples;
@@ -146,6 +165,12 @@ struct HashKernels {
                         T* scratch);
   void (*dwta)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
                T* scratch, int32_t* winners);
+  void (*minhash)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
+                  T* scratch, int32_t* winners);
+  void (*cross_polytope)(const HashInput<T>&, const HadamardFunctions<T>&, int64_t bin, const HashOutput<Code>&,
+                         int64_t begin, int64_t end, T* scratch);
+  void (*nearest_centroids)(const HashInput<T>&, const Centroids<T>&, const HashOutput<Code>&, int64_t begin,
+                            int64_t end, T* scratch);
 };
 
 template <class T>
@@ -172,6 +197,14 @@ struct RealKernels {
   void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
   void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                            int64_t begin, int64_t end);
+  void (*shared_softplus)(const T* logits, const T* weight, int64_t active, int64_t batch, T* losses, int64_t begin,
+                          int64_t end);
+  void (*shared_sigmoid)(const T* logits, const T* weight, const T* scale, int64_t batch, T* gradient, int64_t begin,
+                         int64_t end);
+  T (*sample_softplus)(const T* logits, const T* weight, int64_t count);
+  void (*sample_sigmoid)(const T* logits, const T* weight, int64_t count, T scale, T* gradient);
+  void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
+                     T* scores);
   void (*topk_rows)(const TopkProblem<T>&, const T* packed, const int64_t* samples, int64_t count, const Best<T>&,
                     int64_t begin, int64_t end);
   void (*pack_samples)(const T* x, const int64_t* samples, int64_t count, int64_t features, T* packed);

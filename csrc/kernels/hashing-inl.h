@@ -1,27 +1,39 @@
 // Hash families. Each lane of a vector is one input row: a block of `lanes` rows is transposed once, and
 // every hash is then vertical arithmetic whose codes leave as contiguous stores into the (L, n) result.
 
-// Transposes rows [first, first + count) into block[coordinate][lane]; lanes past count repeat zeros.
+// Transposes rows [first, first + count) into block[coordinate * stride + lane]; lanes past count repeat zeros.
 // `defect` becomes NaN in a lane whose row holds NaN or Inf (0 * Inf is NaN), and stays 0 elsewhere.
 template <class T>
-inline Vec<T> load_block(const HashInput<T>& in, int64_t first, int64_t count, T* block) {
+inline Vec<T> load_block(const HashInput<T>& in, int64_t first, int64_t count, T* block,
+                         int64_t stride = Simd<T>::lanes) {
   constexpr int64_t W = Simd<T>::lanes;
+  const int64_t given = in.features + (in.has_bias ? 1 : 0);
   for (int64_t lane = 0; lane < W; ++lane) {
     if (lane >= count) {
-      for (int64_t i = 0; i < in.features; ++i) block[i * W + lane] = T(0);
-      if (in.bias) block[in.features * W + lane] = T(0);
+      for (int64_t i = 0; i < given; ++i) block[i * stride + lane] = T(0);
       continue;
     }
     const int64_t row = in.rows ? in.rows[first + lane] : first + lane;
     const T* source = in.data + row * in.features;
-    for (int64_t i = 0; i < in.features; ++i) block[i * W + lane] = source[i];
-    if (in.bias) block[in.features * W + lane] = in.bias[row];
+    for (int64_t i = 0; i < in.features; ++i) block[i * stride + lane] = source[i];
+    if (in.has_bias) block[in.features * stride + lane] = in.bias[row];
   }
   Vec<T> defect{};
-  for (int64_t i = 0; i < in.features + (in.bias ? 1 : 0); ++i) {
-    const Vec<T> value = load<Vec<T>>(block + i * W);
+  for (int64_t i = 0; i < given; ++i) {
+    const Vec<T> value = load<Vec<T>>(block + i * stride);
     defect += value * T(0);
-    if (in.center) store(block + i * W, value - in.center[i]);
+    if (in.center) store(block + i * stride, value - in.center[i]);
+  }
+  if (in.augmented) {
+    Vec<T> squared{};
+    for (int64_t i = 0; i < given; ++i) {
+      const Vec<T> value = load<Vec<T>>(block + i * stride);
+      squared += value * value;
+    }
+    T missing[W];
+    store(missing, broadcast<T>(in.norm_bound * in.norm_bound) - squared);
+    for (int64_t lane = 0; lane < W; ++lane)
+      block[given * stride + lane] = missing[lane] > T(0) ? static_cast<T>(__builtin_sqrt(missing[lane])) : T(0);
   }
   return defect;
 }
@@ -34,6 +46,26 @@ inline void store_codes(Code* out, int64_t count, IntVec<T> code, Vec<T> defect)
   typename IntegerOf<T>::type lane[W];
   store(lane, code);
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Code>(lane[i]);
+}
+
+// As store_codes, and where there are several probes the further codes of each row. `offer(lane, moves)` offers what
+// else its hashes could have been.
+template <class T, class Code, class Offer>
+inline void store_probes(const HashOutput<Code>& out, int64_t table, int64_t first, int64_t count, IntVec<T> code,
+                         Vec<T> defect, const Offer& offer) {
+  Code* codes = out.codes + table * out.probes * out.stride + first;
+  store_codes<T, Code>(codes, count, code, defect);
+  for (int64_t lane = 0; out.probes > 1 && lane < count; ++lane) {
+    MoveList moves(out.probes - 1);
+    int32_t flips[kMaxProbes];
+    int64_t found = 0;
+    if (codes[lane] >= 0) {
+      offer(lane, moves);
+      found = probe_flips(moves, flips);
+    }
+    for (int64_t p = 1; p < out.probes; ++p)
+      codes[p * out.stride + lane] = p <= found ? static_cast<Code>(codes[lane] ^ flips[p - 1]) : Code(-1);
+  }
 }
 
 // In-place fast Walsh-Hadamard transform of D = 2^log vectors, radix 4 to halve the loads and stores.
@@ -64,57 +96,82 @@ inline void hadamard(T* data, int64_t size) {
     }
 }
 
-// SimHash (Charikar 2002) by structured rotations H S3 H S2 H S1 (Andoni et al. 2015): D log D additions give D
-// nearly independent signs where a dense projection costs d multiplications for each.
+// One rotation H S3 H S2 H S1 (Andoni et al. 2015) of a block: D log D additions give D nearly independent
+// projections where a dense matrix costs d multiplications for each. Appended coordinates, for which a power of two of
+// features leaves no room, enter through Gaussian projections of the same scale.
+template <class T>
+inline void rotate(const HashInput<T>& in, const HadamardFunctions<T>& f, int64_t rotation, const T* block,
+                   T* rotated) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes;
+  const int64_t D = f.size;
+  const T* signs = f.signs + rotation * 3 * D;
+  for (int64_t i = 0; i < in.features; ++i) store(rotated + i * W, load<V>(block + i * W) * signs[i]);
+  for (int64_t i = in.features; i < D; ++i) store(rotated + i * W, V{});
+  hadamard(rotated, D);
+  for (int64_t round = 1; round < 3; ++round) {
+    for (int64_t i = 0; i < D; ++i) store(rotated + i * W, load<V>(rotated + i * W) * signs[round * D + i]);
+    hadamard(rotated, D);
+  }
+  for (int64_t e = 0; e < in.extras(); ++e) {
+    const V extra = load<V>(block + (in.features + e) * W) * T(D);
+    const T* projection = f.extra_projection + ((in.has_bias ? e : 1) * f.rotations + rotation) * D;
+    for (int64_t i = 0; i < D; ++i) store(rotated + i * W, load<V>(rotated + i * W) + extra * projection[i]);
+  }
+}
+
+// The signs of `hashes` projections as bits of a code; a probe flips those whose projections are nearest to zero.
+template <class T, class Code>
+inline void store_signs(const HashOutput<Code>& out, int64_t table, int64_t first, int64_t count, const Vec<T>* value,
+                        Vec<T> defect) {
+  IntVec<T> code{};
+  for (int64_t bit = 0; bit < out.hashes; ++bit) code |= (value[bit] > T(0)) & (typename IntegerOf<T>::type(1) << bit);
+  store_probes<T>(out, table, first, count, code, defect, [&](int64_t lane, MoveList& moves) {
+    for (int64_t bit = 0; bit < out.hashes; ++bit) {
+      const double distance = static_cast<double>(value[bit][lane]);
+      moves.offer(distance * distance, static_cast<int32_t>(bit), int32_t{1} << bit);
+    }
+  });
+}
+
+// SimHash (Charikar 2002) by structured rotations.
 template <class T, class Code>
 void simhash_hadamard(const HashInput<T>& in, const HadamardFunctions<T>& f, const HashOutput<Code>& out, int64_t begin,
                       int64_t end, T* scratch) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   T* block = scratch;
-  T* rotated = scratch + (in.features + 1) * W;
-  const int64_t D = f.size;
+  T* rotated = scratch + in.width() * W;
   for (int64_t first = begin; first < end; first += W) {
     const int64_t count = min_of(W, end - first);
     const V defect = load_block(in, first, count, block);
-    const V bias = in.bias ? load<V>(block + in.features * W) * T(D) : V{};
-    int64_t bit = 0, position = D, rotation = -1;
-    IntVec<T> code{};
+    int64_t position = f.size, rotation = -1;
     for (int64_t table = 0; table < out.tables; ++table) {
-      code = IntVec<T>{};
-      for (bit = 0; bit < out.hashes; ++bit, ++position) {
-        if (position == D) {  // the rotation is used up: draw the next
+      V value[32];  // a code has at most 24 bits
+      for (int64_t bit = 0; bit < out.hashes; ++bit, ++position) {
+        if (position == f.size) {  // the rotation is used up: draw the next
           position = 0;
-          ++rotation;
-          const T* signs = f.signs + rotation * 3 * D;
-          for (int64_t i = 0; i < in.features; ++i) store(rotated + i * W, load<V>(block + i * W) * signs[i]);
-          for (int64_t i = in.features; i < D; ++i) store(rotated + i * W, V{});
-          hadamard(rotated, D);
-          for (int64_t round = 1; round < 3; ++round) {
-            for (int64_t i = 0; i < D; ++i) store(rotated + i * W, load<V>(rotated + i * W) * signs[round * D + i]);
-            hadamard(rotated, D);
-          }
+          rotate(in, f, ++rotation, block, rotated);
         }
-        const V value = load<V>(rotated + position * W) + bias * f.bias_projection[rotation * D + position];
-        code |= (value > T(0)) & (typename IntegerOf<T>::type(1) << bit);
+        value[bit] = load<V>(rotated + position * W);
       }
-      store_codes<T, Code>(out.codes + table * out.stride + first, count, code, defect);
+      store_signs<T>(out, table, first, count, value, defect);
     }
   }
 }
 
-// SimHash by an explicit (hashes * tables, features [+ 1]) matrix: Gaussian or sparse signs.
+// SimHash by an explicit (hashes * tables, width) matrix: Gaussian or sparse signs.
 template <class T, class Code>
 void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput<Code>& out, int64_t begin, int64_t end,
                    T* scratch) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes, group = 8;
-  const int64_t width = in.features + (in.bias ? 1 : 0);
+  const int64_t width = in.width();
   for (int64_t first = begin; first < end; first += W) {
     const int64_t count = min_of(W, end - first);
     const V defect = load_block(in, first, count, scratch);
     for (int64_t table = 0; table < out.tables; ++table) {
-      IntVec<T> code{};
+      V value[32];
       for (int64_t bit = 0; bit < out.hashes; bit += group) {
         const int64_t now = min_of(group, out.hashes - bit);
         const T* p = projection + (table * out.hashes + bit) * width;
@@ -128,9 +185,63 @@ void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput
           for (int64_t j = 0; j < now; ++j)
             for (int64_t i = 0; i < width; ++i) sum[j] += load<V>(scratch + i * W) * p[j * width + i];
         }
-        for (int64_t j = 0; j < now; ++j) code |= (sum[j] > T(0)) & (typename IntegerOf<T>::type(1) << (bit + j));
+        for (int64_t j = 0; j < now; ++j) value[bit + j] = sum[j];
       }
-      store_codes<T, Code>(out.codes + table * out.stride + first, count, code, defect);
+      store_signs<T>(out, table, first, count, value, defect);
+    }
+  }
+}
+
+// Cross-polytope hashes (Andoni et al. 2015): the signed coordinate, among `bin` of a rotated vector, that is largest
+// in absolute value: 2 place + (1 if negative).
+template <class T, class Code>
+void cross_polytope(const HashInput<T>& in, const HadamardFunctions<T>& f, int64_t bin, const HashOutput<Code>& out,
+                    int64_t begin, int64_t end, T* scratch) {
+  using V = Vec<T>;
+  using I = IntVec<T>;
+  using Int = typename IntegerOf<T>::type;
+  constexpr int64_t W = Simd<T>::lanes;
+  const int64_t per_hash = __builtin_ctzll(bin) + 1;
+  T* block = scratch;
+  T* rotated = block + in.width() * W;
+  T* kept = rotated + f.size * W;  // one table's coordinates (hashes, bin), for probing
+  for (int64_t first = begin; first < end; first += W) {
+    const int64_t count = min_of(W, end - first);
+    const V defect = load_block(in, first, count, block);
+    int64_t position = f.size, rotation = -1;
+    for (int64_t table = 0; table < out.tables; ++table) {
+      I code{};
+      I place[32];
+      for (int64_t h = 0; h < out.hashes; ++h, position += bin) {
+        if (position == f.size) {
+          position = 0;
+          rotate(in, f, ++rotation, block, rotated);
+        }
+        V largest = broadcast<T>(-1);
+        place[h] = I{};
+        for (int64_t i = 0; i < bin; ++i) {
+          const V value = load<V>(rotated + (position + i) * W);
+          const V size = select<T>(value < V{}, -value, value);
+          const I take = size > largest;
+          largest = select<T>(take, size, largest);
+          place[h] = take ? I{} + Int(2 * i) - (value < V{}) : place[h];
+          if (out.probes > 1) store(kept + (h * bin + i) * W, value);
+        }
+        code |= place[h] << static_cast<Int>(h * per_hash);
+      }
+      store_probes<T>(out, table, first, count, code, defect, [&](int64_t lane, MoveList& moves) {
+        for (int64_t h = 0; h < out.hashes; ++h) {
+          const int32_t own = static_cast<int32_t>(place[h][lane]);
+          const auto score = [&](int32_t v) {
+            const double value = static_cast<double>(kept[(h * bin + v / 2) * W + lane]);
+            return v % 2 ? -value : value;
+          };
+          for (int32_t v = 0; v < 2 * bin; ++v) {
+            const double distance = score(own) - score(v);
+            if (v != own) moves.offer(distance * distance, static_cast<int32_t>(h), (own ^ v) << (h * per_hash));
+          }
+        }
+      });
     }
   }
 }
@@ -143,12 +254,65 @@ inline uint32_t mix(uint32_t h) {  // a 32-bit finaliser: every input bit reache
   return h ^ (h >> 16);
 }
 
-// Densified winner-take-all (Yagnik et al. 2011; Chen & Shrivastava 2018): a hash is the place of the largest
-// of `bin` chosen coordinates, zeros counting as absent. An empty bin borrows from a bin that its own number
-// determines, so equal vectors borrow equally; a vector with no coordinate at all has code 0.
-template <class T, class Code>
-void dwta(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin, int64_t end,
-          T* scratch, int32_t* winners) {
+// Winner-take-all (Yagnik et al. 2011): the place of the largest coordinate; one that is zero counts as absent.
+struct LargestWins {
+  template <class T>
+  static IntVec<T> present(Vec<T> value) {
+    return value != Vec<T>{};
+  }
+  template <class T>
+  static IntVec<T> better(Vec<T> value, Vec<T> best) {
+    return value > best;
+  }
+  static int32_t borrow(int32_t winner, int64_t, int64_t) { return winner; }
+};
+
+// One-permutation MinHash (Li et al. 2012) of the set of positive coordinates: the first place that is in the set.
+struct FirstPositiveWins {
+  template <class T>
+  static IntVec<T> present(Vec<T> value) {
+    return value > Vec<T>{};
+  }
+  template <class T>
+  static IntVec<T> better(Vec<T>, Vec<T>) {
+    return IntVec<T>{};
+  }
+  // A borrowed minimum must not equal the bin's own by being at the same place of another bin.
+  static int32_t borrow(int32_t winner, int64_t source, int64_t bin) {
+    return static_cast<int32_t>(mix(static_cast<uint32_t>(source * bin + winner) + 0x9e3779b9U) & (bin - 1));
+  }
+};
+
+// Offers the runner-up of each hash of one table, as far as it is behind the winner.
+template <class T>
+inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first_bin, int64_t hashes, int64_t lane,
+                         MoveList& moves) {
+  constexpr int64_t W = Simd<T>::lanes;
+  for (int64_t h = 0; h < hashes; ++h) {
+    const int32_t* coordinate = f.coordinates + (first_bin + h) * f.bin;
+    int64_t best = -1, second = -1;
+    const auto value = [&](int64_t i) { return block[coordinate[i] * W + lane]; };
+    for (int64_t i = 0; i < f.bin; ++i) {
+      if (value(i) == T(0)) continue;
+      if (best < 0 || value(i) > value(best)) {
+        second = best;
+        best = i;
+      } else if (second < 0 || value(i) > value(second)) {
+        second = i;
+      }
+    }
+    if (second < 0) continue;  // nothing, or nothing else, is there
+    const double distance = static_cast<double>(value(best)) - static_cast<double>(value(second));
+    moves.offer(distance * distance, static_cast<int32_t>(h), static_cast<int32_t>((best ^ second) << (h * f.bits)));
+  }
+}
+
+// Hashes by bins of chosen coordinates: the place of the winner in each. An empty bin borrows from a bin that its own
+// number determines, so equal vectors borrow equally (densification: Shrivastava 2017; Chen & Shrivastava 2018); a
+// vector with no coordinate at all has code 0.
+template <class T, class Code, class Winner>
+void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin,
+                 int64_t end, T* scratch, int32_t* winners) {
   using V = Vec<T>;
   using I = IntVec<T>;
   using Int = typename IntegerOf<T>::type;
@@ -164,7 +328,7 @@ void dwta(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Cod
       I winner = I{} - 1;
       for (int64_t i = 0; i < f.bin; ++i) {
         const V value = load<V>(scratch + coordinate[i] * W);
-        const I take = (value != V{}) & ((value > best) | (winner < 0));
+        const I take = Winner::template present<T>(value) & (Winner::template better<T>(value, best) | (winner < 0));
         best = take ? value : best;
         winner = take ? I{} + Int(i) : winner;
       }
@@ -190,7 +354,7 @@ void dwta(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Cod
             source = probe % bins;
           }
           while (winners[source * W + lane] < 0) source = source + 1 == bins ? 0 : source + 1;
-          borrowed = winners[source * W + lane];
+          borrowed = Winner::borrow(winners[source * W + lane], source, f.bin);
         }
         winners[b * W + lane] = -2 - borrowed;
       }
@@ -204,7 +368,9 @@ void dwta(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Cod
           const int32_t w = winners[(table * out.hashes + h) * W + lane];
           lane_codes[lane] |= static_cast<Int>(w < 0 ? 0 : w) << (h * f.bits);
         }
-      store_codes<T, Code>(out.codes + table * out.stride + first, count, load<I>(lane_codes), defect);
+      store_probes<T>(out, table, first, count, load<I>(lane_codes), defect, [&](int64_t lane, MoveList& moves) {
+        offer_second(scratch, f, table * out.hashes, out.hashes, lane, moves);
+      });
     }
   }
 }

@@ -14,6 +14,7 @@ struct RetrieveInput {
   const int32_t* label_ids;
   const int32_t* tail;
   int64_t tail_count;
+  int64_t probes;
   int64_t budget;
   int64_t bucket_cap;
   uint64_t seed;
@@ -45,27 +46,28 @@ int64_t retrieve_sample(const RetrieveInput& in, const Code* codes, int64_t batc
     int64_t length, start;
   };
   Bucket bucket[kMaxTables];
-  const int64_t tables = room > 0 ? in.tables.tables : 0;
-  for (int64_t t = 0; t < tables; ++t) {
-    const Code code = codes[t * batch + sample];
+  const int64_t all_reads = in.tables.tables * in.probes, reads = room > 0 ? all_reads : 0;
+  for (int64_t r = 0; r < reads; ++r) {
+    const int64_t t = r / in.probes;
+    const Code code = codes[r * batch + sample];
     if (code < 0) {  // the input holds NaN or Inf: nothing collides with it
-      bucket[t] = {in.tables.ids, 0, 0};
+      bucket[r] = {in.tables.ids, 0, 0};
       continue;
     }
     const int32_t* offsets = in.tables.offsets + t * (in.tables.buckets + 1) + code;
     const int64_t length = offsets[1] - offsets[0];
-    const uint64_t random = splitmix64(in.seed ^ splitmix64(static_cast<uint64_t>(sample * in.tables.tables + t)));
+    const uint64_t random = splitmix64(in.seed ^ splitmix64(static_cast<uint64_t>(sample * all_reads + r)));
     const int64_t start = static_cast<int64_t>((random >> 32) * static_cast<uint64_t>(length) >> 32);
-    bucket[t] = {in.tables.ids + t * in.tables.neurons + offsets[0], length, start};
+    bucket[r] = {in.tables.ids + t * in.tables.neurons + offsets[0], length, start};
   }
-  for (int64_t t = 0; t < tables; ++t) {
-    const Bucket& ahead = bucket[std::min(t + 2, tables - 1)];
+  for (int64_t r = 0; r < reads; ++r) {
+    const Bucket& ahead = bucket[std::min(r + 2, reads - 1)];
     for (int64_t i = 0; i < std::min<int64_t>(ahead.length, 128); i += 16)
       __builtin_prefetch(ahead.ids + ahead.start + i);
-    counter.read_bucket(bucket[t].ids, bucket[t].length, bucket[t].start, in.bucket_cap);
+    counter.read_bucket(bucket[r].ids, bucket[r].length, bucket[r].start, in.bucket_cap);
   }
   const size_t labels = active.size();
-  counter.take_best(room, in.tables.tables, [&](int32_t id) { active.push_back(id); });
+  counter.take_best(room, all_reads, [&](int32_t id) { active.push_back(id); });
   const int64_t tail_start = static_cast<int64_t>(active.size());
   if (in.tail_count > 0) {
     for (size_t i = labels; i < active.size(); ++i) counter.exclude(active[i]);
@@ -89,8 +91,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
   check(tables <= kMaxTables, op, "expected at most ", kMaxTables, " tables, got ", tables);
   check_tensor(op, "table_ids", table_ids, ScalarType::Int, {tables, -1});
   const int64_t neurons = table_ids.size(1);
-  check_tensor(op, "codes", codes, codes.scalar_type(), {tables, -1});
-  const int64_t batch = codes.size(1);
+  check_tensor(op, "codes", codes, codes.scalar_type(), {-1, -1});
+  const int64_t probes = tables > 0 ? codes.size(0) / tables : 1, batch = codes.size(1);
+  check(codes.size(0) == tables * probes && probes >= 1 && codes.size(0) <= kMaxTables, op,
+        "codes: expected a row for each probe of the ", tables, " tables, at most ", kMaxTables, " in all, got ",
+        codes.size(0));
   check_tensor(op, "label_offsets", label_offsets, ScalarType::Long, {batch + 1});
   check_tensor(op, "label_ids", label_ids, ScalarType::Int, {-1});
   check_offsets(op, "label_offsets", data<int64_t>(label_offsets), batch, label_ids.numel());
@@ -103,6 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
                          data<int32_t>(label_ids),
                          data<int32_t>(tail),
                          tail.numel(),
+                         probes,
                          budget,
                          bucket_cap,
                          static_cast<uint64_t>(seed)};
@@ -116,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
       std::vector<int32_t> active;
       for (int64_t b = first; b < last; ++b) {
         const int64_t before = counter.ids_read();
-        for (int64_t t = 0; t < tables; ++t)
-          check(data<Code>(codes)[t * batch + b] < buckets, op, "codes: expected values below ", buckets);
+        for (int64_t r = 0; r < tables * probes; ++r)
+          check(data<Code>(codes)[r * batch + b] < buckets, op, "codes: expected values below ", buckets);
         mutable_data<int64_t>(tail_starts)[b] =
             retrieve_sample(in, data<Code>(codes), batch, b, counter, active, mutable_data<int32_t>(label_positions));
         found[b].assign(active.begin(), active.end());
@@ -128,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
   if (codes.scalar_type() == ScalarType::Short) {
     run(int16_t{});
   } else {
-    check_tensor(op, "codes", codes, ScalarType::Int, {tables, batch});
+    check_tensor(op, "codes", codes, ScalarType::Int, {tables * probes, batch});
     run(int32_t{});
   }
   Tensor offsets = empty({batch + 1}, ScalarType::Long);

@@ -4,9 +4,7 @@
 // With z the logits of the active set, n = log sum exp z and p the labels' probabilities (sum t):
 //   loss = sum p (n - z),   d loss / d z = t softmax(z) - p.
 // `scale` multiplies the logits; backward expects it in grad_loss. `sparse` speaks to autograd only.
-#include <algorithm>
-
-#include "common.h"
+#include "loss.h"
 
 namespace slide_torch {
 namespace {
@@ -66,18 +64,6 @@ void subtract_labels(const Targets<T>& targets, const T* grad_loss, int64_t batc
 }
 
 template <class T>
-void check_layer(const char* op, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                 const Tensor& rows) {
-  check(input.dim() == 2 && weight.dim() == 2, op, "expected input (B, d) and weight (N, d), got ", shape_of(input),
-        " and ", shape_of(weight));
-  check_tensor(op, "input", input, scalar_type_of<T>(), {-1, weight.size(1)});
-  check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
-  if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
-  check_tensor(op, "rows", rows, ScalarType::Long, {-1});
-  check_rows(op, data<int64_t>(rows), rows.numel(), weight.size(0));
-}
-
-template <class T>
 SharedProblem<T> shared_problem(const char* op, const Tensor& input, const Tensor& weight,
                                 const std::optional<Tensor>& bias, const Tensor& rows,
                                 const std::optional<Tensor>& log_weight, T scale) {
@@ -87,28 +73,6 @@ SharedProblem<T> shared_problem(const char* op, const Tensor& input, const Tenso
           rows.numel(),    weight.size(1),        input.size(0),       scale};
 }
 
-// Panels of a packed copy of x: by rows (`transposed`) or by columns.
-template <class T>
-std::vector<T> pack(const T* x, int64_t count, int64_t width, bool transposed) {
-  const auto& k = real_kernels<T>();
-  const int64_t panels = ((transposed ? count : width) + k.tile_columns - 1) / k.tile_columns;
-  const int64_t depth = transposed ? width : count;
-  std::vector<T> packed(panels * k.tile_columns * depth);
-  parallel_for(0, panels, grain(k.tile_columns * depth * 4), [&](int64_t first, int64_t last) {
-    (transposed ? k.pack_transposed : k.pack_columns)(x, count, width, first, last, packed.data());
-  });
-  return packed;
-}
-
-// Adam applied to the active rows inside backward, right after each row's gradient, instead of handing them over.
-template <class T>
-struct RowAdam {
-  T* param;
-  T* exp_avg;
-  T* exp_avg_sq;
-  AdamScalars<T> scalars;
-};
-
 template <class T>
 RowAdam<T> row_adam(const char* op, const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                     const AdamScalars<T>& scalars) {
@@ -116,14 +80,6 @@ RowAdam<T> row_adam(const char* op, const Tensor& weight, const Tensor& exp_avg,
   check_tensor(op, "exp_avg", exp_avg, weight.scalar_type(), shape);
   check_tensor(op, "exp_avg_sq", exp_avg_sq, weight.scalar_type(), shape);
   return {mutable_data<T>(weight), mutable_data<T>(exp_avg), mutable_data<T>(exp_avg_sq), scalars};
-}
-
-// Splits [0, count) into ranges that are multiples of `multiple`.
-template <class F>
-void parallel_tiles(int64_t count, int64_t multiple, int64_t work_per_item, const F& body) {
-  parallel_for(0, (count + multiple - 1) / multiple, grain(work_per_item * multiple), [&](int64_t first, int64_t last) {
-    body(first * multiple, last * multiple < count ? last * multiple : count);
-  });
 }
 
 }  // namespace
@@ -156,14 +112,12 @@ std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy(Tensor input, Tensor wei
 
 namespace {
 
-// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U, or empty without `has_bias`). With `adam`, which is asked
-// for after all checks, the weight's active rows are updated instead, and grad_rows is empty.
+// adam_of, which is asked after all checks, says whether the weight's active rows are updated at once.
 template <class T, class Adam>
-std::tuple<Tensor, Tensor, Tensor> shared_backward(const char* op, const Tensor& grad_loss, const Tensor& input,
-                                                   const Tensor& weight, const Tensor& rows,
-                                                   const Tensor& label_offsets, const Tensor& label_places,
-                                                   const Tensor& label_probabilities, const Tensor& logits,
-                                                   const Tensor& log_normalizer, bool has_bias, const Adam& adam_of) {
+Gradients shared_backward(const char* op, const Tensor& grad_loss, const Tensor& input, const Tensor& weight,
+                          const Tensor& rows, const Tensor& label_offsets, const Tensor& label_places,
+                          const Tensor& label_probabilities, const Tensor& logits, const Tensor& log_normalizer,
+                          bool has_bias, const Adam& adam_of) {
   const SharedProblem<T> s = shared_problem<T>(op, input, weight, std::nullopt, rows, std::nullopt, T(1));
   const Targets<T> targets = check_labels<T>(op, label_offsets, label_places, label_probabilities, s.batch, s.active);
   check_tensor(op, "grad_loss", grad_loss, input.scalar_type(), {s.batch});
@@ -171,43 +125,22 @@ std::tuple<Tensor, Tensor, Tensor> shared_backward(const char* op, const Tensor&
   check_tensor(op, "log_normalizer", log_normalizer, input.scalar_type(), {s.batch});
   const std::optional<RowAdam<T>> adam = adam_of(op);
   const auto& k = real_kernels<T>();
-  Tensor grad_input = empty({s.batch, s.features}, input.scalar_type());
-  Tensor grad_rows = empty({adam ? 0 : s.active, s.features}, input.scalar_type());
-  Tensor grad_bias = empty({has_bias ? s.active : 0}, input.scalar_type());
   Tensor gradient = empty({s.active, s.batch}, input.scalar_type());
   T* g = mutable_data<T>(gradient);
-  T* bias_gradient = has_bias ? mutable_data<T>(grad_bias) : nullptr;
   const std::vector<T> scale = softmax_scale(targets, data<T>(grad_loss), s.batch);
-  const std::vector<T> packed = pack(data<T>(input), s.batch, s.features, false);
   parallel_tiles(s.active, k.tile_rows, 4 * s.batch, [&](int64_t b, int64_t e) {
     k.shared_softmax_gradient(data<T>(logits), data<T>(log_normalizer), scale.data(), s.batch, g, b, e);
   });
   subtract_labels(targets, data<T>(grad_loss), s.batch, g, [&](int64_t b, int64_t u) { return u * s.batch + b; });
-  parallel_tiles(s.batch, 4 * k.tile_rows, s.active * s.features, [&](int64_t b, int64_t e) {
-    std::vector<T> panel(k.depth * k.tile_columns);
-    k.shared_grad_input(s, g, mutable_data<T>(grad_input), b, e, panel.data());
-  });
-  parallel_tiles(s.active, k.tile_rows, s.batch * s.features, [&](int64_t b, int64_t e) {
-    if (!adam) return k.shared_grad_rows(s, g, packed.data(), mutable_data<T>(grad_rows), bias_gradient, b, e);
-    std::vector<T> tile(k.tile_rows * s.features);
-    for (int64_t u = b; u < e; u += k.tile_rows) {
-      const int64_t count = std::min(k.tile_rows, e - u);
-      k.shared_grad_rows(s, g + u * s.batch, packed.data(), tile.data(), bias_gradient ? bias_gradient + u : nullptr, 0,
-                         count);
-      k.adam_rows({adam->param, {adam->exp_avg, adam->exp_avg_sq}, s.rows + u, tile.data(), s.active - u, s.features},
-                  adam->scalars, 0, count);
-    }
-  });
-  return {grad_input, grad_rows, grad_bias};
+  return shared_gradients<T>(s, input, g, has_bias, adam);
 }
 
 }  // namespace
 
 // Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
-std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight,
-                                                                 Tensor rows, Tensor label_offsets, Tensor label_places,
-                                                                 Tensor label_probabilities, Tensor logits,
-                                                                 Tensor log_normalizer, bool has_bias) {
+Gradients shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows,
+                                        Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
+                                        Tensor logits, Tensor log_normalizer, bool has_bias) {
   constexpr const char* op = "shared_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -234,35 +167,6 @@ std::tuple<Tensor, Tensor> shared_cross_entropy_backward_adam_(
     return {std::get<0>(found), std::get<2>(found)};
   });
 }
-
-namespace {
-
-template <class T>
-SampleProblem<T> sample_problem(const char* op, const Tensor& input, const Tensor& weight,
-                                const std::optional<Tensor>& bias, const Tensor& rows, const Tensor& offsets,
-                                const Tensor& pair_offsets, const Tensor& pair_positions, const Tensor& pair_samples) {
-  check_layer<T>(op, input, weight, bias, rows);
-  check_tensor(op, "offsets", offsets, ScalarType::Long, {input.size(0) + 1});
-  check_tensor(op, "pair_offsets", pair_offsets, ScalarType::Long, {rows.numel() + 1});
-  check_tensor(op, "pair_positions", pair_positions, ScalarType::Int, {-1});
-  const int64_t pairs = pair_positions.numel();
-  check_tensor(op, "pair_samples", pair_samples, ScalarType::Int, {pairs});
-  check_offsets(op, "offsets", data<int64_t>(offsets), input.size(0), pairs);
-  check_offsets(op, "pair_offsets", data<int64_t>(pair_offsets), rows.numel(), pairs);
-  check_range(op, "pair_positions", data<int32_t>(pair_positions), pairs, pairs);
-  check_range(op, "pair_samples", data<int32_t>(pair_samples), pairs, input.size(0));
-  return {data<T>(weight),
-          data_or_null<T>(bias),
-          data<T>(input),
-          data<int64_t>(rows),
-          data<int64_t>(pair_offsets),
-          data<int32_t>(pair_positions),
-          data<int32_t>(pair_samples),
-          rows.numel(),
-          weight.size(1)};
-}
-
-}  // namespace
 
 // Returns losses (B), logits (pairs, sample-major), log_normalizer (B).
 std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy(Tensor input, Tensor weight, std::optional<Tensor> bias,
@@ -302,31 +206,20 @@ namespace {
 
 // As shared_backward.
 template <class T, class Adam>
-std::tuple<Tensor, Tensor, Tensor> sample_backward(const char* op, const Tensor& grad_loss, const Tensor& input,
-                                                   const Tensor& weight, const Tensor& rows, const Tensor& offsets,
-                                                   const Tensor& pair_offsets, const Tensor& pair_positions,
-                                                   const Tensor& pair_samples, const Tensor& label_offsets,
-                                                   const Tensor& label_places, const Tensor& label_probabilities,
-                                                   const Tensor& logits, const Tensor& log_normalizer, bool has_bias,
-                                                   const Adam& adam_of) {
-  // grad_input meets every thread's rows. Rows are cut into a fixed number of chunks with equal pairs, each chunk
-  // has an accumulator of its own, and these are added in order: the same sum at any number of threads.
-  constexpr int64_t kChunks = 16, kAccumulatorBytes = int64_t{64} << 20;
-  // With Adam, so few rows at a time that their gradients and all they touch stay in the first-level cache.
-  constexpr int64_t kAdamRows = 2;
+Gradients sample_backward(const char* op, const Tensor& grad_loss, const Tensor& input, const Tensor& weight,
+                          const Tensor& rows, const Tensor& offsets, const Tensor& pair_offsets,
+                          const Tensor& pair_positions, const Tensor& pair_samples, const Tensor& label_offsets,
+                          const Tensor& label_places, const Tensor& label_probabilities, const Tensor& logits,
+                          const Tensor& log_normalizer, bool has_bias, const Adam& adam_of) {
   const SampleProblem<T> s =
       sample_problem<T>(op, input, weight, std::nullopt, rows, offsets, pair_offsets, pair_positions, pair_samples);
-  const int64_t batch = input.size(0), active = rows.numel(), pairs = pair_positions.numel();
+  const int64_t batch = input.size(0), pairs = pair_positions.numel();
   const Targets<T> targets = check_labels<T>(op, label_offsets, label_places, label_probabilities, batch, pairs);
   check_tensor(op, "grad_loss", grad_loss, input.scalar_type(), {batch});
   check_tensor(op, "logits", logits, input.scalar_type(), {pairs});
   check_tensor(op, "log_normalizer", log_normalizer, input.scalar_type(), {batch});
   const std::optional<RowAdam<T>> adam = adam_of(op);
   const auto& k = real_kernels<T>();
-  Tensor grad_input = empty({batch, s.features}, input.scalar_type());
-  Tensor grad_rows = empty({adam ? 0 : active, s.features}, input.scalar_type());
-  Tensor grad_bias = empty({has_bias ? active : 0}, input.scalar_type());
-  T* bias_gradient = has_bias ? mutable_data<T>(grad_bias) : nullptr;
   std::vector<T> gradient(pairs);
   const std::vector<T> scale = softmax_scale(targets, data<T>(grad_loss), batch);
   const int64_t* start = data<int64_t>(offsets);
@@ -336,53 +229,16 @@ std::tuple<Tensor, Tensor, Tensor> sample_backward(const char* op, const Tensor&
                                 scale[b], gradient.data() + start[b]);
   });
   subtract_labels(targets, data<T>(grad_loss), batch, gradient.data(), [](int64_t, int64_t place) { return place; });
-
-  const int64_t values = batch * s.features;
-  int64_t chunks = kAccumulatorBytes / (values * static_cast<int64_t>(sizeof(T)) + 1);
-  chunks = chunks < 2 ? 2 : chunks > kChunks ? kChunks : chunks;
-  std::vector<int64_t> cut(chunks + 1, active);
-  for (int64_t c = 0; c < chunks; ++c)
-    cut[c] = std::lower_bound(s.pair_offsets, s.pair_offsets + active, pairs * c / chunks) - s.pair_offsets;
-  std::vector<T> accumulators(chunks * values, T(0));
-  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    std::vector<T> few(adam ? kAdamRows * s.features : 0);
-    for (int64_t c = first; c < last; ++c) {
-      T* accumulator = accumulators.data() + c * values;
-      if (!adam)
-        k.sample_gradients(s, gradient.data(), accumulator, mutable_data<T>(grad_rows), bias_gradient, cut[c],
-                           cut[c + 1]);
-      for (int64_t u = cut[c]; adam && u < cut[c + 1]; u += kAdamRows) {
-        const int64_t count = std::min(kAdamRows, cut[c + 1] - u);
-        SampleProblem<T> part = s;
-        part.rows += u;
-        part.pair_offsets += u;
-        part.active -= u;
-        k.sample_gradients(part, gradient.data(), accumulator, few.data(), bias_gradient ? bias_gradient + u : nullptr,
-                           0, count);
-        k.adam_rows({adam->param, {adam->exp_avg, adam->exp_avg_sq}, part.rows, few.data(), part.active, s.features},
-                    adam->scalars, 0, count);
-      }
-    }
-  });
-  parallel_for(0, values, grain(chunks), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      T sum = T(0);
-      for (int64_t c = 0; c < chunks; ++c) sum += accumulators[c * values + i];
-      mutable_data<T>(grad_input)[i] = sum;
-    }
-  });
-  return {grad_input, grad_rows, grad_bias};
+  return sample_gradients<T>(s, input, pairs, gradient.data(), has_bias, adam);
 }
 
 }  // namespace
 
 // Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
-std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight,
-                                                                 Tensor rows, Tensor offsets, Tensor pair_offsets,
-                                                                 Tensor pair_positions, Tensor pair_samples,
-                                                                 Tensor label_offsets, Tensor label_places,
-                                                                 Tensor label_probabilities, Tensor logits,
-                                                                 Tensor log_normalizer, bool has_bias) {
+Gradients sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets,
+                                        Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples,
+                                        Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
+                                        Tensor logits, Tensor log_normalizer, bool has_bias) {
   constexpr const char* op = "sample_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -1,4 +1,8 @@
-// Hash families: rows (n, d) -> codes (L, n). The code of a row with NaN or Inf is -1.
+// Hash families: rows (n, d) -> codes (L * probes, n), row t * probes + p holding the p-th best codes of table t. The
+// code of a row with NaN or Inf is -1.
+#include <algorithm>
+#include <cmath>
+
 #include "common.h"
 
 namespace slide_torch {
@@ -12,7 +16,8 @@ struct Rows {
 
 template <class T>
 Rows<T> check_input(const char* op, const Tensor& input, const std::optional<Tensor>& bias,
-                    const std::optional<Tensor>& rows, const std::optional<Tensor>& center) {
+                    const std::optional<Tensor>& rows, const std::optional<Tensor>& center,
+                    std::optional<double> norm_bound = std::nullopt) {
   check(input.dim() == 2, op, "input: expected shape (n, d), got ", shape_of(input));
   const int64_t n = input.size(0);
   check_tensor(op, "input", input, scalar_type_of<T>(), {n, -1});
@@ -24,101 +29,229 @@ Rows<T> check_input(const char* op, const Tensor& input, const std::optional<Ten
     check_range(op, "rows", data<int64_t>(*rows), count, n);
   }
   if (center) check_tensor(op, "center", *center, scalar_type_of<T>(), {input.size(1) + (bias ? 1 : 0)});
-  return {{data<T>(input), data_or_null<int64_t>(rows), data_or_null<T>(bias), data_or_null<T>(center), input.size(1)},
+  return {{data<T>(input), data_or_null<int64_t>(rows), data_or_null<T>(bias), data_or_null<T>(center), input.size(1),
+           norm_bound.has_value(), static_cast<T>(norm_bound.value_or(0.0)), bias.has_value()},
           count};
 }
 
 // Runs body(kernels of the code's width, output, begin, end) over all rows; codes are int16 up to 15 bits.
 template <class T, class Body>
-Tensor hash_rows(const char* op, int64_t count, int64_t hashes, int64_t tables, int64_t bits, int64_t work,
-                 const Body& body) {
+Tensor hash_rows(const char* op, int64_t count, int64_t hashes, int64_t tables, int64_t bits, int64_t probes,
+                 int64_t work, const Body& body) {
   check(hashes >= 1 && tables >= 1, op, "K and L must be positive");
   check(bits >= 1 && bits <= kMaxCodeBits, op, "expected 1 to ", kMaxCodeBits, " bits a code, got ", bits);
+  check(probes >= 1 && tables * probes <= kMaxTables, op, "probes: expected at least 1 and at most ", kMaxTables,
+        " of all ", tables, " tables together, got ", probes);
   const auto& k = real_kernels<T>();
   const bool narrow = bits <= 15;
-  Tensor codes = empty({tables, count}, narrow ? ScalarType::Short : ScalarType::Int);
-  const int64_t lanes = k.lanes, blocks = (count + lanes - 1) / lanes;
+  Tensor codes = empty({tables * probes, count}, narrow ? ScalarType::Short : ScalarType::Int);
+  const int64_t lanes = k.tile_columns, blocks = (count + lanes - 1) / lanes;
   parallel_for(0, blocks, grain(lanes * work), [&](int64_t first, int64_t last) {
     const int64_t begin = first * lanes, end = last * lanes < count ? last * lanes : count;
     if (narrow)
-      body(k.hash16, HashOutput<int16_t>{mutable_data<int16_t>(codes), count, tables, hashes}, begin, end);
+      body(k.hash16, HashOutput<int16_t>{mutable_data<int16_t>(codes), count, tables, hashes, probes}, begin, end);
     else
-      body(k.hash32, HashOutput<int32_t>{mutable_data<int32_t>(codes), count, tables, hashes}, begin, end);
+      body(k.hash32, HashOutput<int32_t>{mutable_data<int32_t>(codes), count, tables, hashes, probes}, begin, end);
   });
   return codes;
 }
 
+// The functions of `needed` coordinates of rotated vectors, converted to T.
+template <class T>
+struct Rotations {
+  std::vector<T> signs, extra_projection;
+  HadamardFunctions<T> functions;
+
+  Rotations(const char* op, const Tensor& signs_in, const Tensor& extra, int64_t features, int64_t needed) {
+    check_tensor(op, "signs", signs_in, ScalarType::Char, {-1, 3, -1});
+    const int64_t rotations = signs_in.size(0), size = signs_in.size(2);
+    check_tensor(op, "extra_projection", extra, ScalarType::Float, {2, rotations, size});
+    check(size >= features && (size & (size - 1)) == 0, op, "signs: expected a power of two of at least ", features,
+          " coordinates, got ", size);
+    check(rotations * size >= needed, op, "signs: ", rotations, " rotations of ", size, " give fewer than the ", needed,
+          " coordinates of all hashes");
+    signs.assign(data<int8_t>(signs_in), data<int8_t>(signs_in) + signs_in.numel());
+    extra_projection.assign(data<float>(extra), data<float>(extra) + extra.numel());
+    functions = {signs.data(), extra_projection.data(), rotations, size};
+  }
+};
+
 }  // namespace
 
 Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
-                        std::optional<Tensor> center, Tensor signs, Tensor bias_projection, int64_t K, int64_t L) {
+                        std::optional<Tensor> center, Tensor signs, Tensor extra_projection, int64_t K, int64_t L,
+                        std::optional<double> norm_bound, int64_t probes) {
   constexpr const char* op = "simhash_hadamard";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
-    const HashInput<T>& in = checked.in;
-    const int64_t count = checked.count;
-    check_tensor(op, "signs", signs, ScalarType::Char, {-1, 3, -1});
-    const int64_t rotations = signs.size(0), size = signs.size(2);
-    check_tensor(op, "bias_projection", bias_projection, ScalarType::Float, {rotations, size});
-    check(size >= in.features && (size & (size - 1)) == 0, op, "signs: expected a power of two of at least ",
-          in.features, " coordinates, got ", size);
-    check(rotations * size >= K * L, op, "signs: ", rotations, " rotations of ", size,
-          " give fewer than K * L = ", K * L, " hashes");
-    std::vector<T> sign(rotations * 3 * size), projection(rotations * size);
-    for (size_t i = 0; i < sign.size(); ++i) sign[i] = static_cast<T>(data<int8_t>(signs)[i]);
-    for (size_t i = 0; i < projection.size(); ++i) projection[i] = static_cast<T>(data<float>(bias_projection)[i]);
-    const HadamardFunctions<T> functions{sign.data(), projection.data(), size};
-    const int64_t lanes = real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K, rotations * size * 16,
-                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
-                          std::vector<T> scratch((in.features + 1 + size) * lanes);
-                          k.simhash_hadamard(in, functions, out, b, e, scratch.data());
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rotations<T> rotations(op, signs, extra_projection, in.features, K * L);
+    const HadamardFunctions<T>& f = rotations.functions;
+    const int64_t scratch_size = (in.width() + f.size) * real_kernels<T>().lanes;
+    return hash_rows<T>(op, count, K, L, K, probes, f.rotations * f.size * 16,
+                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+                          std::vector<T> scratch(scratch_size);
+                          k.simhash_hadamard(in, f, out, b, e, scratch.data());
                         });
   });
 }
 
 Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
-                     Tensor projection, int64_t K, int64_t L) {
+                     Tensor projection, int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
   constexpr const char* op = "simhash_dense";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
-    const HashInput<T>& in = checked.in;
-    const int64_t count = checked.count;
-    const int64_t width = in.features + (bias ? 1 : 0);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const int64_t width = in.width();
     check_tensor(op, "projection", projection, ScalarType::Float, {K * L, width});
-    std::vector<T> matrix(K * L * width);
-    for (size_t i = 0; i < matrix.size(); ++i) matrix[i] = static_cast<T>(data<float>(projection)[i]);
+    const std::vector<T> matrix(data<float>(projection), data<float>(projection) + projection.numel());
     const int64_t lanes = real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K, K * L * width, [&](const auto& k, const auto& out, int64_t b, int64_t e) {
-      std::vector<T> scratch(width * lanes);
-      k.simhash_dense(in, matrix.data(), out, b, e, scratch.data());
-    });
+    return hash_rows<T>(op, count, K, L, K, probes, K * L * width,
+                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+                          std::vector<T> scratch(width * lanes);
+                          k.simhash_dense(in, matrix.data(), out, b, e, scratch.data());
+                        });
   });
 }
 
-Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
-            Tensor coordinates, int64_t K, int64_t L) {
-  constexpr const char* op = "dwta";
+namespace {
+
+// dwta and minhash: the same but for who wins a bin.
+Tensor bin_winners(const char* op, bool minhash, const Tensor& input, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& rows, const std::optional<Tensor>& center, const Tensor& coordinates,
+                   int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Rows<T> checked = check_input<T>(op, input, bias, rows, center);
-    const HashInput<T>& in = checked.in;
-    const int64_t count = checked.count;
-    const int64_t width = in.features + (bias ? 1 : 0);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const int64_t width = in.width();
     check_tensor(op, "coordinates", coordinates, ScalarType::Int, {K * L, -1});
     const int64_t bin = coordinates.size(1);
     check(bin >= 2 && (bin & (bin - 1)) == 0, op, "coordinates: expected bins of 2, 4, 8, ..., got ", bin);
     check_range(op, "coordinates", data<int32_t>(coordinates), coordinates.numel(), width);
     const WinnerFunctions functions{data<int32_t>(coordinates), bin, __builtin_ctzll(bin)};
     const int64_t lanes = real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K * functions.bits, K * L * bin * 2,
-                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
+    return hash_rows<T>(op, count, K, L, K * functions.bits, probes, K * L * bin * 2,
+                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(width * lanes);
                           std::vector<int32_t> winners(K * L * lanes);
-                          k.dwta(in, functions, out, b, e, scratch.data(), winners.data());
+                          (minhash ? k.minhash : k.dwta)(in, functions, out, b, e, scratch.data(), winners.data());
                         });
+  });
+}
+
+}  // namespace
+
+Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+            Tensor coordinates, int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
+  return bin_winners("dwta", false, input, bias, rows, center, coordinates, K, L, norm_bound, probes);
+}
+
+Tensor minhash(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+               Tensor coordinates, int64_t K, int64_t L) {
+  return bin_winners("minhash", true, input, bias, rows, center, coordinates, K, L, std::nullopt, 1);
+}
+
+Tensor cross_polytope(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
+                      std::optional<Tensor> center, Tensor signs, Tensor extra_projection, int64_t bin, int64_t K,
+                      int64_t L, std::optional<double> norm_bound, int64_t probes) {
+  constexpr const char* op = "cross_polytope";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    check(bin >= 2 && (bin & (bin - 1)) == 0, op, "bin: expected 2, 4, 8, ..., got ", bin);
+    const Rotations<T> rotations(op, signs, extra_projection, in.features, K * L * bin);
+    const HadamardFunctions<T>& f = rotations.functions;
+    check(bin <= f.size, op, "bin: expected at most ", f.size, ", the size of a rotation, got ", bin);
+    const int64_t scratch_size = (in.width() + f.size + K * bin) * real_kernels<T>().lanes;
+    return hash_rows<T>(op, count, K, L, K * (__builtin_ctzll(bin) + 1), probes, f.rotations * f.size * 16,
+                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+                          std::vector<T> scratch(scratch_size);
+                          k.cross_polytope(in, f, bin, out, b, e, scratch.data());
+                        });
+  });
+}
+
+// centroids (L, 2^bits, width): codes are places of centroids.
+Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
+                         std::optional<Tensor> center, Tensor centroids, std::optional<double> norm_bound,
+                         int64_t probes) {
+  constexpr const char* op = "nearest_centroids";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const int64_t width = in.width();
+    check_tensor(op, "centroids", centroids, ScalarType::Float, {-1, -1, width});
+    const int64_t tables = centroids.size(0), size = centroids.size(1);
+    check(size >= 2 && (size & (size - 1)) == 0, op, "centroids: expected 2, 4, 8, ... a table, got ", size);
+    const std::vector<T> matrix(data<float>(centroids), data<float>(centroids) + centroids.numel());
+    const int64_t columns = real_kernels<T>().tile_columns;
+    return hash_rows<T>(op, count, 1, tables, __builtin_ctzll(size), probes, tables * size * width,
+                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+                          std::vector<T> scratch((width + (probes > 1 ? size : 0)) * columns);
+                          k.nearest_centroids(in, {matrix.data(), size}, out, b, e, scratch.data());
+                        });
+  });
+}
+
+// What the families hash of each row, as a matrix (n, width): bias appended, center subtracted, norm augmented.
+Tensor hashed_rows(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+                   std::optional<double> norm_bound) {
+  constexpr const char* op = "hashed_rows";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const int64_t given = in.features + (bias ? 1 : 0), width = in.width();
+    Tensor result = empty({count, width}, input.scalar_type());
+    parallel_for(0, count, grain(4 * width), [&, &in = in](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        const int64_t row = in.rows ? in.rows[r] : r;
+        T* out = mutable_data<T>(result) + r * width;
+        std::copy(in.data + row * in.features, in.data + (row + 1) * in.features, out);
+        if (in.bias) out[in.features] = in.bias[row];
+        for (int64_t i = 0; in.center && i < given; ++i) out[i] -= in.center[i];
+        if (!in.augmented) continue;
+        T squared = T(0);
+        for (int64_t i = 0; i < given; ++i) squared += out[i] * out[i];
+        out[given] = std::sqrt(std::max(in.norm_bound * in.norm_bound - squared, T(0)));
+      }
+    });
+    return result;
+  });
+}
+
+// means[g] = the mean of the rows of `values` whose group is g, zero for an empty one; counts[g]. Rows of group -1
+// belong to none. Each group is summed by one thread, in the order of rows.
+std::tuple<Tensor, Tensor> group_means(Tensor values, Tensor groups, int64_t count) {
+  constexpr const char* op = "group_means";
+  return dispatch_real(op, values.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    check_tensor(op, "values", values, scalar_type_of<T>(), {-1, -1});
+    const int64_t n = values.size(0), width = values.size(1);
+    check_tensor(op, "groups", groups, ScalarType::Long, {n});
+    check(count >= 1, op, "count: expected at least 1, got ", count);
+    const int64_t* group = data<int64_t>(groups);
+    std::vector<int64_t> start(count + 1, 0), order(n);
+    for (int64_t i = 0; i < n; ++i) {
+      check(group[i] >= -1 && group[i] < count, op, "groups: expected values in [-1, ", count, "), got ", group[i]);
+      if (group[i] >= 0) ++start[group[i] + 1];
+    }
+    for (int64_t g = 0; g < count; ++g) start[g + 1] += start[g];
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t i = 0; i < n; ++i)
+      if (group[i] >= 0) order[next[group[i]]++] = i;
+    Tensor means = empty({count, width}, values.scalar_type()), counts = empty({count}, ScalarType::Long);
+    parallel_for(0, count, grain(width * (n / count + 1)), [&](int64_t first, int64_t last) {
+      for (int64_t g = first; g < last; ++g) {
+        T* mean = mutable_data<T>(means) + g * width;
+        std::fill(mean, mean + width, T(0));
+        for (int64_t e = start[g]; e < start[g + 1]; ++e)
+          for (int64_t i = 0; i < width; ++i) mean[i] += data<T>(values)[order[e] * width + i];
+        const int64_t size = start[g + 1] - start[g];
+        for (int64_t i = 0; i < width; ++i) mean[i] /= static_cast<T>(std::max<int64_t>(size, 1));
+        mutable_data<int64_t>(counts)[g] = size;
+      }
+    });
+    return {means, counts};
   });
 }
 
@@ -151,6 +284,11 @@ STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("simhash_hadamard", TORCH_BOX(&simhash_hadamard));
   m.impl("simhash_dense", TORCH_BOX(&simhash_dense));
   m.impl("dwta", TORCH_BOX(&dwta));
+  m.impl("minhash", TORCH_BOX(&minhash));
+  m.impl("cross_polytope", TORCH_BOX(&cross_polytope));
+  m.impl("nearest_centroids", TORCH_BOX(&nearest_centroids));
+  m.impl("hashed_rows", TORCH_BOX(&hashed_rows));
+  m.impl("group_means", TORCH_BOX(&group_means));
 }
 
 }  // namespace slide_torch

@@ -47,43 +47,47 @@ std::vector<T> normal(std::mt19937& random, int64_t count) {
   return values;
 }
 
+// All families, on rows whose bias is appended and norm augmented; `probes` codes a table.
 template <class T, class Code>
-void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t lanes, int64_t n, int64_t d) {
-  const int64_t K = 3, L = 7;
-  int64_t D = 1;
+void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int64_t d, int64_t probes) {
+  const int64_t lanes = real_kernels<T>().lanes, columns = real_kernels<T>().tile_columns;
+  const int64_t K = 3, L = 7, bin = 4, width = d + 2, centroids = 16;
+  int64_t D = bin;
   while (D < d) D *= 2;
-  const int64_t rotations = (K * L + D - 1) / D;
+  const int64_t rotations = (K * L * bin + D - 1) / D;
   const auto x = normal<T>(random, n * d), bias = normal<T>(random, n), center = normal<T>(random, d + 1);
   auto signs = normal<T>(random, rotations * 3 * D);
   for (T& s : signs) s = s > 0 ? T(1) : T(-1);
-  const auto gauss = normal<T>(random, rotations * D), projection = normal<T>(random, K * L * (d + 1));
+  const auto gauss = normal<T>(random, 2 * rotations * D), projection = normal<T>(random, K * L * width);
+  const auto heads = normal<T>(random, L * centroids * width);
   std::vector<int32_t> coordinates(K * L * 8);
-  for (int32_t& c : coordinates) c = static_cast<int32_t>(random() % (d + 1));
-  const HashInput<T> in{x.data(), nullptr, bias.data(), center.data(), d};
-  compare("simhash_hadamard", [&](int threads) {
-    std::vector<Code> codes(L * n);
-    parallel(threads, n, lanes, [&](int64_t b, int64_t e) {
-      std::vector<T> scratch((d + 1 + D) * lanes);
-      k.simhash_hadamard(in, {signs.data(), gauss.data(), D}, {codes.data(), n, L, K}, b, e, scratch.data());
+  for (int32_t& c : coordinates) c = static_cast<int32_t>(random() % width);
+  const HashInput<T> in{x.data(), nullptr, bias.data(), center.data(), d, true, T(2), true};
+  const HadamardFunctions<T> rotate{signs.data(), gauss.data(), rotations, D};
+  const auto family = [&](const char* what, int64_t scratch_size, const auto& hash) {
+    compare(what, [&](int threads) {
+      std::vector<Code> codes(L * probes * n);
+      const HashOutput<Code> out{codes.data(), n, L, K, probes};
+      parallel(threads, n, columns, [&](int64_t b, int64_t e) {
+        std::vector<T> scratch(scratch_size);
+        hash(out, b, e, scratch.data());
+      });
+      return codes;
     });
-    return codes;
-  });
-  compare("simhash_dense", [&](int threads) {
-    std::vector<Code> codes(L * n);
-    parallel(threads, n, lanes, [&](int64_t b, int64_t e) {
-      std::vector<T> scratch((d + 1) * lanes);
-      k.simhash_dense(in, projection.data(), {codes.data(), n, L, K}, b, e, scratch.data());
-    });
-    return codes;
-  });
-  compare("dwta", [&](int threads) {
-    std::vector<Code> codes(L * n);
-    parallel(threads, n, lanes, [&](int64_t b, int64_t e) {
-      std::vector<T> scratch((d + 1) * lanes);
+  };
+  family("simhash_hadamard", (width + D) * lanes,
+         [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_hadamard(in, rotate, out, b, e, s); });
+  family("simhash_dense", width * lanes,
+         [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_dense(in, projection.data(), out, b, e, s); });
+  for (const auto bins : {k.dwta, k.minhash})
+    family("bin winners", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
       std::vector<int32_t> winners(K * L * lanes);
-      k.dwta(in, {coordinates.data(), 8, 3}, {codes.data(), n, L, K}, b, e, scratch.data(), winners.data());
+      bins(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
     });
-    return codes;
+  family("cross_polytope", (width + D + K * bin) * lanes,
+         [&](const auto& out, int64_t b, int64_t e, T* s) { k.cross_polytope(in, rotate, bin, out, b, e, s); });
+  family("nearest_centroids", (width + centroids) * columns, [&](const auto& out, int64_t b, int64_t e, T* s) {
+    k.nearest_centroids(in, {heads.data(), centroids}, out, b, e, s);
   });
 }
 
@@ -111,6 +115,30 @@ void shared_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t active, 
       k.shared_log_normalizer(logits.data(), active, batch, normalizer.data(), b, e);
     });
     return normalizer;
+  });
+  compare("shared_softplus", [&](int threads) {
+    std::vector<T> losses(batch);
+    parallel(threads, batch, k.lanes, [&](int64_t b, int64_t e) {
+      k.shared_softplus(logits.data(), log_weight.data(), active, batch, losses.data(), b, e);
+    });
+    return losses;
+  });
+  compare("shared_sigmoid", [&](int threads) {
+    std::vector<T> out(active * batch);
+    parallel(threads, active, k.tile_rows, [&](int64_t b, int64_t e) {
+      k.shared_sigmoid(logits.data(), log_weight.data(), scale.data(), batch, out.data(), b, e);
+    });
+    return out;
+  });
+  compare("score_rows", [&](int threads) {
+    std::vector<int32_t> ids(active);
+    for (int64_t u = 0; u < active; ++u) ids[u] = static_cast<int32_t>(rows[u]);
+    std::vector<T> scores(batch * active);
+    parallel(threads, batch, 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b)
+        k.score_rows(weight.data(), bias.data(), x.data() + b * d, d, ids.data(), active, scores.data() + b * active);
+    });
+    return scores;
   });
   compare("shared_softmax_gradient", [&](int threads) {
     parallel(threads, active, k.tile_rows, [&](int64_t b, int64_t e) {
@@ -152,14 +180,16 @@ void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   std::vector<int32_t> positions(pairs);
   for (int64_t i = 0; i < pairs; ++i) positions[i] = static_cast<int32_t>((i * 7919 + 3) % pairs);
   if (pairs % 7919 == 0) return;  // the positions must be a permutation
-  const SampleProblem<T> s{weight.data(),  bias.data(),      x.data(),       rows.data(),
-                           offsets.data(), positions.data(), samples.data(), d};
+  const SampleProblem<T> s{weight.data(),  bias.data(), x.data(), rows.data(), offsets.data(), positions.data(),
+                           samples.data(), active,      d};
   std::vector<T> logits(pairs), gradient(pairs);
   compare("sample_logits", [&](int threads) {
     parallel(threads, active, 1, [&](int64_t b, int64_t e) { k.sample_logits(s, logits.data(), b, e); });
     return logits;
   });
   const T normalizer = k.sample_log_normalizer(logits.data(), pairs);
+  k.sample_sigmoid(logits.data(), nullptr, pairs, k.sample_softplus(logits.data(), logits.data(), pairs),
+                   gradient.data());
   k.sample_softmax_gradient(logits.data(), pairs, normalizer, T(0.5), gradient.data());
   compare("sample_gradients", [&](int threads) {
     const int64_t chunks = 4, values = batch * d;
@@ -225,8 +255,10 @@ void retrieval(std::mt19937& random, int64_t N) {
 template <class T>
 void all(std::mt19937& random) {
   for (int64_t d : {1, 7, 32, 65, 128}) {
-    hashing<T>(random, real_kernels<T>().hash16, real_kernels<T>().lanes, 45, d);
-    hashing<T>(random, real_kernels<T>().hash32, real_kernels<T>().lanes, 3, d);
+    for (int64_t probes : {1, 36}) {
+      hashing<T>(random, real_kernels<T>().hash16, 45, d, probes);
+      hashing<T>(random, real_kernels<T>().hash32, 3, d, probes);
+    }
     shared_pattern<T>(random, 90, d, 1, 1);
     shared_pattern<T>(random, 300, d, 73, 37);
     sample_pattern<T>(random, 90, d, 11);
