@@ -319,7 +319,7 @@ def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]
     if name in upkeep:
         from slide_torch import LSHOptions
 
-        options = LSHOptions()
+        options = LSHOptions().resolve(LABELS, HIDDEN)
         result["rehash_ms"], result["rebuild_ms"] = upkeep[name]
         rehashes = rehashes_within(UPKEEP_STEPS, options)
         rebuilds = rehashes // options.rebuild_every
