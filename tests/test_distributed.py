@@ -1,6 +1,8 @@
 """DistributedDataParallel on two processes: replicas stay equal, and equal to one process on both shards."""
 
 import copy
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -40,7 +42,8 @@ def batch(step, rank):
 
 def work(rank, file, result, sparse, budget, built):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{file}", timeout=limit, rank=rank, world_size=2)
     torch.manual_seed(rank)  # parameters, tables and draws differ until rank 0's are taken
     model = Model(sparse, budget)
     if built:
@@ -68,7 +71,20 @@ def work(rank, file, result, sparse, budget, built):
     content = {"model": model.state_dict(), "initial": initial, "stale": stale, "layout": layout}
     content["steps"] = tables.steps
     torch.save(content, f"{result}{rank}")
+    dist.barrier()  # no process takes the group, and the file behind it, from the other
     dist.destroy_process_group()
+
+
+def run_both(*arguments):
+    """Runs work in two processes; one that hangs fails the test instead of stopping it."""
+    context = mp.spawn(work, arguments, nprocs=2, join=False)
+    deadline = time.monotonic() + 120
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +92,7 @@ def work(rank, file, result, sparse, budget, built):
 )
 def test_replicas_stay_equal(sparse, budget, built, tmp_path):
     file, result = tmp_path / "store", str(tmp_path / "result")
-    mp.spawn(work, (str(file), result, sparse, budget, built), nprocs=2)
+    run_both(str(file), result, sparse, budget, built)
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     for key in ("initial", "model"):
         assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
