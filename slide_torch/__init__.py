@@ -9,6 +9,8 @@ from .ops import instruction_set
 from .options import LSHOptions
 from .persistence import load_sampler_state, sampler_state
 from .tables import HashTables
+from .tune import TuneResult, tune
+from .watch import RecallProbe
 
 __version__ = "0.1.0"
 
@@ -16,7 +18,9 @@ __all__ = [
     "HashTables",
     "LSHLinear",
     "LSHOptions",
+    "RecallProbe",
     "SampledLogits",
+    "TuneResult",
     "clip_grad_norm_",
     "convert_",
     "functional",
@@ -25,4 +29,5 @@ __all__ = [
     "metrics",
     "optim",
     "sampler_state",
+    "tune",
 ]

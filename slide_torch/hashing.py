@@ -91,10 +91,14 @@ class HashFamily(nn.Module, abc.ABC):
         probes: int = 1,
     ) -> Tensor: ...
 
-    def fit(self, weight: Tensor, bias: Tensor | None) -> None:
+    def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
         """Makes ready for the rows of ``weight`` (N, d) with ``bias`` (N) or None: :meth:`adapt`, and what
-        a data-dependent family learns from them."""
+        a data-dependent family learns from them, setting out from a ``previous`` one of the same shape."""
         self.adapt(weight, bias)
+
+    def follow(self, weight: Tensor, bias: Tensor | None, codes: Tensor) -> None:
+        """Before some rows are hashed anew: moves functions that may move while the other rows keep their
+        ``codes`` (L, N). Those that a seed determines may not."""
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
         """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
@@ -341,13 +345,15 @@ class KMeans(HashFamily):
     Modha 2001) as an inverted file's coarse quantizer (Jégou et al. 2011). A further probe takes the next
     nearest.
 
-    A rehash assigns rows anew; only a rebuild moves centroids (and the mean and the norms' bound, in
-    whose terms they are). Each of L tables starts from other rows. Before :meth:`fit` centroids are random
-    directions.
+    A rehash of dirty rows first moves each centroid to the mean of the rows that have its code, then
+    assigns the dirty ones: one round of k-means that leaves the other rows where they are (mini-batch
+    k-means: Sculley 2010). A rebuild assigns every row, after ``refinements`` rounds from the old centroids.
+    Each of L tables starts from other rows. Before :meth:`fit` centroids are random directions.
 
     Args:
         points: rows that k-means looks at, for each centroid.
-        iterations: rounds of k-means.
+        iterations: rounds of the first k-means.
+        refinements: rounds of later ones.
     """
 
     centroids: Tensor
@@ -361,10 +367,12 @@ class KMeans(HashFamily):
         *,
         points: int = 32,
         iterations: int = 6,
+        refinements: int = 1,
         **common: Any,
     ) -> None:
         self.points = points
         self.iterations = iterations
+        self.refinements = refinements
         super().__init__(in_features, K, L, **common)
 
     def _draw(self, generator: torch.Generator) -> None:
@@ -378,23 +386,49 @@ class KMeans(HashFamily):
             super().adapt(weight, bias)
 
     @torch.no_grad()
-    def fit(self, weight: Tensor, bias: Tensor | None) -> None:
+    def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
         super().adapt(weight, bias)
         generator = torch.Generator().manual_seed(self.seed)
+        start = previous.centroids if isinstance(previous, KMeans) and previous.fitted else None
         self.centroids = torch.stack(
-            [self._learn(weight.detach(), bias, generator) for _ in range(self.L)]
+            [
+                self._learn(weight, bias, generator, None if start is None else start[table])
+                for table in range(self.L)
+            ]
         )
         self.fitted = torch.tensor(True)
 
-    def _learn(self, weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> Tensor:
+    @torch.no_grad()
+    def follow(self, weight: Tensor, bias: Tensor | None, codes: Tensor) -> None:
+        super().adapt(weight, bias)
+        count = 1 << self.K
+        stride = -(-weight.shape[0] // (self.points * count))
+        picked = torch.arange(0, weight.shape[0], stride)
+        sample = self._sample(weight, bias, picked)
+        moved = []
+        for table in range(self.L):
+            means, sizes = ops.group_means(sample, codes[table, picked].long(), count)
+            # one without rows in the sample stays; so does one whose rows hold NaN, which hashing refuses
+            usable = (sizes > 0) & means.isfinite().all(1)
+            means = torch.where(usable[:, None], means, self.centroids[table].float())
+            moved.append(F.normalize(means, dim=1))
+        self.centroids = torch.stack(moved)
+
+    def _sample(self, weight: Tensor, bias: Tensor | None, picked: Tensor) -> Tensor:
+        """What is hashed of the rows ``picked``, at length 1."""
+        bound = None if self.norm_bound is None else float(self.norm_bound)
+        bias = None if bias is None else bias.detach()
+        rows = ops.hashed_rows(weight.detach(), bias, picked, self.center, bound).float()
+        return F.normalize(rows, dim=1)
+
+    def _learn(
+        self, weight: Tensor, bias: Tensor | None, generator: torch.Generator, start: Tensor | None
+    ) -> Tensor:
         count = 1 << self.K
         picked = torch.randperm(weight.shape[0], generator=generator)[: self.points * count]
-        bound = None if self.norm_bound is None else float(self.norm_bound)
-        own_bias = None if bias is None else bias.detach()
-        sample = ops.hashed_rows(weight, own_bias, picked, self.center, bound).float()
-        sample = F.normalize(sample, dim=1)
-        centroids = sample[torch.arange(count) % sample.shape[0]]
-        for _ in range(self.iterations):
+        sample = self._sample(weight, bias, picked)
+        centroids = sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
+        for _ in range(self.iterations if start is None else self.refinements):
             codes = ops.nearest_centroids(sample, None, None, None, centroids[None])[0]
             means, sizes = ops.group_means(sample, codes.long(), count)
             # one that has lost its rows starts again from a row

@@ -77,11 +77,16 @@ class LSHOptions:
             ``"kmeans"``, whose candidates mostly collide once, 4,096 or four times the budget.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
             ``"auto"``: 8 times the mean bucket, at least 128.
-        rehash_every: training steps from one rehash of the tables to the next, at first.
+        schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
+            ``"drift"``: looks every ``rehash_every`` steps at 512 rows, and rehashes once more than a share
+            ``drift`` of their codes has changed since the last rehash.
+        drift: that share, from 0 to 1; 0 rehashes at any change.
+        rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
+            from one look to the next.
         rehash_growth: factor by which that period grows at each rehash, as weights settle (the SLIDE
-            paper's exponential decay).
+            paper's exponential decay); 1 keeps it fixed. Not under ``"drift"``.
         rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never. ``"auto"``:
-            20; 1 for ``"kmeans"``, whose centroids must follow the rows.
+            20; 5 for ``"kmeans"``.
 
     Raises:
         ValueError: an option is out of its range; the message names it.
@@ -101,6 +106,8 @@ class LSHOptions:
     probes: int | Literal["auto"] = "auto"
     rerank: int | Literal["auto"] = "auto"
     bucket_cap: int | Literal["auto"] = "auto"
+    schedule: Literal["growing", "drift"] = "growing"
+    drift: float = 0.1
     rehash_every: int = 50
     rehash_growth: float = 1.1
     rebuild_every: int | Literal["auto"] = "auto"
@@ -109,6 +116,7 @@ class LSHOptions:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
         _check_choice("correction", self.correction, ("none", "importance"))
         _check_choice("family", self.family, FAMILIES)
+        _check_choice("schedule", self.schedule, ("growing", "drift"))
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
             ("budget", 0, None),
@@ -136,6 +144,11 @@ class LSHOptions:
             raise ValueError(
                 "LSHOptions: rehash_growth: expected a number from 1 to 100, "
                 f"got {self.rehash_growth!r}"
+            )
+        is_number = isinstance(self.drift, (int, float)) and not isinstance(self.drift, bool)
+        if not is_number or not 0 <= self.drift <= 1:
+            raise ValueError(
+                f"LSHOptions: drift: expected a number from 0 to 1, got {self.drift!r}"
             )
         if self.correction == "importance" and self.tail == 0:
             raise ValueError(
@@ -203,7 +216,7 @@ class LSHOptions:
             chosen["L"] = 1 if kmeans else 50
         tables = chosen.get("L", self.L)
         if self.rebuild_every == "auto":
-            chosen["rebuild_every"] = 1 if kmeans else 20
+            chosen["rebuild_every"] = 5 if kmeans else 20
         if self.probes == "auto":
             chosen["probes"] = min(16, MAX_TABLES // tables) if kmeans else 1
         if self.rerank == "auto":

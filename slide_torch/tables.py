@@ -25,13 +25,19 @@ _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDiction
 # Steps whose recomputation is known: as many as may lie between a forward and its backward.
 _REMEMBERED_STEPS = 64
 
+# Rows whose codes tell how far all have drifted: a share is known to about 0.01.
+_PROBE_ROWS = 512
+
 # Counters of the schedule, kept by sampler_state.
-_SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_since_rehash")
+_SCHEDULE = (
+    *("steps", "rehashes", "rebuilds", "upkeep_seconds", "drift_checks", "drift"),
+    *("_period", "_since_rehash"),
+)
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
     *("pattern", "budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
-    *("rehash_every", "rehash_growth", "rebuild_every"),
+    *("schedule", "drift", "rehash_every", "rehash_growth", "rebuild_every"),
 }
 
 
@@ -96,6 +102,9 @@ class HashTables:
         self.rehashes = 0
         self.rebuilds = 0
         self.upkeep_seconds = 0.0
+        self.drift_checks = 0
+        self.drift = 0.0
+        self._probe_codes: Tensor | None = None
         self._period = float(self.options.rehash_every)
         self._since_rehash = 0
         self._last: dict[str, float] = {}
@@ -136,12 +145,12 @@ class HashTables:
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
         )
-        family.fit(weight, bias)
+        family.fit(weight, bias, self.family)
         codes = _finite(family.row_codes(weight, bias), None)
         self.family = family
         self._install(codes)
         self.rebuilds += 1
-        self._finish(started)
+        self._finish(weight, bias, started)
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None, *, rows: Tensor | None = None) -> None:
@@ -153,25 +162,27 @@ class HashTables:
         if self.family is None:
             return self.rebuild(weight, bias)
         started = time.perf_counter()
-        if rows is None or self.codes is None:
-            before = self.family.center, self.family.norm_bound
-            self.family.adapt(weight, bias)
-            try:
-                self._install(_finite(self.family.row_codes(weight, bias), None))
-            except ValueError:
-                self.family.center, self.family.norm_bound = before
-                raise
-        else:
-            fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
-            moved = ops.update_codes_(self.codes, rows, fresh)
-            assert self.dirty is not None
-            others = self.dirty.index_fill(0, rows, False)
-            if bool(moved.any()):
-                self._install(self.codes)
-            self.dirty = others
+        before = dict(self.family.named_buffers())
+        try:
+            if rows is None or self.codes is None:
+                self.family.adapt(weight, bias)
+                codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
+            else:
+                assert self.dirty is not None
+                self.family.follow(weight, bias, self.codes)
+                fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
+                codes, dirty = self.codes, self.dirty.index_fill(0, rows, False)
+        except ValueError:
+            for name, value in before.items():
+                setattr(self.family, name, value)
+            raise
+        if dirty is None or bool(ops.update_codes_(codes, rows, fresh).any()):
+            self._install(codes)
+        if dirty is not None:
+            self.dirty = dirty
             self._keep_pending()
         self.rehashes += 1
-        self._finish(started)
+        self._finish(weight, bias, started)
 
     def maintain(
         self,
@@ -194,7 +205,7 @@ class HashTables:
             self.rebuild(weight, bias, generator=generator)
         elif self.codes is None:
             self.rehash(weight, bias)
-        elif advance and self._since_rehash >= self._period:
+        elif advance and self._since_rehash >= self._period and self._is_due(weight, bias):
             every = self.options.rebuild_every
             assert isinstance(every, int)
             if every and (self.rehashes + 1) % every == 0:
@@ -204,9 +215,34 @@ class HashTables:
                 assert self.dirty is not None
                 rows = None if all_rows_move else self.dirty.nonzero().flatten()
                 self.rehash(weight, bias, rows=rows)
-            self._period *= self.options.rehash_growth
+            if self.options.schedule == "drift":
+                self._period = float(self.options.rehash_every)
+            else:
+                self._period *= self.options.rehash_growth
         self.steps += advance
         self._since_rehash += advance
+
+    def _is_due(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether to rehash now that the period is over: under ``schedule="drift"`` only if the codes of
+        some rows have changed by enough; if not, the next look is a period away."""
+        if self.options.schedule == "growing":
+            return True
+        before = self._probe_codes
+        if before is None:  # taken up from a run with the other schedule
+            return True
+        started = time.perf_counter()
+        self.drift = (self._codes_of_probe(weight, bias) != before).float().mean().item()
+        self.drift_checks += 1
+        self._period += self.options.rehash_every
+        self.upkeep_seconds += time.perf_counter() - started
+        return self.drift > self.options.drift
+
+    def _codes_of_probe(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Present codes (L, 512) of some rows, the same ones as long as the hash functions' seed."""
+        assert self.family is not None
+        generator = torch.Generator().manual_seed(self.family.seed)
+        rows = torch.randint(self.out_features, (_PROBE_ROWS,), generator=generator)
+        return self.family.row_codes(weight, bias, rows)
 
     def meet(self, seed: int, version: int, *, moving: bool) -> Literal["before", "after"] | None:
         """When a step that drew ``seed`` at the weight's ``version`` has its upkeep: before it draws.
@@ -257,8 +293,10 @@ class HashTables:
         for rows in self._pending:
             self.dirty[rows] = True
 
-    def _finish(self, started: float) -> None:
+    def _finish(self, weight: Tensor, bias: Tensor | None, started: float) -> None:
         self._since_rehash = 0
+        if self.options.schedule == "drift":
+            self._probe_codes = self._codes_of_probe(weight, bias)
         self.upkeep_seconds += time.perf_counter() - started
 
     def sampler_state(self, weight: Tensor) -> dict[str, Any]:
@@ -274,6 +312,7 @@ class HashTables:
             "dirty": None if self.dirty is None else self.dirty.nonzero().flatten(),
             "changing": torch.cat(changing) if changing else None,
             "schedule": {name: getattr(self, name) for name in _SCHEDULE},
+            "probe_codes": self._probe_codes,
             "last": dict(self._last),
         }
 
@@ -292,6 +331,8 @@ class HashTables:
             self.dirty[state["dirty"]] = True
         if state["changing"] is not None:
             self._pending, self._pending_version = [state["changing"].clone()], weight._version
+        if state["probe_codes"] is not None:
+            self._probe_codes = state["probe_codes"].clone()
         self._last = dict(state["last"])
         for name in _SCHEDULE:
             setattr(self, name, state["schedule"][name])
@@ -337,9 +378,11 @@ class HashTables:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def stats(self) -> dict[str, float]:
-        """Training steps seen, rehashes, rebuilds, seconds of upkeep; of the last step the active
-        neurons per sample, their union over the batch, and the ids read from buckets; once built the
-        share of dirty rows, and the mean and largest load of non-empty buckets."""
+        """Training steps seen, rehashes, rebuilds, seconds of upkeep; under ``schedule="drift"`` how often it
+        looked, and the share of codes that it last found changed; of the last step the active
+        neurons per sample, their union over the batch, and the ids read from buckets (of all samples);
+        once built the bytes of the tables, the share of dirty rows, and the mean and largest load of
+        non-empty buckets, over all tables."""
         result: dict[str, float] = {
             "steps": self.steps,
             "rehashes": self.rehashes,
@@ -347,8 +390,11 @@ class HashTables:
             "upkeep_seconds": self.upkeep_seconds,
             **self._last,
         }
+        if self.options.schedule == "drift":
+            result |= {"drift_checks": self.drift_checks, "drift": self.drift}
         if self.offsets is not None and self.dirty is not None:
             load = self.offsets.diff(dim=1)
+            result["memory_bytes"] = self.memory_bytes()
             result["dirty_share"] = self.dirty.float().mean().item()
             result["bucket_load_mean"] = load[load > 0].float().mean().item()
             result["bucket_load_max"] = float(load.max())

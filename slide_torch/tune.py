@@ -1,0 +1,407 @@
+"""tune: which options find the largest logits of a layer's own inputs for the least cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .linear import LSHLinear
+from .options import FAMILIES, MAX_TABLES, LSHOptions
+from .sampling import candidates
+from .tables import HashTables
+
+_BLOCK = 64  # inputs looked up together; the median block tells the time
+_ROWS_AT_ONCE = 16  # inputs whose logits over all neurons are held together
+_ENOUGH = 32  # with fewer inputs than twice this, none are held out
+_PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Exact:
+    """The exact answers for some inputs: the neurons of the k largest logits, and the softmax's normaliser.
+
+    Attributes:
+        top: int64 (n, k).
+        log_normalizer: (n).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, input: Tensor, k: int) -> None:
+        tops, normalizers = [], []
+        for some in input.split(_ROWS_AT_ONCE):  # no inputs are one empty part
+            logits = F.linear(some, weight, bias)
+            tops.append(logits.topk(k, dim=1).indices)
+            normalizers.append(logits.logsumexp(1))
+        self.top = torch.cat(tops)
+        self.log_normalizer = torch.cat(normalizers)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one setting finds, and its cost.
+
+    Attributes:
+        options: the setting, resolved.
+        recall: share of the exact top k among the candidates within the budget; mean over inputs.
+        softmax_mass: softmax probability of the candidates; mean over inputs.
+        ids_read: ids read from buckets for an input, over all tables, with repetitions.
+        rows_touched: rows of the weight read for an input: those that ``rerank`` scores, else the candidates.
+        us_query: microseconds an input, of a median block of 64.
+        build_seconds: a rebuild: new functions, all rows hashed, buckets.
+        rehash_seconds: a rehash of all rows. (One of dirty rows only costs less.)
+        cost: microseconds an input: ``us_query``, and a rehash of all rows spread over the inputs of a first
+            period.
+    """
+
+    options: LSHOptions
+    recall: float
+    softmax_mass: float
+    ids_read: float
+    rows_touched: float
+    us_query: float
+    build_seconds: float
+    rehash_seconds: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What :func:`tune` found; prints as a table.
+
+    Attributes:
+        options: the setting of least cost that reached the recall; if none did, that of the highest recall.
+        reached: whether it did, on the held-out inputs if there are any.
+        recall: its recall there.
+        softmax_mass: its softmax mass there.
+        held_out: inputs, none of which had a part in the choice, that these two are of; 0: they are of the
+            inputs that it was chosen on.
+        target: the recall asked for.
+        k: how many largest logits were looked for.
+        measured: every setting tried, on the inputs of the choice.
+        untried: settings that the time limit left out.
+        seconds: that it took.
+    """
+
+    options: LSHOptions
+    reached: bool
+    recall: float
+    softmax_mass: float
+    held_out: int
+    target: float
+    k: int
+    measured: list[Measurement]
+    untried: int
+    seconds: float
+
+    def __str__(self) -> str:
+        head = (
+            *("family", "K", "L", "probes", "rerank", "augmented", f"recall@{self.k}", "mass"),
+            *("ids read", "rows", "us/query", "build, s", "rehash, s", "cost, us"),
+        )
+        lines = [head]
+        for m in self.measured:
+            o = m.options
+            lines.append(
+                (
+                    *(o.family, str(o.K), str(o.L), str(o.probes), f"{o.rerank:,}"),
+                    "yes" if o.augment_norms else "no",
+                    *(f"{m.recall:.3f}", f"{m.softmax_mass:.3f}", f"{m.ids_read:,.0f}"),
+                    *(f"{m.rows_touched:,.0f}", f"{m.us_query:.0f}", f"{m.build_seconds:.2f}"),
+                    *(f"{m.rehash_seconds:.2f}", f"{m.cost:.0f}"),
+                )
+            )
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        table = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        ]
+        o = self.options
+        found = f"recall {self.recall:.3f}, mass {self.softmax_mass:.3f}"
+        where = f"on {self.held_out} held-out inputs" if self.held_out else "on the inputs of the choice"
+        verdict = (
+            f"reached {self.target:g}" if self.reached else f"NO SETTING REACHED {self.target:g}; the best"
+        )
+        chosen = (
+            f"{verdict}: family={o.family!r}, K={o.K}, L={o.L}, probes={o.probes}, rerank={o.rerank}, "
+            f"augment_norms={o.augment_norms}: {found} {where}"
+        )
+        left = f"; {self.untried} settings left out by the time limit" if self.untried else ""
+        return "\n".join([*table, chosen, f"{self.seconds:.0f} s{left}"])
+
+
+def measure(
+    tables: HashTables, weight: Tensor, bias: Tensor | None, input: Tensor, exact: Exact
+) -> dict[str, float]:
+    """Recall, softmax mass, ids read, rows touched and time of built ``tables`` on ``input`` (n, d), as in
+    :class:`Measurement`."""
+    options = tables.options
+    assert isinstance(options.budget, int) and isinstance(options.rerank, int)
+    neurons = weight.shape[0]
+    hits = mass = ids = touched = 0.0
+    times = []
+    for first in range(0, input.shape[0], _BLOCK):
+        some = input[first : first + _BLOCK]
+        started = time.perf_counter()
+        found = candidates(tables, weight, bias, some)
+        times.append((time.perf_counter() - started) / some.shape[0])
+        assert found is not None  # not every neuron is active
+        offsets, active = found
+        sample = torch.arange(some.shape[0]).repeat_interleave(offsets.diff())
+        top = exact.top[first : first + _BLOCK]
+        wanted = torch.arange(some.shape[0]).unsqueeze(1) * neurons + top
+        hits += torch.isin(wanted, sample * neurons + active).float().mean(1).sum().item()
+        logits = (weight[active] * some[sample]).sum(1)
+        if bias is not None:
+            logits += bias[active]
+        mass += (logits - exact.log_normalizer[first + sample]).exp().sum().item()
+        ids += _ids_read(tables, some)
+        if options.rerank:
+            tables.options = dataclasses.replace(options, budget=min(options.rerank, neurons - 1), rerank=0)
+            try:
+                scored = candidates(tables, weight, bias, some)
+            finally:
+                tables.options = options
+            assert scored is not None
+            active = scored[1]
+        touched += active.shape[0]
+    n = input.shape[0]
+    return {
+        "recall": hits / n,
+        "softmax_mass": mass / n,
+        "ids_read": ids / n,
+        "rows_touched": touched / n,
+        "us_query": statistics.median(times) * 1e6,
+    }
+
+
+def build(
+    options: LSHOptions, weight: Tensor, bias: Tensor | None, generator: torch.Generator
+) -> tuple[HashTables, float, float]:
+    """Tables over the rows, and the seconds of their build and of a rehash of all rows."""
+    tables = HashTables(options, *weight.shape, has_bias=bias is not None)
+    tables.rebuild(weight, bias, generator=generator)
+    built = tables.upkeep_seconds
+    tables.rehash(weight, bias)
+    return tables, built, tables.upkeep_seconds - built
+
+
+@torch.no_grad()
+def tune(
+    layer: LSHLinear,
+    inputs: Tensor,
+    recall: float = 0.9,
+    *,
+    k: int = 10,
+    families: Sequence[str] = ("kmeans", "simhash", "cross_polytope", "dwta"),
+    settings: Sequence[LSHOptions] | None = None,
+    queries: int = 256,
+    batch: int = 256,
+    seconds: float = 60.0,
+    seed: int = 0,
+) -> TuneResult:
+    r"""Measures candidate settings on a layer and inputs of yours, and returns those of least cost that find the
+    share ``recall`` of the exact k largest logits within the layer's budget.
+
+    Give trained weights, or weights in the middle of training: random ones have no structure to find. Recall
+    is not all that training needs, see docs/tuning.md. The layer is not changed, nor torch's random state: to use
+    what is found, make a layer with it, ``LSHLinear.from_linear(layer.to_linear(), options=result.options)``.
+
+    Recall and softmax mass depend on ``seed`` alone; times, and so the choice among settings that
+    reach the recall, also on the machine and what else it does. Settings are tried from few probes to many
+    until one reaches the recall. The choice is made on half of the inputs, up to ``queries``, and confirmed on as many
+    others: a setting that misses the recall there gives way to the next in cost. With fewer than 64
+    inputs none are held out.
+
+    Memory: one setting's tables, and the logits of 16 inputs over all neurons.
+
+    Args:
+        layer: an LSHLinear; its options give pattern, budget, tail, correction and schedule.
+        inputs: (\*, d), what the layer is fed, of its dtype; best of the validation data.
+        recall: share to be found, above 0 and at most 1.
+        k: how many of the largest logits, from 1 to N; and at most the budget.
+        families: hash families to try, in this order.
+        settings: options to try, instead of those of the families; used as they are, ``"auto"`` resolved.
+        queries: most inputs to choose on, and most to confirm on.
+        batch: inputs of a training step, which share the cost of a rehash.
+        seconds: no further setting is begun after so long; the first always is. One may take some
+            seconds.
+        seed: of hash functions and of the choice of inputs.
+
+    Raises:
+        ValueError: an argument is wrong, weights hold NaN or Inf, or a setting has every neuron active or
+            none retrieved.
+    """
+    flat, groups = _checked(
+        layer,
+        inputs,
+        recall,
+        k,
+        families,
+        settings,
+        {"queries": queries, "batch": batch, "seconds": seconds},
+    )
+    began = time.perf_counter()
+    weight = layer.weight.detach().contiguous()
+    bias = None if layer.bias is None else layer.bias.detach().contiguous()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(flat.shape[0], generator=generator)
+    half = flat.shape[0] // 2 if flat.shape[0] >= 2 * _ENOUGH else flat.shape[0]
+    own, others = flat[order[:half][:queries]], flat[order[half:][:queries]]
+    exact, exact_of_others = (Exact(weight, bias, some, k) for some in (own, others))
+
+    measured: list[Measurement] = []
+    confirmed: list[tuple[Measurement, float, float]] = []  # with recall and mass on the others
+    untried = 0
+    best = -1.0
+    for group in groups:
+        tables = None
+        for ladder in group:
+            for place, setting in enumerate(ladder):
+                if measured and time.perf_counter() - began > seconds:
+                    untried += len(ladder) - place
+                    break
+                if tables is None:
+                    tables, built, rehashed = build(setting, weight, bias, generator)
+                tables.options = setting
+                found = measure(tables, weight, bias, own, exact)
+                upkeep = rehashed * 1e6 / (setting.rehash_every * batch)
+                cost = found["us_query"] + upkeep
+                line = Measurement(
+                    setting, **found, build_seconds=built, rehash_seconds=rehashed, cost=cost
+                )
+                measured.append(line)
+                if line.recall >= recall or line.recall > best:
+                    there = found
+                    if others.shape[0]:
+                        there = measure(tables, weight, bias, others, exact_of_others)
+                    confirmed.append((line, there["recall"], there["softmax_mass"]))
+                best = max(best, line.recall)
+                if line.recall >= recall:
+                    break
+    good = [c for c in confirmed if c[0].recall >= recall and c[1] >= recall]
+    if good:
+        chosen, share, mass = min(good, key=lambda c: c[0].cost)
+    else:
+        chosen, share, mass = max(confirmed, key=lambda c: c[1])
+    return TuneResult(
+        chosen.options,
+        bool(good),
+        share,
+        mass,
+        others.shape[0],
+        recall,
+        k,
+        measured,
+        untried,
+        time.perf_counter() - began,
+    )
+
+
+def _ladders(base: LSHOptions, family: str, neurons: int, features: int) -> Iterator[list[list[LSHOptions]]]:
+    """The settings of a family that :func:`tune` tries: for each that needs tables of its own, ladders of
+    rising cost over the same tables."""
+    free = dict.fromkeys(("K", "L", "probes", "rerank", "bucket_cap", "rebuild_every"), "auto")
+    # resolved with all that depends on the family left to it
+    auto = dataclasses.replace(base, family=family, augment_norms="auto", **free).resolve(
+        neurons, features
+    )
+    assert isinstance(auto.K, int) and isinstance(auto.L, int) and isinstance(auto.budget, int)
+    kmeans = family == "kmeans"
+    rerank = max(4096, 4 * auto.budget)
+    variants: list[dict[str, Any]] = [{}]
+    if kmeans:
+        variants += [{"K": auto.K + 1}, {"K": auto.K - 1}, {"augment_norms": False}]
+    elif family != "minhash":
+        variants += [{"augment_norms": True}]
+    most = 1 if family == "minhash" else MAX_TABLES // auto.L
+    for variant in variants:
+        if not 1 <= variant.get("K", 1) <= 16:
+            continue
+        # the cap of buckets follows K
+        own = dataclasses.replace(auto, bucket_cap="auto", **variant)
+        probes = [p for p in _PROBES if p <= min(most, 1 << own.code_bits)]
+        yield [
+            [
+                dataclasses.replace(own, probes=p, rerank=r).resolve(neurons, features)
+                for p in probes
+            ]
+            for r in ((rerank,) if kmeans else (0, rerank))
+        ]
+
+
+def _ids_read(tables: HashTables, input: Tensor) -> int:
+    """Lengths of all the buckets of all inputs, each up to the cap."""
+    options = tables.options
+    assert tables.family is not None and tables.offsets is not None
+    assert isinstance(options.probes, int) and isinstance(options.bucket_cap, int)
+    codes = tables.family.query_codes(input, options.probes).long()
+    lengths = tables.offsets.diff(dim=1).repeat_interleave(options.probes, dim=0)
+    read = lengths.gather(1, codes.clamp(min=0)).clamp(max=options.bucket_cap)
+    return int(read[codes >= 0].sum())
+
+
+def _checked(
+    layer: LSHLinear,
+    inputs: Tensor,
+    recall: float,
+    k: int,
+    families: Sequence[str],
+    settings: Sequence[LSHOptions] | None,
+    numbers: dict[str, float],
+) -> tuple[Tensor, list[list[list[LSHOptions]]]]:
+    """Refuses what :func:`tune` cannot do; returns inputs (n, d) and the groups of ladders to try."""
+
+    def refuse(name: str, expected: str, got: object) -> None:
+        raise ValueError(f"tune: {name}: expected {expected}, got {got}")
+
+    if not isinstance(layer, LSHLinear):
+        refuse("layer", "an LSHLinear (the output layer itself)", type(layer).__name__)
+    neurons, features = layer.out_features, layer.in_features
+    if not isinstance(inputs, Tensor) or inputs.dim() < 1 or inputs.shape[-1] != features:
+        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        refuse("inputs", f"a tensor with last dimension {features} (in_features)", got)
+    if inputs.dtype != layer.weight.dtype:
+        refuse("inputs", f"{layer.weight.dtype}, the weight's dtype", inputs.dtype)
+    if inputs.numel() == 0:
+        refuse("inputs", "at least one", "none")
+    if not bool(torch.isfinite(inputs).all()):
+        refuse("inputs", "finite numbers", "NaN or Inf")
+    if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
+        refuse("recall", "a number above 0 and at most 1", repr(recall))
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= neurons:
+        refuse("k", f"an int from 1 to {neurons} (out_features)", repr(k))
+    for name, value in numbers.items():
+        whole = isinstance(value, int) or name == "seconds"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole or value <= 0:
+            refuse(name, "a number above 0" if name == "seconds" else "an int of at least 1", repr(value))
+    unknown = [f for f in families if f not in FAMILIES] if settings is None else []
+    if isinstance(families, str) or unknown or len(families) == 0:
+        refuse("families", f"one or more of {FAMILIES}", repr(families))
+    if settings is None:
+        groups = [
+            group
+            for family in families
+            for group in _ladders(layer.options, family, neurons, features)
+        ]
+    else:
+        if len(settings) == 0 or not all(isinstance(o, LSHOptions) for o in settings):
+            refuse("settings", "one or more LSHOptions", repr(settings))
+        groups = [[[options.resolve(neurons, features)]] for options in settings]
+    for group in groups:
+        options = group[0][0]
+        tables = HashTables(options, neurons, features, has_bias=layer.bias is not None)
+        if not tables.uses_tables:
+            refuse(
+                "settings" if settings is not None else "layer",
+                f"options that retrieve some of the {neurons} neurons",
+                f"budget={options.budget}, tail={options.tail}: all or none",
+            )
+        if k > options.budget:
+            refuse("k", f"at most the budget, {options.budget}, or its recall cannot be had", k)
+    return inputs.detach().reshape(-1, features).contiguous(), groups
