@@ -7,18 +7,17 @@ some thousand steps, trained twice: without tables (``in-batch``: the batch's la
 budget=0), and with the layer's defaults. They are kept in the user's cache folder, so only the first run
 trains. Queries are hidden vectors of held-out names.
 
-A line is one setting. ``recall`` is the share of the exact ten largest logits among the candidates within
-the budget, ``mass`` the softmax probability of these candidates; ``recall of all read`` counts every id
-of the query's buckets, whatever the budget. Ids read count every table; a neuron read twice counts twice.
+A line is one setting; those that ``"auto"`` stands for are marked. ``recall`` is the share of the exact ten largest
+logits among the candidates within the budget, ``mass`` the softmax probability of these candidates. Ids read count every
+table; a neuron read twice counts twice. Rows are those of the weight that a query reads: those scored exactly for
+re-ranking, else the candidates. Times are those of the machine as it is; compare lines with each other.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
-import time
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,6 @@ from common import (
     argument_parser,
     finish,
     loss_of,
-    median,
-    milliseconds,
     parse,
     print_table,
     save_checkpoint,
@@ -43,11 +40,10 @@ from tqdm import tqdm
 
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam
-from slide_torch.sampling import candidates
-from slide_torch.tables import HashTables
+from slide_torch.tune import Exact, build, measure
 
-TOP, BLOCK = 10, 256
-CODE_BITS = (6, 9, 12, 15)
+TOP = 10
+CODE_BITS = (9, 12, 15)
 TRAINED = {"in-batch": LSHOptions(budget=0), "defaults": LSHOptions()}
 
 
@@ -101,90 +97,68 @@ def weights(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Tensor]]]
 
 
 def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
-    """Every family that LSHOptions knows, at several code lengths, centred and not."""
+    """What is measured of every family: code lengths; at one of them projections, no centering, augmented norms,
+    probes and re-ranking. For k-means: numbers of centroids and of probes."""
     budget = min(args.budget, neurons // 4)
-    common = {"pattern": "per_sample", "budget": budget, "tail": 0, "L": args.tables}
     for family in typing.get_args(typing.get_type_hints(LSHOptions)["family"]):
-        projections = ("hadamard", "gaussian", "sparse") if family == "simhash" else ("auto",)
-        per_hash = LSHOptions(family=family).bits_per_hash
-        lengths = sorted({max(1, bits // per_hash) for bits in CODE_BITS})
-        for projection in projections:
-            for center in (True, False):
-                for K in lengths[:1] if args.quick else lengths:
-                    try:
-                        yield LSHOptions(
-                            family=family, projection=projection, center=center, K=K, **common
-                        )
-                    except ValueError as error:
-                        print(f"left out: {error}")
+        common: dict = {"pattern": "per_sample", "budget": budget, "tail": 0}
+        auto = LSHOptions(family=family, **common).resolve(neurons, HIDDEN)
+        yield auto
+        if args.quick:
+            continue
+        if family == "kmeans":
+            for K in (auto.K - 1, auto.K, auto.K + 1):
+                for probes in (2, 4, 8, 16, 32, 64):
+                    if (K, probes) != (auto.K, auto.probes):
+                        yield LSHOptions(family=family, K=K, probes=probes, **common)
+            yield LSHOptions(family=family, augment_norms=False, **common)
+            yield LSHOptions(family=family, center=False, **common)
+            continue
+        common["L"] = args.tables
+        lengths = sorted({max(1, bits // auto.bits_per_hash) for bits in CODE_BITS})
+        yield from (LSHOptions(family=family, K=K, **common) for K in lengths if K != auto.K)
+        variants: list[dict] = [{"center": False}, {"rerank": 4 * budget}]
+        if family != "minhash":
+            variants += [
+                {"augment_norms": True},
+                {"probes": 4},
+                {"probes": 4, "rerank": 4 * budget},
+            ]
+        if family == "simhash":
+            variants += [{"projection": "gaussian"}, {"projection": "sparse"}]
+        yield from (LSHOptions(family=family, **variant, **common) for variant in variants)
 
 
-class Exact:
-    """The exact answers: logits of all queries, their largest, their softmax."""
-
-    def __init__(self, w: Tensor, b: Tensor, q: Tensor) -> None:
-        self.logits = F.linear(q, w, b)
-        self.top = self.logits.topk(TOP, dim=1).indices
-        self.log_normalizer = self.logits.logsumexp(1)
-
-    def score(self, offsets: Tensor, ids: Tensor, first: int) -> tuple[float, float]:
-        """Summed recall and softmax mass of candidates (CSR over queries from ``first`` on)."""
-        count, neurons = len(offsets) - 1, self.logits.shape[1]
-        query = torch.arange(count).repeat_interleave(offsets.diff())
-        found = torch.zeros(count * neurons, dtype=torch.bool)
-        found[query * neurons + ids] = True
-        top = torch.arange(count).unsqueeze(1) * neurons + self.top[first : first + count]
-        mass = (self.logits[first + query, ids] - self.log_normalizer[first + query]).exp()
-        return found[top].float().mean(1).sum().item(), mass.sum().item()
-
-
-def measure(options: LSHOptions, w: Tensor, b: Tensor, q: Tensor, exact: Exact) -> dict:
+def measured(options: LSHOptions, w: Tensor, b: Tensor, q: Tensor, exact: Exact) -> dict:
     """One setting's line."""
-    started = time.perf_counter()
-    tables = HashTables(options, *w.shape, has_bias=True)
-    tables.rebuild(w, b)
-    built = time.perf_counter() - started
-    within, whole = tables.options, dataclasses.replace(tables.options, budget=len(w) - 1)
-    blocks = range(0, len(q), BLOCK)
-    ms = [milliseconds(lambda: [candidates(tables, w, b, q[i : i + BLOCK]) for i in blocks])
-          for _ in range(3)]  # fmt: skip
-    sums = dict.fromkeys(("recall", "mass", "recall_of_all_read", "candidates", "ids_read"), 0.0)
-    for i in blocks:
-        tables.options = within
-        offsets, ids = candidates(tables, w, b, q[i : i + BLOCK])
-        recall, mass = exact.score(offsets, ids, i)
-        sums["recall"] += recall
-        sums["mass"] += mass
-        sums["candidates"] += len(ids)
-        tables.options = whole
-        offsets, ids = candidates(tables, w, b, q[i : i + BLOCK])
-        sums["recall_of_all_read"] += exact.score(offsets, ids, i)[0]
-        sums["ids_read"] += ids_read(tables, q[i : i + BLOCK])
-    load = tables.offsets.diff(dim=1)
+    tables, built, rehashed = build(options, w, b, torch.Generator().manual_seed(0))
+    found = measure(tables, w, b, q, exact)
+    resolved = tables.options
+    defaults = LSHOptions(
+        family=options.family, pattern=resolved.pattern, budget=resolved.budget, tail=0
+    )
     return {
         "family": options.family,
-        "projection": tables.options.projection if options.family == "simhash" else "",
-        "center": options.center,
-        "K": options.K,
-        "L": tables.options.L,
-        "code_bits": tables.family.bits,
-        **{key: value / len(q) for key, value in sums.items()},
-        "us_query": median(ms) * 1e3 / len(q),
+        "projection": resolved.projection if options.family == "simhash" else "",
+        "center": resolved.center,
+        "augment_norms": resolved.augment_norms,
+        "K": resolved.K,
+        "L": resolved.L,
+        "code_bits": resolved.code_bits,
+        "probes": resolved.probes,
+        "rerank": resolved.rerank,
+        "is_auto": resolved == defaults.resolve(*w.shape),
+        **found,
+        "share_touched": found["rows_touched"] / len(w),
         "build_seconds": built,
-        "bucket_max": int(load.max()),
+        "rehash_seconds": rehashed,
+        "bucket_max": int(tables.offsets.diff(dim=1).max()),
     }
 
 
-def ids_read(tables: HashTables, q: Tensor) -> int:
-    """Lengths of all the queries' buckets, each up to the cap."""
-    codes = tables.family.query_codes(q).long()
-    lengths = tables.offsets.diff(dim=1).long().gather(1, codes)
-    return int(lengths.clamp(max=tables.options.bucket_cap).sum())
-
-
 def main() -> None:
-    parser = argument_parser(__doc__, "2,000 random rows, the shortest codes only")
-    parser.add_argument("--steps", type=int, default=3_000, help="of training")
+    parser = argument_parser(__doc__, "2,000 random rows, one setting of each family")
+    parser.add_argument("--steps", type=int, default=1_000, help="of training")
     parser.add_argument("--queries", type=int, default=512)
     parser.add_argument("--budget", type=int, default=1_024, help="most candidates of a query")
     parser.add_argument("--tables", type=int, default=50, help="L")
@@ -193,18 +167,19 @@ def main() -> None:
     results = []
     for how, held in weights(args):
         w, b, q = held["w"], held["b"], held["q"]
-        exact = Exact(w, b, q)
-        best = exact.logits.topk(min(args.budget, len(w)), dim=1).values
-        mass = (best.logsumexp(1) - exact.log_normalizer).exp().mean().item()
+        exact = Exact(w, b, q, TOP)
+        count = min(args.budget, len(w))
+        best = [F.linear(some, w, b).topk(count, dim=1).values.logsumexp(1) for some in q.split(16)]
+        mass = (torch.cat(best) - exact.log_normalizer).exp().mean().item()
         print(
-            f"{how}: {len(w):,} neurons, {len(q)} queries; the exact {best.shape[1]:,} largest logits "
-            f"hold {mass:.3f} of the softmax mass; as many drawn at random, {best.shape[1] / len(w):.4f} "
+            f"{how}: {len(w):,} neurons, {len(q)} queries; the exact {count:,} largest logits "
+            f"hold {mass:.3f} of the softmax mass; as many drawn at random, {count / len(w):.4f} "
             "of the exact top 10",
             flush=True,
         )
         chosen = list(settings(args, len(w)))
         for options in tqdm(chosen, desc=how, leave=False, disable=not sys.stderr.isatty()):
-            results.append({"weights": how} | measure(options, w, b, q, exact))
+            results.append({"weights": how} | measured(options, w, b, q, exact))
     report(results)
 
     def paint(axes) -> None:
@@ -214,10 +189,11 @@ def main() -> None:
                 own = [r for r in results if (r["weights"], r["family"], r["projection"])
                        == (how, family, projection)]  # fmt: skip
                 label = f"{family} {projection}, {how}".replace(" ,", ",")
-                x, y = [max(1, r["ids_read"]) for r in own], [r["recall"] for r in own]
+                x = [100 * max(1e-6, r["share_touched"]) for r in own]
+                y = [r["recall"] for r in own]
                 axes.scatter(x, y, s=18, marker=marker, color=f"C{i}", label=label)
         axes.set_xscale("log")
-        axes.set_xlabel("ids read a query")
+        axes.set_xlabel("rows of the weight touched by a query, %")
         axes.set_ylabel(f"recall of the exact top {TOP} within {args.budget:,} candidates")
         axes.legend(fontsize=7)
 
@@ -228,24 +204,27 @@ def main() -> None:
 def report(results: list[dict]) -> None:
     print()
     print_table(
-        ["weights", "family", "centred", "K", "L", "bits", "ids read", "candidates", "recall",
-         "recall of all read", "mass", "us/query", "largest bucket", "build, s"],
+        ["weights", "family", "auto", "centred", "augm.", "K", "L", "probes", "rerank", "ids read", "rows, %",
+         "recall", "mass", "us/query", "largest bucket", "build, s", "rehash, s"],
         [
             [
                 r["weights"],
                 f"{r['family']} {r['projection']}".strip(),
+                "yes" if r["is_auto"] else "",
                 "yes" if r["center"] else "no",
+                "yes" if r["augment_norms"] else "no",
                 str(r["K"]),
                 str(r["L"]),
-                str(r["code_bits"]),
+                str(r["probes"]),
+                f"{r['rerank']:,}",
                 f"{r['ids_read']:,.0f}",
-                f"{r['candidates']:,.0f}",
+                f"{100 * r['share_touched']:.2f}",
                 f"{r['recall']:.3f}",
-                f"{r['recall_of_all_read']:.3f}",
-                f"{r['mass']:.3f}",
+                f"{r['softmax_mass']:.3f}",
                 f"{r['us_query']:.0f}",
                 f"{r['bucket_max']:,}",
                 f"{r['build_seconds']:.2f}",
+                f"{r['rehash_seconds']:.2f}",
             ]
             for r in results
         ],

@@ -427,7 +427,9 @@ class KMeans(HashFamily):
         count = 1 << self.K
         picked = torch.randperm(weight.shape[0], generator=generator)[: self.points * count]
         sample = self._sample(weight, bias, picked)
-        centroids = sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
+        centroids = (
+            sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
+        )
         for _ in range(self.iterations if start is None else self.refinements):
             codes = ops.nearest_centroids(sample, None, None, None, centroids[None])[0]
             means, sizes = ops.group_means(sample, codes.long(), count)

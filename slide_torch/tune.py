@@ -123,9 +123,15 @@ class TuneResult:
         ]
         o = self.options
         found = f"recall {self.recall:.3f}, mass {self.softmax_mass:.3f}"
-        where = f"on {self.held_out} held-out inputs" if self.held_out else "on the inputs of the choice"
+        where = (
+            f"on {self.held_out} held-out inputs"
+            if self.held_out
+            else "on the inputs of the choice"
+        )
         verdict = (
-            f"reached {self.target:g}" if self.reached else f"NO SETTING REACHED {self.target:g}; the best"
+            f"reached {self.target:g}"
+            if self.reached
+            else f"NO SETTING REACHED {self.target:g}; the best"
         )
         chosen = (
             f"{verdict}: family={o.family!r}, K={o.K}, L={o.L}, probes={o.probes}, rerank={o.rerank}, "
@@ -162,7 +168,9 @@ def measure(
         mass += (logits - exact.log_normalizer[first + sample]).exp().sum().item()
         ids += _ids_read(tables, some)
         if options.rerank:
-            tables.options = dataclasses.replace(options, budget=min(options.rerank, neurons - 1), rerank=0)
+            tables.options = dataclasses.replace(
+                options, budget=min(options.rerank, neurons - 1), rerank=0
+            )
             try:
                 scored = candidates(tables, weight, bias, some)
             finally:
@@ -303,7 +311,9 @@ def tune(
     )
 
 
-def _ladders(base: LSHOptions, family: str, neurons: int, features: int) -> Iterator[list[list[LSHOptions]]]:
+def _ladders(
+    base: LSHOptions, family: str, neurons: int, features: int
+) -> Iterator[list[list[LSHOptions]]]:
     """The settings of a family that :func:`tune` tries: for each that needs tables of its own, ladders of
     rising cost over the same tables."""
     free = dict.fromkeys(("K", "L", "probes", "rerank", "bucket_cap", "rebuild_every"), "auto")
@@ -378,8 +388,17 @@ def _checked(
         refuse("k", f"an int from 1 to {neurons} (out_features)", repr(k))
     for name, value in numbers.items():
         whole = isinstance(value, int) or name == "seconds"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole or value <= 0:
-            refuse(name, "a number above 0" if name == "seconds" else "an int of at least 1", repr(value))
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not whole
+            or value <= 0
+        ):
+            refuse(
+                name,
+                "a number above 0" if name == "seconds" else "an int of at least 1",
+                repr(value),
+            )
     unknown = [f for f in families if f not in FAMILIES] if settings is None else []
     if isinstance(families, str) or unknown or len(families) == 0:
         refuse("families", f"one or more of {FAMILIES}", repr(families))

@@ -69,9 +69,7 @@ class RecallProbe:
         ...             writer.add_scalar(f"lsh/{name}", value, probe.steps)
     """
 
-    def __init__(
-        self, layer: LSHLinear, *, every: int = 100, k: int = 10, rows: int = 16
-    ) -> None:
+    def __init__(self, layer: LSHLinear, *, every: int = 100, k: int = 10, rows: int = 16) -> None:
         if not isinstance(layer, LSHLinear):
             raise ValueError(
                 f"RecallProbe: layer: expected an LSHLinear, got {type(layer).__name__}: give the output "

@@ -288,19 +288,51 @@ def test_kmeans_finds_clusters():
     assert mixed <= 2  # k-means ends in a local optimum
 
 
-def test_kmeans_assigns_moved_rows_and_keeps_its_centroids():
-    tables = HashTables(LSHOptions(family="kmeans", K=4, rebuild_every=0), 300, 16, has_bias=False)
+def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
+    """A rehash of dirty rows: centroids become the means of their rows, the dirty rows get the nearest,
+    the others stay where they are."""
+    options = LSHOptions(family="kmeans", K=4, rebuild_every=0, augment_norms=False)
+    tables = HashTables(options, 300, 16, has_bias=False)
     w = torch.randn(300, 16)
     tables.rebuild(w, None)
-    centroids, center = tables.family.centroids.clone(), tables.family.center.clone()
-    w[:50] = torch.randn(50, 16)
-    tables.rehash(w, None, rows=torch.arange(50))
-    assert torch.equal(tables.codes, tables.family.row_codes(w, None))
-    tables.rehash(w, None)
-    assert torch.equal(tables.family.centroids, centroids)
-    assert torch.equal(tables.family.center, center)
-    tables.rebuild(w, None)
-    assert not torch.equal(tables.family.centroids, centroids)
+    old = tables.codes.clone()
+    dirty = torch.arange(50)
+    w[dirty] = torch.randn(50, 16)
+    tables.rehash(w, None, rows=dirty)
+    family = tables.family
+    shifted = F.normalize(w - w.mean(0), dim=1)
+    torch.testing.assert_close(family.center, w.mean(0))
+    for code in range(16):
+        mean = shifted[old[0] == code].mean(0)
+        torch.testing.assert_close(family.centroids[0, code], F.normalize(mean, dim=0))
+    assert torch.equal(tables.codes[:, dirty], family.row_codes(w, None, dirty))
+    assert torch.equal(tables.codes[:, 50:], old[:, 50:])
+
+    centroids, center = family.centroids.clone(), family.center.clone()
+    tables.rehash(w, None)  # of all rows: centroids stay
+    assert torch.equal(tables.codes, family.row_codes(w, None))
+    assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
+
+    w[7, 3] = float("nan")
+    with pytest.raises(ValueError, match="7"):
+        tables.rehash(w, None, rows=torch.tensor([7]))
+    assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
+
+
+def test_kmeans_rebuilds_from_its_old_centroids():
+    """One round from where it was is better than one from random rows."""
+    rows, _ = clouds(32, 60)
+
+    def spread(family):
+        hashed = F.normalize(rows - family.center, dim=1)
+        return (hashed @ family.centroids[0].T).max(1).values.mean()
+
+    cold, warm = (
+        KMeans(32, 5, 1, has_bias=False, seed=seed, center=True, iterations=1) for seed in (0, 1)
+    )
+    cold.fit(rows, None)
+    warm.fit(rows, None, cold)
+    assert spread(warm) > spread(cold) + 0.005
 
 
 @pytest.mark.parametrize("neurons", [1, 2, 5, 33])
@@ -443,7 +475,7 @@ def test_options_are_checked(options, message):
 def test_auto_options_of_kmeans():
     options = LSHOptions(family="kmeans").resolve(234_908, 128)
     assert (options.K, options.L, options.probes, options.augment_norms) == (10, 1, 16, True)
-    assert options.rerank >= 4 * options.budget and options.rebuild_every == 1
+    assert options.rerank >= 4 * options.budget and options.rebuild_every == 5
     options = LSHOptions().resolve(234_908, 128)
     assert (options.probes, options.rerank, options.augment_norms) == (1, 0, False)
 
