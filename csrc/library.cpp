@@ -47,6 +47,11 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "rerank(Tensor offsets, Tensor active, Tensor label_offsets, Tensor label_positions, Tensor tail, Tensor input, "
       "Tensor weight, Tensor? bias, int budget) -> (Tensor offsets, Tensor active, Tensor tail_starts)");
 
+  // buckets.cpp
+  m.def(
+      "best_in_buckets(Tensor input, Tensor weight, Tensor? bias, Tensor codes, Tensor table_offsets, Tensor table_ids, "
+      "int k, int bucket_cap, int seed) -> (Tensor offsets, Tensor ids, Tensor ids_read)");
+
   // cross_entropy.cpp
   m.def(
       "shared_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weight, "

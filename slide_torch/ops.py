@@ -350,6 +350,45 @@ def _(offsets: Any, active: Any, *rest: Any) -> Any:
     )
 
 
+def best_in_buckets(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    codes: Tensor,
+    table_offsets: Tensor,
+    table_ids: Tensor,
+    k: int,
+    bucket_cap: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all neurons in the buckets that an input probes in one table, those with the k largest logits.
+
+    Args:
+        input: float32 or float64 (B, d).
+        weight, bias: (N, d); (N) or None.
+        codes: int16 or int32 (probes, B), distinct for an input; -1 is no bucket.
+        table_offsets, table_ids: of :func:`build_tables`, one table.
+        k: at least 1.
+        bucket_cap: most neurons read from a bucket, from a place on that ``seed`` determines.
+
+    Returns:
+        offsets int64 (B + 1); ids int32 (up to B k), largest logit first; ids_read int64 (1), for all inputs.
+    """
+    return _ops.best_in_buckets(
+        input, weight, bias, codes, table_offsets, table_ids, k, bucket_cap, seed
+    )
+
+
+@_fake("slide_torch::best_in_buckets")
+def _(input: Any, *rest: Any) -> Any:
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return (
+        input.new_empty((input.shape[0] + 1,), dtype=torch.int64),
+        input.new_empty((pairs,), dtype=torch.int32),
+        input.new_empty((1,), dtype=torch.int64),
+    )
+
+
 def transpose_active(
     offsets: Tensor, active: Tensor, neurons: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

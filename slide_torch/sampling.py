@@ -114,6 +114,10 @@ def draw_active_set(
     shared = options.pattern == "shared"
     if shared and options.budget == 0:
         return _share(label_ids, tail, labels, tables, input.dtype, 0)
+    if shared and _searches(tables):
+        _, best, ids_read = _search(tables, input, weight, bias, seed)
+        certain = torch.cat([label_ids, best])
+        return _share(certain, tail, labels, tables, input.dtype, int(ids_read))
     offsets, active, tail_starts, label_positions, ids_read = _retrieve(
         tables, input, weight, bias, labels.offsets, label_ids, tail[:0] if shared else tail, seed
     )
@@ -154,10 +158,39 @@ def candidates(
         return None
     if tables.uses_tables:
         tables.maintain(weight, bias, advance=False, all_rows_move=False)
+    if _searches(tables):
+        offsets, active, _ = _search(tables, input, weight, bias, seed=0)
+        return offsets, active.to(torch.int64)
     labels = Labels.none(input.shape[0], input.dtype)
     none = torch.empty(0, dtype=torch.int32)
     offsets, active, *_ = _retrieve(tables, input, weight, bias, labels.offsets, none, none, seed=0)
     return offsets, active.to(torch.int64)
+
+
+def _searches(tables: HashTables) -> bool:
+    """Whether candidates are all that an input's buckets hold, ranked by their logits: with one table nothing
+    collides twice, so that counting tells nothing."""
+    return tables.options.L == 1 and bool(tables.options.rerank)
+
+
+def _search(
+    tables: HashTables, input: Tensor, weight: Tensor | None, bias: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = tables.options
+    assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
+    assert isinstance(options.probes, int) and weight is not None
+    assert tables.family is not None and tables.offsets is not None and tables.ids is not None
+    return ops.best_in_buckets(
+        input.detach().contiguous(),
+        weight.detach(),
+        None if bias is None else bias.detach(),
+        tables.family.query_codes(input, options.probes),
+        tables.offsets,
+        tables.ids,
+        options.budget,
+        options.bucket_cap,
+        seed,
+    )
 
 
 def _retrieve(

@@ -79,6 +79,14 @@ def retrieved():
     return offsets, active, label_offsets, torch.zeros(2).int(), torch.tensor([1, 8]).int()
 
 
+def buckets():
+    """Codes of two probes, the second missing for one input, and one table."""
+    offsets, ids = torch.ops.slide_torch.build_tables(codes()[:1].contiguous(), K)
+    probes = torch.stack([torch.arange(B) % 4, torch.arange(B) % 4 + 4]).short()
+    probes[1, 0] = -1
+    return probes, offsets, ids
+
+
 def binary_samples(pattern):
     for dtype in DTYPES:
         for extra in (False, True):
@@ -202,6 +210,12 @@ SAMPLES = {
         (*retrieved(), randn(B, D, dtype=t), randn(N, D, dtype=t), bias, 2)
         for t in DTYPES
         for bias in (None, randn(N, dtype=t))
+    ],
+    "best_in_buckets": lambda: [
+        (randn(B, D, dtype=t), randn(N, D, dtype=t), bias, *buckets(), 3, cap, 5)
+        for t in DTYPES
+        for bias in (None, randn(N, dtype=t))
+        for cap in (2, 100)
     ],
     "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
