@@ -218,7 +218,8 @@ def tune(
 
     Give trained weights, or weights in the middle of training: random ones have no structure to find. Recall
     is not all that training needs, see docs/tuning.md. The layer is not changed, nor torch's random state:
-    to use what is found, make a layer with it, ``LSHLinear.from_linear(layer.to_linear(), options=result.options)``.
+    to use what is found, make a layer with it, ``LSHLinear.from_linear(layer.to_linear(),
+    options=result.options)``.
 
     Recall and softmax mass depend on ``seed`` alone; times, and so the choice among settings that
     reach the recall, also on the machine and what else it does. Settings are tried from few probes to many

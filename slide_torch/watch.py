@@ -52,7 +52,8 @@ class RecallProbe:
 
     Attributes:
         last: the last measurement: ``{"recall@<k>": share of the exact top k within the budget,
-            "softmax_mass": probability of the candidates}``; empty before the first. Tables are built by the first step's
+            "softmax_mass": probability of the candidates}``; empty before the first. Tables are built by
+            the first step's
             loss, so the first forward never counts.
         steps: training forwards seen.
 
