@@ -7,10 +7,11 @@ some thousand steps, trained twice: without tables (``in-batch``: the batch's la
 budget=0), and with the layer's defaults. They are kept in the user's cache folder, so only the first run
 trains. Queries are hidden vectors of held-out names.
 
-A line is one setting; those that ``"auto"`` stands for are marked. ``recall`` is the share of the exact ten largest
-logits among the candidates within the budget, ``mass`` the softmax probability of these candidates. Ids read count every
-table; a neuron read twice counts twice. Rows are those of the weight that a query reads: those scored exactly for
-re-ranking, else the candidates. Times are those of the machine as it is; compare lines with each other.
+A line is one setting; those that ``"auto"`` stands for are marked. ``recall`` is the share of the exact
+ten largest logits among the candidates within the budget, ``mass`` the softmax probability of these
+candidates. Ids read count every table; a neuron read twice counts twice. Rows are those of the weight that
+a query reads: those scored exactly for re-ranking, else the candidates. Times are those of the machine as
+it is; compare lines with each other.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def weights(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Tensor]]]
 
 
 def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
-    """What is measured of every family: code lengths; at one of them projections, no centering, augmented norms,
-    probes and re-ranking. For k-means: numbers of centroids and of probes."""
+    """What is measured of every family: code lengths; at one of them projections, no centering, augmented
+    norms, probes and re-ranking. For k-means: numbers of centroids and of probes."""
     budget = min(args.budget, neurons // 4)
     for family in typing.get_args(typing.get_type_hints(LSHOptions)["family"]):
         common: dict = {"pattern": "per_sample", "budget": budget, "tail": 0}

@@ -176,9 +176,11 @@ class HashTables:
             for name, value in before.items():
                 setattr(self.family, name, value)
             raise
-        if dirty is None or bool(ops.update_codes_(codes, rows, fresh).any()):
+        if rows is None or dirty is None:
             self._install(codes)
-        if dirty is not None:
+        else:
+            if bool(ops.update_codes_(codes, rows, fresh).any()):
+                self._install(codes)
             self.dirty = dirty
             self._keep_pending()
         self.rehashes += 1

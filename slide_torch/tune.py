@@ -213,18 +213,19 @@ def tune(
     seconds: float = 60.0,
     seed: int = 0,
 ) -> TuneResult:
-    r"""Measures candidate settings on a layer and inputs of yours, and returns those of least cost that find the
-    share ``recall`` of the exact k largest logits within the layer's budget.
+    r"""Measures candidate settings on a layer and inputs of yours, and returns that of least cost that finds
+    the share ``recall`` of the exact k largest logits within the layer's budget.
 
     Give trained weights, or weights in the middle of training: random ones have no structure to find. Recall
-    is not all that training needs, see docs/tuning.md. The layer is not changed, nor torch's random state: to use
-    what is found, make a layer with it, ``LSHLinear.from_linear(layer.to_linear(), options=result.options)``.
+    is not all that training needs, see docs/tuning.md. The layer is not changed, nor torch's random state:
+    to use what is found, make a layer with it, ``LSHLinear.from_linear(layer.to_linear(),
+    options=result.options)``.
 
     Recall and softmax mass depend on ``seed`` alone; times, and so the choice among settings that
     reach the recall, also on the machine and what else it does. Settings are tried from few probes to many
-    until one reaches the recall. The choice is made on half of the inputs, up to ``queries``, and confirmed on as many
-    others: a setting that misses the recall there gives way to the next in cost. With fewer than 64
-    inputs none are held out.
+    until one reaches the recall. The choice is made on half of the inputs, up to ``queries``, and confirmed
+    on as many others: a setting that misses the recall there gives way to the next in cost. With fewer than
+    64 inputs none are held out.
 
     Memory: one setting's tables, and the logits of 16 inputs over all neurons.
 
@@ -316,11 +317,12 @@ def _ladders(
 ) -> Iterator[list[list[LSHOptions]]]:
     """The settings of a family that :func:`tune` tries: for each that needs tables of its own, ladders of
     rising cost over the same tables."""
-    free = dict.fromkeys(("K", "L", "probes", "rerank", "bucket_cap", "rebuild_every"), "auto")
-    # resolved with all that depends on the family left to it
-    auto = dataclasses.replace(base, family=family, augment_norms="auto", **free).resolve(
-        neurons, features
+    free: dict[str, Any] = dict.fromkeys(
+        ("K", "L", "probes", "rerank", "bucket_cap", "rebuild_every"), "auto"
     )
+    free["family"] = family
+    # resolved with all that depends on the family left to it
+    auto = dataclasses.replace(base, augment_norms="auto", **free).resolve(neurons, features)
     assert isinstance(auto.K, int) and isinstance(auto.L, int) and isinstance(auto.budget, int)
     kmeans = family == "kmeans"
     rerank = max(4096, 4 * auto.budget)
@@ -421,6 +423,7 @@ def _checked(
                 f"options that retrieve some of the {neurons} neurons",
                 f"budget={options.budget}, tail={options.tail}: all or none",
             )
+        assert isinstance(options.budget, int)
         if k > options.budget:
             refuse("k", f"at most the budget, {options.budget}, or its recall cannot be had", k)
     return inputs.detach().reshape(-1, features).contiguous(), groups

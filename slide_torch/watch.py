@@ -51,8 +51,9 @@ class RecallProbe:
         rows: how many inputs of the batch, its first ones.
 
     Attributes:
-        last: the last measurement: ``{"recall@<k>": share of the exact top k within the budget, "softmax_mass":
-            probability of the candidates}``; empty before the first. Tables are built by the first step's
+        last: the last measurement: ``{"recall@<k>": share of the exact top k within the budget,
+            "softmax_mass": probability of the candidates}``; empty before the first. Tables are built by
+            the first step's
             loss, so the first forward never counts.
         steps: training forwards seen.
 

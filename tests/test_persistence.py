@@ -78,6 +78,8 @@ CASES = {
     "cross_polytope": {"family": "cross_polytope", "K": 1, "probes": 2},
     "kmeans": {"family": "kmeans", "L": 2, "probes": 2, "rerank": 20, "rebuild_every": 3},
     "augment_norms": {"augment_norms": True, "rebuild_every": 3},
+    "drift": {"schedule": "drift", "drift": 0.01, "rehash_every": 2, "rebuild_every": 3},
+    "drift_kmeans": {"family": "kmeans", "schedule": "drift", "drift": 0.02, "rehash_every": 2},
     "dense_gradients": {"sparse": False, "optimizer": "torch"},
     "sgd": {"optimizer": "sgd"},
     "adagrad": {"optimizer": "adagrad", "rehash_growth": 1.5},

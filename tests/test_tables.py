@@ -288,3 +288,47 @@ def test_retrieve_takes_many_labels_in_linear_time():
         codes, offsets, ids, torch.tensor([0, N]), labels, EMPTY, 5, 5, 0
     )
     assert torch.equal(active, labels) and torch.equal(positions, labels)
+
+
+@pytest.mark.parametrize("family", ["simhash", "kmeans"])
+def test_drift_schedule_rehashes_when_codes_have_moved(family):
+    options = LSHOptions(family=family, K=4, L=1, schedule="drift", drift=0.2, rehash_every=3)
+    tables, weight = make_tables(options)
+
+    def steps(count):
+        for _ in range(count):
+            tables.maintain(weight, None, advance=True, all_rows_move=False)
+        return tables.rehashes
+
+    assert steps(20) == 0 and tables.stats()["drift_checks"] == 6
+    assert tables.stats()["drift"] == 0
+    moved = torch.arange(40)  # a tenth: too few
+    weight[moved] *= -1
+    tables.mark_dirty(moved)
+    assert steps(3) == 0 and 0.01 < tables.stats()["drift"] <= 0.2
+    assert tables.dirty.sum() == 40
+    moved = torch.arange(40, 200)
+    weight[moved] *= -1
+    tables.mark_dirty(moved)
+    assert steps(3) == 1 and tables.stats()["drift"] > 0.2
+    assert not tables.dirty.any()
+    # measured anew from there: the period does not grow, and what has moved before does not count
+    checks = tables.stats()["drift_checks"]
+    assert steps(31) == 1 and tables.stats()["drift_checks"] - checks >= 10
+    assert tables.stats()["drift"] == 0
+
+
+def test_drift_schedule_draws_nothing_and_is_off_by_default():
+    plain, weight = make_tables(LSHOptions(K=4, L=6))
+    assert "drift" not in plain.stats()
+    tables, weight = make_tables(LSHOptions(K=4, L=6, schedule="drift", rehash_every=1))
+    before = torch.get_rng_state()
+    for _ in range(5):
+        tables.maintain(weight, None, advance=True, all_rows_move=False)
+    assert tables.drift_checks == 4 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_stats_tell_the_memory():
+    tables, _ = make_tables(LSHOptions(K=4, L=6))
+    sizes = [t.nbytes for t in tables.tensors().values()]
+    assert tables.stats()["memory_bytes"] == sum(sizes) > 6 * 400 * 6
