@@ -130,9 +130,7 @@ def speed_ratios() -> str:
     keys = [key for key in contenders[0] if key.startswith("queries_per_second_")]
     against = {"`topk(F.linear)`": contenders[0], "`predict(x, k)`": contenders[1]}
     columns = ["contender", "recall@10", "seconds to build"]
-    columns += [
-        f"times {name}, batch {key.rsplit('_', 1)[1]}" for key in keys for name in against
-    ]
+    columns += [f"times {name}, batch {key.rsplit('_', 1)[1]}" for key in keys for name in against]
     rows = [
         [
             f"{c['family']} {c['setting']}".strip(),
