@@ -277,7 +277,9 @@ def sweep(args) -> list[dict]:
             setattr(constants, name, value)
             head.calibration = None
             started = time.perf_counter()
-            head.calibrate(ours, args.k, args.recall, generator=torch.Generator().manual_seed(args.seed))
+            head.calibrate(
+                ours, args.k, args.recall, generator=torch.Generator().manual_seed(args.seed)
+            )
             seconds = time.perf_counter() - started
             setattr(constants, name, default)
             found = head.predict(queries, args.k, exact=False)[1]
@@ -323,7 +325,9 @@ def run_sweep(args) -> None:
         batch = args.batches[-1]
         for name in SWEPT:
             own = [r for r in results if r["constant"] == name or r["default"]]
-            own.sort(key=lambda r: r["value"] if r["constant"] == name else getattr(constants, name))
+            own.sort(
+                key=lambda r: r["value"] if r["constant"] == name else getattr(constants, name)
+            )
             speed = [r[f"queries_per_second_{batch}"] for r in own]
             axes.plot(range(len(own)), speed, marker="o", label=name)
         axes.set_ylabel(f"queries per second, batch {batch}")

@@ -125,48 +125,29 @@ def prediction() -> str:
 
 
 def speed_ratios() -> str:
-    """What docs/prediction.md says of recall from 0.945 on (the target 0.95, measured on other names)."""
-    record = json.loads((RESULTS / "prediction.json").read_text())
-    batches = sorted(int(key.rsplit("_", 1)[1]) for key in record["contenders"][0] if "second_" in key)
+    """From a recall of 0.945 on: that is 0.95 as it was asked for, measured on other names."""
+    contenders = json.loads((RESULTS / "prediction.json").read_text())["contenders"]
+    keys = [key for key in contenders[0] if key.startswith("queries_per_second_")]
+    against = {"`topk(F.linear)`": contenders[0], "`predict(x, k)`": contenders[1]}
+    columns = ["contender", "recall@10", "seconds to build"]
+    columns += [f"times {name}, batch {key.rsplit('_', 1)[1]}" for key in keys for name in against]
     rows = [
         [
             f"{c['family']} {c['setting']}".strip(),
             f"{c['recall']:.3f}",
             f"{c['build_seconds']:.0f}",
-            *(f"{c[f'times_{of}_{batch}']:.1f}" for batch in batches for of in ("torch", "exact")),
+            *(f"{c[key] / other[key]:.1f}" for key in keys for other in against.values()),
         ]
-        for c in record["contenders"]
-        if c["recall"] >= 0.945 and c["family"] != "torch.topk(F.linear)"
+        for c in contenders[1:]
+        if c["recall"] >= 0.945
     ]
-    columns = ["contender", "recall@10", "seconds to build"]
-    for batch in batches:
-        columns += [
-            f"times `topk(F.linear)`, batch {batch}",
-            f"times `predict(x, k)`, batch {batch}",
-        ]
-    return f"{markdown(columns, rows)}\n\nThe partition takes {record['partition_mb']:.0f} MiB."
+    return markdown(columns, rows)
 
 
 def tables_recall() -> str:
     record = json.loads((RESULTS / "prediction.json").read_text())
     rows = [[t["family"], str(t["K"]), str(t["L"]), f"{t['recall']:.3f}"] for t in record["tables"]]
     return markdown(["tables", "K", "L", "found"], rows)
-
-
-def prediction_sweep() -> str:
-    record = json.loads((RESULTS / "prediction_sweep.json").read_text())
-    rows = [
-        [
-            f"`{c['constant']}`" + (" (as it is)" if c["default"] else ""),
-            *(str(c[key]) for key in ("value", "lists", "probes", "rescored")),
-            f"{c['recall']:.3f}",
-            f"{c['queries_per_second_1']:,.0f}",
-            f"{c['queries_per_second_256']:,.0f}",
-        ]
-        for c in record["settings"]
-    ]
-    columns = ["constant", "value", "lists", "searched", "rescored", "recall@10"]
-    return markdown([*columns, "queries/s, batch 1", "queries/s, batch 256"], rows)
 
 
 def log_frequency() -> str:
@@ -178,7 +159,7 @@ def log_frequency() -> str:
 
 BLOCKS = {
     "README.md": (quickstart, equal_steps, step_time, scaling, prediction),
-    "docs/prediction.md": (speed_ratios, tables_recall, prediction_sweep, log_frequency),
+    "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
 }
 
 

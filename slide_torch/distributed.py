@@ -28,18 +28,16 @@ def _row_sparse(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[LSHLinea
 def prepare(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Call before ``DistributedDataParallel(model)``: parameters of ``sparse=True`` layers (LSHLinear,
     ``nn.Embedding``, ``nn.EmbeddingBag``) are taken from rank 0 and left out of its reduction, which knows
-    dense gradients only; :func:`allreduce_row_gradients` reduces theirs. Tables that were built before are
-    of this process's weights, not of rank 0's, whatever ``sparse`` is: they are renewed at the next use.
+    dense gradients only; :func:`allreduce_row_gradients` reduces theirs.
 
     Returns:
         ``model``.
     """
     ignored = _row_sparse(model)
-    for parameter, _ in ignored.values():
+    for parameter, layers in ignored.values():
         dist.broadcast(parameter.detach(), group_src=0, group=group)
-    for module in model.modules():
-        if isinstance(module, LSHLinear):
-            module.tables.invalidate()
+        for layer in layers:
+            layer.tables.invalidate()
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         model, list(ignored)
     )

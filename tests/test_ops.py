@@ -107,7 +107,15 @@ def binary_backward_samples(pattern):
         )
         _, logits = forward(x, weight, bias, *rest)
         for has_rows in (True, False):
-            yield (randn(B, dtype=x.dtype), x, weight, *rest[:-2], logits, has_rows, bias is not None)
+            yield (
+                randn(B, dtype=x.dtype),
+                x,
+                weight,
+                *rest[:-2],
+                logits,
+                has_rows,
+                bias is not None,
+            )
 
 
 def codes(count=N, dtype=torch.int16):
@@ -154,7 +162,17 @@ def backward_samples(pattern):
         active, tail = rest[:-6], rest[-5:-2]  # without log_weight, scale, sparse
         grad = randn(B, dtype=x.dtype)
         for has_rows in (True, False):
-            yield (grad, x, weight, *active, *tail, logits, log_normalizer, has_rows, bias is not None)
+            yield (
+                grad,
+                x,
+                weight,
+                *active,
+                *tail,
+                logits,
+                log_normalizer,
+                has_rows,
+                bias is not None,
+            )
 
 
 def fused_samples(pattern):
