@@ -148,6 +148,7 @@ class HashTables:
         family.fit(weight, bias, self.family)
         codes = _finite(family.row_codes(weight, bias), None)
         self.family = family
+        family.describe(weight, bias, codes)
         self._install(codes)
         self.rebuilds += 1
         self._finish(weight, bias, started)
@@ -183,6 +184,7 @@ class HashTables:
                 self._install(codes)
             self.dirty = dirty
             self._keep_pending()
+        self.family.describe(weight, bias, codes)
         self.rehashes += 1
         self._finish(weight, bias, started)
 
