@@ -230,7 +230,7 @@ def shared_cross_entropy_backward(p: Problem) -> Case:
     grad_loss = torch.full((p.batch,), 1 / p.batch)
     backward = torch.ops.slide_torch.shared_cross_entropy_backward
     return Case(
-        lambda: backward(grad_loss, x, weight, rows, *places, *kept, True),
+        lambda: backward(grad_loss, x, weight, rows, *places, *kept, True, True),
         {"row_read": p.row_bytes(rows), "write": p.row_bytes(rows)},
         4 * rows.numel() * p.batch * p.width,
     )
@@ -254,7 +254,7 @@ def sample_cross_entropy_backward(p: Problem) -> Case:
     grad_loss = torch.full((p.batch,), 1 / p.batch)
     backward = torch.ops.slide_torch.sample_cross_entropy_backward
     return Case(
-        lambda: backward(grad_loss, x, weight, rows, *active, *places, *kept, True),
+        lambda: backward(grad_loss, x, weight, rows, *active, *places, *kept, True, True),
         {"row_read": p.row_bytes(rows), "write": p.row_bytes(rows)},
         4 * p.sample.active.numel() * p.width,
     )

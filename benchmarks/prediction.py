@@ -1,6 +1,7 @@
 """The best k of a trained layer: recall against queries per second, beside torch, faiss and hnswlib.
 
     python benchmarks/prediction.py --json benchmarks/results/prediction.json
+    python benchmarks/prediction.py --sweep --json benchmarks/results/prediction_sweep.json
 
 The layer is the quickstart's (234,908 places), trained for --steps steps and kept under
 ~/.cache/slide_torch; queries are hidden vectors of held-out test names, in random order. What has a
@@ -8,6 +9,9 @@ recall to set is calibrated on validation names, and its recall reported on the 
 the exact top 10. Contenders take turns in one process on the same threads; medians. faiss and
 hnswlib are optional (pip install faiss-cpu hnswlib), both over inner products with the bias as one
 more coordinate. Exact prediction is also timed on random weights of Amazon-670K's shape.
+
+--sweep tries the constants of slide_torch/predict.py instead, one at a time: calibrated on one half of the
+validation names, recall and speed on the other half. Test names take no part in it.
 """
 
 from __future__ import annotations
@@ -28,9 +32,17 @@ import classifier
 import places
 
 from slide_torch import LSHLinear, LSHOptions
+from slide_torch import predict as constants
 from slide_torch.optim import Adam
 
 RECALLS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+SWEPT = {
+    "LISTS_PER_ROOT": (0.5, 1, 2, 4),
+    "RADIUS_WEIGHT": (0.0, 0.1, 0.2, 0.4),
+    "ITERATIONS": (5, 10, 20),
+    "SAMPLE_PER_LIST": (64, 256),
+    "RESCORED_PER_K": (1, 2, 4),
+}
 
 
 def cache_folder() -> Path:
@@ -182,7 +194,8 @@ def trained(args) -> tuple[list[dict], dict]:
     ]
     for recall in RECALLS:
         head.calibrate(validation, args.k, recall)
-        name = f"recall {recall}, {head.calibration.probes} of {head.calibration.partition.lists} lists"
+        found = head.calibration
+        name = f"recall {recall}, {found.probes} of {found.partition.lists} lists"
         entries.append(("slide_torch, exact=False", name, built, approximate(head.calibration)))
     partition_mb = head.calibration.partition.memory_bytes() / 2**20
     points = torch.cat([weight, bias.unsqueeze(1)], 1).numpy()
@@ -218,6 +231,7 @@ def trained(args) -> tuple[list[dict], dict]:
             for number, result in enumerate(results):
                 result[f"queries_per_second_{batch}"] = batch / times[str(number)] * 1e3
                 result[f"times_exact_{batch}"] = times["1"] / times[str(number)]
+                result[f"times_torch_{batch}"] = times["0"] / times[str(number)]
     more = {
         "not_installed": missing,
         "partition_mb": partition_mb,
@@ -242,6 +256,86 @@ def tables_recall(head: LSHLinear, queries: torch.Tensor, k: int) -> list[dict]:
         recall = layer.recall(queries[:256], k)
         results.append({"family": family, "K": K, "L": L, "budget": 8192, "recall": recall})
     return results
+
+
+def sweep(args) -> list[dict]:
+    """Each constant at its other values, the rest as they are: build, recall and speed at --recall."""
+    data = places.load_places()
+    model = train_places(data, args.steps, args.seed)
+    head = model.head
+    names, _ = hidden_of(model, data.validation, args.queries, args.seed)
+    ours, queries = names.chunk(2)
+    best = head.predict(queries, args.k)[1]
+    tried: list[tuple[str, float]] = []
+    settings, results = [], []
+    for name, values in SWEPT.items():
+        default = getattr(constants, name)
+        for value in values:
+            if value == default and tried:
+                continue  # the defaults once
+            tried.append((name, value))
+            setattr(constants, name, value)
+            head.calibration = None
+            started = time.perf_counter()
+            head.calibrate(
+                ours, args.k, args.recall, generator=torch.Generator().manual_seed(args.seed)
+            )
+            seconds = time.perf_counter() - started
+            setattr(constants, name, default)
+            found = head.predict(queries, args.k, exact=False)[1]
+            settings.append(head.calibration)
+            results.append(
+                {"constant": name, "value": value, "default": value == default}
+                | {"lists": head.calibration.partition.lists, "probes": head.calibration.probes}
+                | {"rescored": head.calibration.rescored, "build_seconds": seconds}
+                | {"recall": recall_of(found, best)}
+            )
+    for batch in args.batches:
+        blocks = itertools.cycle(queries.split(batch)[: len(queries) // batch])
+
+        def run(calibration, blocks=blocks):
+            head.calibration = calibration
+            head.predict(next(blocks), args.k, exact=False)
+
+        turns = {str(i): (lambda c=c: run(c)) for i, c in enumerate(settings)}
+        times = alternate(turns, args.rounds * (20 if batch < 16 else 3))
+        for i, result in enumerate(results):
+            result[f"queries_per_second_{batch}"] = batch / times[str(i)] * 1e3
+    return results
+
+
+def run_sweep(args) -> None:
+    results = sweep(args)
+    columns = ["constant", "value", "lists", "probes", "rescored", "recall", "build s"]
+    columns += [f"queries/s, batch {batch}" for batch in args.batches]
+    rows = [
+        [
+            r["constant"] + (" (default)" if r["default"] else ""),
+            str(r["value"]),
+            *(str(r[key]) for key in ("lists", "probes", "rescored")),
+            f"{r['recall']:.3f}",
+            f"{r['build_seconds']:.0f}",
+            *(f"{r[f'queries_per_second_{batch}']:,.0f}" for batch in args.batches),
+        ]
+        for r in results
+    ]
+    print_table(columns, rows)
+
+    def paint(axes) -> None:
+        batch = args.batches[-1]
+        for name in SWEPT:
+            own = [r for r in results if r["constant"] == name or r["default"]]
+            own.sort(
+                key=lambda r: r["value"] if r["constant"] == name else getattr(constants, name)
+            )
+            speed = [r[f"queries_per_second_{batch}"] for r in own]
+            axes.plot(range(len(own)), speed, marker="o", label=name)
+        axes.set_ylabel(f"queries per second, batch {batch}")
+        axes.set_xlabel("its values, increasing")
+        axes.legend(fontsize=6)
+
+    setting = {"steps": args.steps, "k": args.k, "asked for": args.recall}
+    finish(args, setting, {"settings": results}, paint)
 
 
 @torch.no_grad()
@@ -270,9 +364,14 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 256])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sweep", action="store_true", help="try the constants of predict.py")
+    parser.add_argument("--recall", type=float, default=0.95, help="asked for in the sweep")
     args = parse(parser)
     if args.quick:
         args.steps, args.queries, args.rounds = 50, 256, 1
+    if args.sweep:
+        run_sweep(args)
+        return
     scale = [] if args.quick else exact_at_scale(args)
     results, more = trained(args)
     columns = ["exact, N = 670,091: batch", "predict ms", "F.linear ms", "F.linear + topk ms"]
@@ -281,12 +380,13 @@ def main() -> None:
     print()
     columns = ["contender", "setting", "recall", "build s"]
     for batch in args.batches:
-        columns += [f"queries/s, batch {batch}", "times exact"]
+        columns += [f"queries/s, batch {batch}", "times exact", "times torch"]
     rows = []
     for r in results:
         row = [r["family"], r["setting"], f"{r['recall']:.3f}", f"{r['build_seconds']:.0f}"]
         for batch in args.batches:
             row += [f"{r[f'queries_per_second_{batch}']:,.0f}", f"{r[f'times_exact_{batch}']:.1f}"]
+            row.append(f"{r[f'times_torch_{batch}']:.1f}")
         rows.append(row)
     print_table(columns, rows)
     print()

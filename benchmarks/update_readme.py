@@ -1,7 +1,7 @@
-"""Writes the README's tables from the records in benchmarks/results/: no figure there is typed in.
+"""Writes the tables of README and docs from the records in benchmarks/results/: no figure is typed in.
 
-python benchmarks/update_readme.py          # rewrites README.md
-python benchmarks/update_readme.py --check  # fails if it would change
+python benchmarks/update_readme.py          # rewrites README.md and docs/prediction.md
+python benchmarks/update_readme.py --check  # fails if they would change
 """
 
 from __future__ import annotations
@@ -124,31 +124,73 @@ def prediction() -> str:
     return f"{table}\n\nExact at N = 670,091: {scale}. {where}."
 
 
+def speed_ratios() -> str:
+    """From a recall of 0.945 on: that is 0.95 as it was asked for, measured on other names."""
+    contenders = json.loads((RESULTS / "prediction.json").read_text())["contenders"]
+    keys = [key for key in contenders[0] if key.startswith("queries_per_second_")]
+    against = {"`topk(F.linear)`": contenders[0], "`predict(x, k)`": contenders[1]}
+    columns = ["contender", "recall@10", "seconds to build"]
+    columns += [f"times {name}, batch {key.rsplit('_', 1)[1]}" for key in keys for name in against]
+    rows = [
+        [
+            f"{c['family']} {c['setting']}".strip(),
+            f"{c['recall']:.3f}",
+            f"{c['build_seconds']:.0f}",
+            *(f"{c[key] / other[key]:.1f}" for key in keys for other in against.values()),
+        ]
+        for c in contenders[1:]
+        if c["recall"] >= 0.945
+    ]
+    return markdown(columns, rows)
+
+
+def tables_recall() -> str:
+    record = json.loads((RESULTS / "prediction.json").read_text())
+    rows = [[t["family"], str(t["K"]), str(t["L"]), f"{t['recall']:.3f}"] for t in record["tables"]]
+    return markdown(["tables", "K", "L", "found"], rows)
+
+
+def log_frequency() -> str:
+    record = json.loads((RESULTS / "log_frequency.json").read_text())
+    columns = ["tau", f"P@1, {record['names']:,} held-out names", "mean log-likelihood"]
+    rows = [[f"{t['tau']}", f"{t['p1']:.4f}", f"{t['log_likelihood']:.3f}"] for t in record["test"]]
+    return markdown(columns, rows)
+
+
+BLOCKS = {
+    "README.md": (quickstart, equal_steps, step_time, scaling, prediction),
+    "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = old = readme.read_text()
-    missing = []
-    for make in (quickstart, equal_steps, step_time, scaling, prediction):
-        name = make.__name__
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        try:
-            block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        except FileNotFoundError as error:
-            missing.append(f"{name} stays as it is: no {error.filename}")
-            continue
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
-        if count != 1:
-            sys.exit(f"README.md: expected one {name} block, found {count}")
+    missing, changed = [], {}
+    for file, makers in BLOCKS.items():
+        text = old = (ROOT / file).read_text()
+        for make in makers:
+            name = make.__name__
+            pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+            try:
+                block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+            except FileNotFoundError as error:
+                missing.append(f"{name} stays as it is: no {error.filename}")
+                continue
+            text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
+            if count != 1:
+                sys.exit(f"{file}: expected one {name} block, found {count}")
+        if text != old:
+            changed[file] = text
     for line in missing:
         print(line)
     if args.check and missing:
         sys.exit("records are missing: make bench, make figures")
-    if args.check and text != old:
-        sys.exit("README.md differs from the records: run benchmarks/update_readme.py")
-    readme.write_text(text)
+    if args.check and changed:
+        sys.exit(f"{', '.join(changed)}: not as the records: run benchmarks/update_readme.py")
+    for file, text in changed.items():
+        (ROOT / file).write_text(text)
 
 
 if __name__ == "__main__":

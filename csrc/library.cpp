@@ -55,7 +55,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
       "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
-      "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+      "bool has_rows, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
   m.def(
       "shared_cross_entropy_backward_adam_(Tensor grad_loss, Tensor input, Tensor(a!) weight, Tensor rows, "
       "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
@@ -70,7 +70,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets, "
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, Tensor label_places, "
-      "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias) "
+      "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
   m.def(
       "sample_cross_entropy_backward_adam_(Tensor grad_loss, Tensor input, Tensor(a!) weight, Tensor rows, "
@@ -88,7 +88,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "shared_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
       "Tensor? row_weight, Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, "
-      "Tensor logits, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+      "Tensor logits, bool has_rows, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
   m.def(
       "sample_binary_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? row_weight, Tensor label_offsets, "
@@ -98,7 +98,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "sample_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
       "Tensor offsets, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? row_weight, "
       "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, Tensor logits, "
-      "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+      "bool has_rows, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
   // xmc.cpp
   m.def(
@@ -109,9 +109,10 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // predict.cpp
   m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
   m.def(
-      "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor probes, int "
-      "k) "
-      "-> (Tensor values, Tensor indices)");
+      "code_lists(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) -> (Tensor codes, Tensor terms)");
+  m.def(
+      "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor codes, "
+      "Tensor terms, Tensor probes, int k, int rescored) -> (Tensor values, Tensor indices)");
   m.def(
       "list_centers(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
       "-> (Tensor centers, Tensor radius)");

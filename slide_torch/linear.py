@@ -221,7 +221,9 @@ class LSHLinear(nn.Linear):
                     "LSHLinear.predict: the weights have changed since layer.calibrate, whose recall is "
                     "not known to hold any more: call it again, or predict(..., exact=True)"
                 )
-            values, indices = calibration.partition.topk(flat, weight, bias, k, calibration.probes)
+            values, indices = calibration.partition.topk(
+                flat, weight, bias, k, calibration.probes, calibration.rescored
+            )
         return values.view(shape), indices.view(shape)
 
     @torch.no_grad()
@@ -238,8 +240,9 @@ class LSHLinear(nn.Linear):
         ``recall`` of the exact k best neurons of ``input`` stand.
 
         Other inputs get that recall so far as ``input`` is like them: use some hundreds, held out. The
-        partition takes 4 bytes a neuron and about 8 (d + 3) sqrt(N) bytes (float32). It is no part of a
-        state dict, nor of a copy or pickle of the layer: calibrate where the layer is used.
+        partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and some hundredths of
+        that. It is no part of a state dict, nor of a copy or pickle of the layer: calibrate where the layer
+        is used.
 
         Args:
             input: (\*, d), at least one.
@@ -297,6 +300,11 @@ class LSHLinear(nn.Linear):
             raise ValueError(
                 f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
                 f"(in_features), got {got}"
+            )
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"LSHLinear.{method}: weight: expected float32 or float64, got {self.weight.dtype}: convert "
+                "the layer with .float()"
             )
         if input.dtype != self.weight.dtype or input.device != self.weight.device:
             raise ValueError(

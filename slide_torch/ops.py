@@ -424,27 +424,69 @@ def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
 
 
+def code_lists(
+    weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rows of some lists as int8 codes, each row scaled by its largest magnitude, for
+    :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
+
+    Args:
+        list_offsets: int64 (lists + 1) into ``list_rows``, int32.
+
+    Returns:
+        codes int8 (blocks, (d + 1) // 2, 16, 2), two features next to each other; terms float32
+        (blocks, 2, 16), the scale and the bias of each row.
+    """
+    return _ops.code_lists(weight, bias, list_offsets, list_rows)
+
+
+@_fake("slide_torch::code_lists")
+def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
+    blocks = torch.library.get_ctx().new_dynamic_size()
+    return (
+        weight.new_empty((blocks, (weight.shape[1] + 1) // 2, 16, 2), dtype=torch.int8),
+        weight.new_empty((blocks, 2, 16), dtype=torch.float32),
+    )
+
+
 def topk_lists(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     list_offsets: Tensor,
     list_rows: Tensor,
+    codes: Tensor,
+    terms: Tensor,
     probes: Tensor,
     k: int,
+    rescored: int,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`topk_linear`, among the rows of some lists only.
+    """As :func:`topk_linear`, among the rows of some lists only: the k best, scored exactly, of the
+    ``rescored`` rows that score best by their codes.
 
     Args:
         list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.
+        codes, terms: from :func:`code_lists`.
         probes: int64 (B, any), distinct lists of each sample, which together hold at least k rows.
+        rescored: at least k.
     """
-    return _ops.topk_lists(input, weight, bias, list_offsets, list_rows, probes, k)
+    return _ops.topk_lists(
+        input, weight, bias, list_offsets, list_rows, codes, terms, probes, k, rescored
+    )
 
 
 @_fake("slide_torch::topk_lists")
 def _(
-    input: Any, weight: Any, bias: Any, list_offsets: Any, list_rows: Any, probes: Any, k: Any
+    input: Any,
+    weight: Any,
+    bias: Any,
+    list_offsets: Any,
+    list_rows: Any,
+    codes: Any,
+    terms: Any,
+    probes: Any,
+    k: Any,
+    rescored: Any,
 ) -> Any:
     shape = (input.shape[0], k)
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
@@ -590,10 +632,10 @@ def _(
 @_fake("slide_torch::shared_cross_entropy_backward")
 @_fake("slide_torch::sample_cross_entropy_backward")
 def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
-    has_bias = rest[-1]
+    has_rows, has_bias = rest[-2:]
     return (
         torch.empty_like(input),
-        input.new_empty((rows.shape[0], input.shape[1])),
+        input.new_empty((rows.shape[0] if has_rows else 0, input.shape[1])),
         input.new_empty((rows.shape[0] if has_bias else 0,)),
     )
 
@@ -639,7 +681,9 @@ def _gradients(
         fused_backward.optimizer_of(weight) if fused_op and ctx.sparse and need_weight else None
     )
     if optimizer is None:
-        grad_input, grad_rows, grad_bias = op(grad_loss, input, weight, rows, *between, need_bias)
+        grad_input, grad_rows, grad_bias = op(
+            grad_loss, input, weight, rows, *between, need_weight, need_bias
+        )
         grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
     else:
         grad_weight = None
@@ -793,10 +837,10 @@ def _(
 @_fake("slide_torch::shared_binary_cross_entropy_backward")
 @_fake("slide_torch::sample_binary_cross_entropy_backward")
 def _(grad_loss: Any, input: Any, weight: Any, rows: Any, *rest: Any) -> Any:
-    has_bias = rest[-1]
+    has_rows, has_bias = rest[-2:]
     return (
         torch.empty_like(input),
-        input.new_empty((rows.shape[0], input.shape[1])),
+        input.new_empty((rows.shape[0] if has_rows else 0, input.shape[1])),
         input.new_empty((rows.shape[0] if has_bias else 0,)),
     )
 

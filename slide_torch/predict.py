@@ -15,7 +15,9 @@ LISTS_PER_ROOT = 2  # lists: this times the square root of the number of rows
 SAMPLE_PER_LIST = 256  # rows that k-means learns from, at most
 ITERATIONS = 10
 RADIUS_WEIGHT = 0.1  # how much a list's spread, as against its mean row, says for probing it
+RESCORED_PER_K = 2  # rows scored exactly to find k, at first
 _ROWS_AT_ONCE = 65536
+_INPUTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class RowPartition:
     A list is worth probing for an input x where the score of its mean row, and the spread of its rows,
     are large: ``<mean row, x> + mean bias + 0.1 |(x, 1)| radius``.
 
-    Memory: 4 bytes a row, and d + 3 numbers a list. The rows themselves stay where they are, so that
-    scores are always those of the present weights.
+    Rows are first scored by int8 codes, a fourth of the bytes, list by list; the best of them exactly, where
+    they stand. Memory: d + 12 bytes a row (and blocks of 16 rows begin with a list), d + 4 numbers a list.
 
     Attributes:
         offsets: int64 (lists + 1), where each list begins in ``rows``.
@@ -34,6 +36,7 @@ class RowPartition:
         centers: (lists, d + 1), mean rows, and the radius.
         center_bias: (lists), the mean biases.
         rows_in_smallest: int64 (lists), rows in the n + 1 smallest lists together.
+        codes, terms: the rows as int8, see :func:`slide_torch.ops.code_lists`.
     """
 
     offsets: Tensor
@@ -41,6 +44,8 @@ class RowPartition:
     centers: Tensor
     center_bias: Tensor
     rows_in_smallest: Tensor
+    codes: Tensor
+    terms: Tensor
 
     @staticmethod
     def build(weight: Tensor, bias: Tensor | None, *, seed: int) -> RowPartition:
@@ -77,6 +82,7 @@ class RowPartition:
             torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1),
             center_bias,
             offsets.diff().sort().values.cumsum(0),
+            *ops.code_lists(weight, bias, offsets, rows),
         )
 
     @property
@@ -103,21 +109,43 @@ class RowPartition:
         return place.gather(1, list_of[rows])
 
     def topk(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, k: int, probes: int
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        k: int,
+        probes: int,
+        rescored: int,
     ) -> tuple[Tensor, Tensor]:
         """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
-        where an input's hold fewer than k rows."""
+        where an input's hold fewer than k rows; of these the ``rescored`` best by their codes are scored."""
+
+        def search(some: Tensor, probed: Tensor) -> tuple[Tensor, Tensor]:
+            return ops.topk_lists(
+                some,
+                weight,
+                bias,
+                self.offsets,
+                self.rows,
+                self.codes,
+                self.terms,
+                probed,
+                k,
+                max(k, rescored),
+            )
+
         probed = self.probes(input, probes)
+        if probes >= self.lists_holding(k):
+            return search(input, probed)
         short = self.offsets.diff()[probed].sum(1) < k
         if not bool(short.any()):
-            return ops.topk_lists(input, weight, bias, self.offsets, self.rows, probed, k)
+            return search(input, probed)
         values = input.new_empty((input.shape[0], k))
         indices = torch.empty((input.shape[0], k), dtype=torch.int64)
-        for mine, lists in ((~short, probes), (short, self.lists_holding(k))):
-            some = input[mine]
-            values[mine], indices[mine] = ops.topk_lists(
-                some, weight, bias, self.offsets, self.rows, self.probes(some, lists), k
-            )
+        values[~short], indices[~short] = search(input[~short], probed[~short])
+        some = input[short]
+        found = search(some, self.probes(some, self.lists_holding(k)))
+        values[short], indices[short] = found
         return values, indices
 
     def memory_bytes(self) -> int:
@@ -131,12 +159,14 @@ class Calibration:
     Attributes:
         partition: the lists.
         probes: how many of them each input looks into.
+        rescored: how many of the best by their codes are scored exactly.
         recall: share of the exact top k found so on the inputs of the calibration.
         state: address and version of weight and bias when it was made.
     """
 
     partition: RowPartition
     probes: int
+    rescored: int
     recall: float
     state: tuple[int, ...]
 
@@ -156,14 +186,35 @@ def calibrate(
     partition: RowPartition,
     state: tuple[int, ...],
 ) -> Calibration:
-    """The fewest probes that find the share ``recall`` of the exact top k of ``input`` (n, d)."""
+    """The fewest probes that find the share ``recall`` of the exact top k of ``input`` (n, d).
+
+    How many lists hold that share is counted, without a search. What the int8 codes lose on the way is
+    measured by searches: as many rows are rescored as make it at most a tenth of what recall may miss.
+    """
     _, best = ops.topk_linear(input, weight, bias, k)
-    blocks = zip(input.split(4096), best.split(4096), strict=True)
+    blocks = zip(input.split(_INPUTS_AT_ONCE), best.split(_INPUTS_AT_ONCE), strict=True)
     ranks = torch.cat([partition.ranks(x, rows) for x, rows in blocks])
-    found = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
-    # the division rounds: a share that is the target exactly must not be missed by half a unit
-    probes = min(int((found < recall - 1e-6).sum()) + 1, partition.lists)
-    return Calibration(partition, probes, found[probes - 1].item(), state)
+    held = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
+
+    def fewest(share: float) -> int:
+        # the division rounds: a share that is the target exactly must not be missed by half a unit
+        return min(int((held < share - 1e-6).sum()) + 1, partition.lists)
+
+    def found(probes: int, rescored: int) -> float:
+        hits = 0
+        for x, rows in zip(input.split(_INPUTS_AT_ONCE), best.split(_INPUTS_AT_ONCE), strict=True):
+            mine = partition.topk(x, weight, bias, k, probes, rescored)[1]
+            hits += int((mine.unsqueeze(2) == rows.unsqueeze(1)).sum())
+        return hits / best.numel()
+
+    probes, rescored = fewest(recall), min(RESCORED_PER_K * k, weight.shape[0])
+    while (measured := found(probes, rescored)) < recall - 1e-6:
+        lost = held[probes - 1].item() - measured
+        if lost > (1 - recall) / 10 and rescored < weight.shape[0]:
+            rescored = min(2 * rescored, weight.shape[0])
+        else:
+            probes = min(max(probes + 1, fewest(recall + lost)), partition.lists)
+    return Calibration(partition, probes, rescored, measured, state)
 
 
 def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:

@@ -253,6 +253,26 @@ def test_eval(backend):
     torch.testing.assert_close(compiled(x), model(x))
 
 
+def test_fusing_optimizer_steps_outside_the_graph():
+    """The gradient is handed over, and the update is that of eager mode."""
+    found = []
+    for compiled in (False, True):
+        model = make(sparse=True)
+        loss_of = cross_entropy_of(model)
+        if compiled:
+            loss_of = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+        optimizer = slide_torch.optim.Adam(model.parameters(), lr=0.1, fuse_backward=True)
+        torch.manual_seed(1)
+        for _ in range(3):
+            loss = loss_of(torch.randn(B, D), class_indices())
+            optimizer.zero_grad()
+            loss.backward()
+            assert (model[-1].weight.grad is None) != compiled
+            optimizer.step()
+        found.append(model[-1].weight.detach().clone())
+    torch.testing.assert_close(*found)
+
+
 def test_export_of_eval():
     model = make().eval()
     batch = torch.export.Dim("batch", min=2)

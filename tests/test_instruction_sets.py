@@ -135,7 +135,10 @@ def best(i):
     for count in (1, 6, 16, B):
         layer = (i["x"][:count], i["weight"], i["bias"])
         found[f"best {count}"], _ = ops.topk_linear(*layer, 9)
-        found[f"best of lists {count}"], _ = ops.topk_lists(*layer, *lists, probes[:count], 9)
+        coded = ops.code_lists(*layer[1:], *lists)
+        found[f"best of lists {count}"], _ = ops.topk_lists(
+            *layer, *lists, *coded, probes[:count], 9, 40
+        )
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slide_torch import LSHLinear, LSHOptions, SampledLogits
+from slide_torch import LSHLinear, LSHOptions, SampledLogits, ops
 
 N, D, B = 60, 8, 7
 OPTIONS = LSHOptions(budget=5, tail=6, K=2, L=3)
@@ -293,6 +293,40 @@ def test_frozen_parameter(frozen, pattern, sparse):
     assert getattr(layer, frozen).grad is None and trained.grad.to_dense().any()
     assert layer.stats()["steps"] == 1 and layer.stats()["dirty_share"] > 0
     assert torch.equal(getattr(layer, frozen), old[frozen])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+@pytest.mark.parametrize("pattern", ["shared", "sample"])
+def test_frozen_weight_has_no_gradient_rows(pattern, loss):
+    """What is not asked for is not made; the rest is what it is beside it."""
+    N, D, B = 40, 13, 5
+    rows = torch.arange(0, N, 3)
+    x, weight, bias = torch.randn(B, D), torch.randn(N, D), torch.randn(N)
+    offsets, places, numbers = torch.arange(B + 1), torch.arange(B), torch.rand(B)
+    pairs = ()
+    if pattern == "sample":
+        starts = torch.arange(B + 1) * 6
+        active = torch.cat([rows[torch.randperm(len(rows))[:6]].sort().values for _ in range(B)])
+        rows, *transposed = ops.transpose_active(starts, active.int(), N)
+        pairs, places = (starts, *transposed), places * 6
+    labels = (offsets, places, numbers)
+    if loss == "cross_entropy":
+        extra = (None, *labels)
+        between = labels
+    else:
+        extra = (None, *labels, None)
+        between = extra
+    forward = getattr(torch.ops.slide_torch, f"{pattern}_{loss}")
+    backward = getattr(torch.ops.slide_torch, f"{pattern}_{loss}_backward")
+    _, *kept = forward(x, weight, bias, rows, *pairs, *extra, 1.0, False)
+    arguments = (torch.rand(B), x, weight, rows, *pairs, *between, *kept)
+    grad_input, grad_rows, grad_bias = backward(*arguments, True, True)
+    assert grad_rows.shape == (len(rows), D) and grad_rows.any()
+    for has_bias in (False, True):
+        found = backward(*arguments, False, has_bias)
+        torch.testing.assert_close(found[0], grad_input)
+        assert found[1].shape == (0, D)
+        assert torch.equal(found[2], grad_bias if has_bias else grad_bias[:0])
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -98,7 +98,16 @@ def binary_backward_samples(pattern):
             a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
         )
         _, logits = forward(x, weight, bias, *rest)
-        yield (randn(B, dtype=x.dtype), x, weight, *rest[:-2], logits, bias is not None)
+        for has_rows in (True, False):
+            yield (
+                randn(B, dtype=x.dtype),
+                x,
+                weight,
+                *rest[:-2],
+                logits,
+                has_rows,
+                bias is not None,
+            )
 
 
 def codes(count=N, dtype=torch.int16):
@@ -144,14 +153,27 @@ def backward_samples(pattern):
         _, logits, log_normalizer = forward(x, weight, bias, *rest)
         active, tail = rest[:-6], rest[-5:-2]  # without log_weight, scale, sparse
         grad = randn(B, dtype=x.dtype)
-        yield (grad, x, weight, *active, *tail, logits, log_normalizer, bias is not None)
+        for has_rows in (True, False):
+            yield (
+                grad,
+                x,
+                weight,
+                *active,
+                *tail,
+                logits,
+                log_normalizer,
+                has_rows,
+                bias is not None,
+            )
 
 
 def fused_samples(pattern):
-    for arguments in backward_samples(pattern):
+    for *arguments, has_rows, has_bias in backward_samples(pattern):
+        if not has_rows:
+            continue
         weight = arguments[2]
         moments = randn(*weight.shape, dtype=weight.dtype), torch.rand_like(weight)
-        yield (*arguments, *moments, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, False)
+        yield (*arguments, has_bias, *moments, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, False)
 
 
 def retrieve_samples():
@@ -171,7 +193,8 @@ def predict_samples(kind):
             if kind == "linear":
                 yield x, weight, bias, 3
             elif kind == "lists":
-                yield x, weight, bias, offsets, rows, torch.tensor([[0, 1]] * B), 3
+                coded = ops.code_lists(weight, bias, offsets, rows)
+                yield x, weight, bias, offsets, rows, *coded, torch.tensor([[0, 1]] * B), 3, 5
             else:
                 yield weight, bias, offsets, rows
 
@@ -216,6 +239,7 @@ SAMPLES = {
         for dtype in DTYPES
     ],
     "topk_linear": lambda: predict_samples("linear"),
+    "code_lists": lambda: predict_samples("codes"),
     "topk_lists": lambda: predict_samples("lists"),
     "list_centers": lambda: predict_samples("centers"),
     "instruction_set": lambda: [()],

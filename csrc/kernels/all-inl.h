@@ -13,6 +13,8 @@
 #include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
 #include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
+//
+#include "coded-inl.h"  // keeps the best as topk-inl.h
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
@@ -46,7 +48,6 @@ constexpr RealKernels<T> kernels_of() {
           sample_sigmoid<T>,
           score_rows<T>,
           topk_rows<T>,
-          pack_samples<T>,
           adam_rows<T>,
           sgd_rows<T>,
           adagrad_rows<T>,

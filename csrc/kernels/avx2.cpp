@@ -19,7 +19,7 @@ namespace {
 #include "all-inl.h"
 }  // namespace
 
-extern const KernelTable avx2_kernels = {"avx2", kernels_of<float>(), kernels_of<double>()};
+extern const KernelTable avx2_kernels = {"avx2", kernels_of<float>(), kernels_of<double>(), topk_coded};
 
 }  // namespace slide_torch
 

@@ -20,7 +20,7 @@ namespace {
 #include "all-inl.h"
 }  // namespace
 
-extern const KernelTable avx512_kernels = {"avx512", kernels_of<float>(), kernels_of<double>()};
+extern const KernelTable avx512_kernels = {"avx512", kernels_of<float>(), kernels_of<double>(), topk_coded};
 
 }  // namespace slide_torch
 

@@ -9,6 +9,6 @@ namespace {
 #include "all-inl.h"
 }  // namespace
 
-extern const KernelTable baseline_kernels = {"baseline", kernels_of<float>(), kernels_of<double>()};
+extern const KernelTable baseline_kernels = {"baseline", kernels_of<float>(), kernels_of<double>(), topk_coded};
 
 }  // namespace slide_torch

@@ -88,15 +88,14 @@ struct SampleProblem {
   int64_t features;
 };
 
-// Rows to choose the best from: weight (N, features), bias (N) or null, of which `rows` (or null: all in order) names
-// some; input (B, features).
+// Rows to choose the best from: weight (N, features), bias (N) or null; input (batch, features).
 template <class T>
 struct TopkProblem {
   const T* weight;
   const T* bias;
-  const int32_t* rows;
   const T* input;
   int64_t features;
+  int64_t batch;
 };
 
 // The best k so far of each sample: values and ids (B, k), a heap with the worst at its root, which begins as -inf with
@@ -106,6 +105,16 @@ struct Best {
   T* values;
   int64_t* ids;
   int64_t k;
+};
+
+// Rows of int8 codes lie in blocks of so many.
+constexpr int64_t kBlockRows = 16;
+
+// Inputs for coded rows: input (B, pairs) has two int16 in each element, to be multiplied by input_scale (B).
+struct CodedProblem {
+  const int32_t* input;
+  const float* input_scale;
+  int64_t pairs;
 };
 
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
@@ -205,9 +214,7 @@ struct RealKernels {
   void (*sample_sigmoid)(const T* logits, const T* weight, int64_t count, T scale, T* gradient);
   void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
                      T* scores);
-  void (*topk_rows)(const TopkProblem<T>&, const T* packed, const int64_t* samples, int64_t count, const Best<T>&,
-                    int64_t begin, int64_t end);
-  void (*pack_samples)(const T* x, const int64_t* samples, int64_t count, int64_t features, T* packed);
+  void (*topk_rows)(const TopkProblem<T>&, const T* packed, const Best<T>&, int64_t begin, int64_t end);
   void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
   void (*sgd_rows)(const RowUpdate<T>&, const SgdScalars<T>&, int64_t begin, int64_t end);
   void (*adagrad_rows)(const RowUpdate<T>&, T lr, T eps, T sign, int64_t begin, int64_t end);
@@ -219,6 +226,8 @@ struct KernelTable {
   const char* name;
   RealKernels<float> f32;
   RealKernels<double> f64;
+  void (*topk_coded)(const CodedProblem&, const int8_t* codes, const float* terms, const int32_t* ids, int64_t count,
+                     const int64_t* samples, int64_t sample_count, const Best<float>&);
 };
 
 // The table for this machine, chosen at the first call: the widest supported level, or the one named by the

@@ -149,17 +149,30 @@ inline void pair_gradient(T g, const T* __restrict w, const T* __restrict x, con
   }
 }
 
+// gx += g w, as pair_gradient does.
+template <class T>
+inline void add_multiple(T g, const T* __restrict w, int64_t n, T* __restrict gx) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(gx + i, load<V>(gx + i) + load<V>(w + i) * g);
+  for (; i < n; ++i) gx[i] += w[i] * g;
+}
+
 // For the pairs of rows [begin, end): grad_rows[u] = sum g x, and grad_input[sample] += g weight[rows[u]] into
-// this chunk's own accumulator. Chunks are cut by the data, not by the threads, and added in order.
+// this chunk's own accumulator. Chunks are cut by the data, not by the threads, and added in order. grad_rows and
+// grad_bias may be null.
 template <class T>
 void sample_gradients(const SampleProblem<T>& s, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                       int64_t begin, int64_t end) {
   for (int64_t u = begin; u < end; ++u) {
     const T* w = s.weight + s.rows[u] * s.features;
     const T* ahead = s.weight + s.rows[min_of(u + kRowsAhead, s.active - 1)] * s.features;
-    T* out = grad_rows + u * s.features;
     const int64_t first = s.pair_offsets[u], last = s.pair_offsets[u + 1];
-    for (int64_t e = first; e < last; ++e) {
+    for (int64_t e = first; !grad_rows && e < last; ++e)
+      add_multiple(gradient[s.pair_positions[e]], w, s.features, grad_input + s.pair_samples[e] * s.features);
+    T* out = grad_rows ? grad_rows + u * s.features : nullptr;
+    for (int64_t e = first; grad_rows && e < last; ++e) {
       const T g = gradient[s.pair_positions[e]];
       const T* x = s.input + s.pair_samples[e] * s.features;
       T* gx = grad_input + s.pair_samples[e] * s.features;
@@ -168,7 +181,7 @@ void sample_gradients(const SampleProblem<T>& s, const T* gradient, T* grad_inpu
       else
         pair_gradient<T, false>(g, w, x, nullptr, s.features, gx, out);
     }
-    for (int64_t i = 0; first == last && i < s.features; ++i) out[i] = T(0);
+    for (int64_t i = 0; grad_rows && first == last && i < s.features; ++i) out[i] = T(0);
     if (grad_bias) {
       T sum = T(0);
       for (int64_t e = first; e < last; ++e) sum += gradient[s.pair_positions[e]];

@@ -79,7 +79,8 @@ void shared_softmax_gradient(const T* logits, const T* log_normalizer, const T* 
   }
 }
 
-// grad_rows[u, :] = sum_b gradient[u, b] x[b, :] and grad_bias[u] = sum_b gradient[u, b], u in [begin, end).
+// grad_rows[u, :] = sum_b gradient[u, b] x[b, :] and grad_bias[u] = sum_b gradient[u, b], u in [begin, end); either
+// may be null.
 template <class T>
 void shared_grad_rows(const SharedProblem<T>& s, const T* gradient, const T* packed_columns, T* grad_rows, T* grad_bias,
                       int64_t begin, int64_t end) {
@@ -88,7 +89,7 @@ void shared_grad_rows(const SharedProblem<T>& s, const T* gradient, const T* pac
   const T* a[kTileRows];
   for (int64_t u = begin; u < end; u += kTileRows) {
     const int64_t rows = min_of(kTileRows, end - u);
-    for (int64_t k = 0; k < s.features; k += N)
+    for (int64_t k = 0; grad_rows && k < s.features; k += N)
       for (int64_t p = 0; p == 0 || p < s.batch; p += kDepth) {  // once for an empty batch too: zeros
         for (int64_t i = 0; i < rows; ++i) a[i] = gradient + (u + i) * s.batch + p;
         any_tile(a, 1, packed_columns + k * s.batch + p * N, N, min_of(kDepth, s.batch - p),

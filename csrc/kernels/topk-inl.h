@@ -51,11 +51,10 @@ inline bool any_lane(IntVec<T> mask) {
   return any != 0;
 }
 
-// One tile of rows against the `count` <= Vectors * W samples of one panel.
+// One tile of rows against the `count` <= Vectors * W samples, from `first` on, of one panel.
 template <class T, int64_t Vectors>
 inline void offer_tile(const T* const* a, const T* bias, const int64_t* ids, int64_t rows, const T* panel,
-                       int64_t features, const int64_t* samples, int64_t count, const Best<T>& best,
-                       Vec<T>* thresholds) {
+                       int64_t features, int64_t first, int64_t count, const Best<T>& best, Vec<T>* thresholds) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   T scores[kTileRows * Vectors * W];
@@ -77,8 +76,8 @@ inline void offer_tile(const T* const* a, const T* bias, const int64_t* ids, int
     for (int64_t j = 0; j < count; ++j) {
       const T z = scores[i * Vectors * W + j];
       if (z < limits[j]) continue;
-      T* values = best.values + samples[j] * best.k;
-      offer(z, ids[i], values, best.ids + samples[j] * best.k, best.k);
+      T* values = best.values + (first + j) * best.k;
+      offer(z, ids[i], values, best.ids + (first + j) * best.k, best.k);
       limits[j] = values[0];
     }
   for (int64_t j = 0; j < Vectors; ++j) thresholds[j] = load<V>(limits + j * W);
@@ -91,15 +90,14 @@ inline int64_t rows_of_a_block(int64_t features) {
   return kTileRows * (tiles > 1 ? min_of(tiles, 8) : 1);
 }
 
-// Offers rows [begin, end) of the problem to the samples. `packed` holds the panels of the inputs of `samples`
-// (count) in that order (pack_transposed). The last panel's samples, where they are few, are met one by one: for them
-// a tile would compute mostly padding, and a batch of one is a matter of bandwidth.
+// Offers rows [begin, end) of the problem to its inputs. `packed` holds their panels (pack_transposed). The last
+// panel's samples, where they are few, are met one by one: for them a tile would compute mostly padding, and a batch of
+// one is a matter of bandwidth.
 template <class T>
-void topk_rows(const TopkProblem<T>& s, const T* packed, const int64_t* samples, int64_t count, const Best<T>& best,
-               int64_t begin, int64_t end) {
+void topk_rows(const TopkProblem<T>& s, const T* packed, const Best<T>& best, int64_t begin, int64_t end) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>(), few = 3;
-  const int64_t single = count % N <= few ? count % N : 0, tiled = count - single;
+  const int64_t single = s.batch % N <= few ? s.batch % N : 0, tiled = s.batch - single;
   const int64_t block = tiled ? rows_of_a_block<T>(s.features) : kTileRows;
   const T* a[kTileRows * 8];
   T bias[kTileRows * 8];
@@ -107,42 +105,28 @@ void topk_rows(const TopkProblem<T>& s, const T* packed, const int64_t* samples,
   for (int64_t first = begin; first < end; first += block) {
     const int64_t rows = min_of(block, end - first);
     for (int64_t i = 0; i < block; ++i) {  // the last tile repeats a row where there is none
-      ids[i] = s.rows ? s.rows[first + min_of(i, rows - 1)] : first + min_of(i, rows - 1);
+      ids[i] = first + min_of(i, rows - 1);
       a[i] = s.weight + ids[i] * s.features;
       bias[i] = s.bias ? s.bias[ids[i]] : T(0);
-      if (s.rows && first + i + block < end)
-        prefetch_row(s.weight + s.rows[first + i + block] * s.features, s.features);
     }
     for (int64_t c = 0; c < tiled; c += N) {
       const int64_t columns = min_of(N, tiled - c);
       T limits[N];
-      for (int64_t j = 0; j < N; ++j) limits[j] = j < columns ? best.values[samples[c + j] * best.k] : T(0);
+      for (int64_t j = 0; j < N; ++j) limits[j] = j < columns ? best.values[(c + j) * best.k] : T(0);
       for (int64_t j = columns; j < N; ++j) limits[j] = __builtin_huge_val();
       V thresholds[2] = {load<V>(limits), load<V>(limits + W)};
       for (int64_t i = 0; i < rows; i += kTileRows)
         (columns > W ? offer_tile<T, 2> : offer_tile<T, 1>)(a + i, bias + i, ids + i, min_of(kTileRows, rows - i),
-                                                            packed + c * s.features, s.features, samples + c, columns,
-                                                            best, thresholds);
+                                                            packed + c * s.features, s.features, c, columns, best,
+                                                            thresholds);
     }
-    for (int64_t c = tiled; c < count; ++c) {
-      const T* x = s.input + samples[c] * s.features;
-      T* values = best.values + samples[c] * best.k;
+    for (int64_t c = tiled; c < s.batch; ++c) {
+      const T* x = s.input + c * s.features;
+      T* values = best.values + c * best.k;
       for (int64_t i = 0; i < rows; ++i) {
         const T z = dot(a[i], x, s.features) + bias[i];
-        if (!(z < values[0])) offer(z, ids[i], values, best.ids + samples[c] * best.k, best.k);
+        if (!(z < values[0])) offer(z, ids[i], values, best.ids + c * best.k, best.k);
       }
     }
   }
-}
-
-// Packs the inputs of `samples` (count) into panels, as pack_transposed does for all of them.
-template <class T>
-void pack_samples(const T* x, const int64_t* samples, int64_t count, int64_t features, T* packed) {
-  constexpr int64_t N = tile_columns<T>();
-  for (int64_t c = 0; c < count; c += N)
-    for (int64_t j = 0; j < N; ++j) {
-      T* column = packed + c * features + j;
-      const T* row = c + j < count ? x + samples[c + j] * features : nullptr;
-      for (int64_t p = 0; p < features; ++p) column[p * N] = row ? row[p] : T(0);
-    }
 }

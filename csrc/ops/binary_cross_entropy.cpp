@@ -91,11 +91,12 @@ std::tuple<Tensor, Tensor> shared_binary_cross_entropy(Tensor input, Tensor weig
   });
 }
 
-// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
+// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last two are empty where not asked for.
 Gradients shared_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows,
                                                std::optional<Tensor> row_weight, Tensor label_offsets,
                                                Tensor label_places, Tensor label_values,
-                                               std::optional<Tensor> label_extra, Tensor logits, bool has_bias) {
+                                               std::optional<Tensor> label_extra, Tensor logits, bool has_rows,
+                                               bool has_bias) {
   constexpr const char* op = "shared_binary_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> Gradients {
     using T = decltype(zero);
@@ -111,7 +112,7 @@ Gradients shared_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, T
     });
     add_label_gradients(labels, data<T>(logits), data<T>(grad_loss), s.batch, g,
                         [&](int64_t b, int64_t u) { return u * s.batch + b; });
-    return shared_gradients<T>(s, input, g, has_bias);
+    return shared_gradients<T>(s, input, g, has_rows, has_bias);
   });
 }
 
@@ -149,12 +150,13 @@ std::tuple<Tensor, Tensor> sample_binary_cross_entropy(Tensor input, Tensor weig
   });
 }
 
-// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
+// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last two are empty where not asked for.
 Gradients sample_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows,
                                                Tensor offsets, Tensor pair_offsets, Tensor pair_positions,
                                                Tensor pair_samples, std::optional<Tensor> row_weight,
                                                Tensor label_offsets, Tensor label_places, Tensor label_values,
-                                               std::optional<Tensor> label_extra, Tensor logits, bool has_bias) {
+                                               std::optional<Tensor> label_extra, Tensor logits, bool has_rows,
+                                               bool has_bias) {
   constexpr const char* op = "sample_binary_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> Gradients {
     using T = decltype(zero);
@@ -176,7 +178,7 @@ Gradients sample_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, T
     });
     add_label_gradients(labels, data<T>(logits), data<T>(grad_loss), batch, gradient.data(),
                         [](int64_t, int64_t place) { return place; });
-    return sample_gradients<T>(s, input, pairs, gradient.data(), has_bias);
+    return sample_gradients<T>(s, input, pairs, gradient.data(), has_rows, has_bias);
   });
 }
 

@@ -117,7 +117,7 @@ template <class T, class Adam>
 Gradients shared_backward(const char* op, const Tensor& grad_loss, const Tensor& input, const Tensor& weight,
                           const Tensor& rows, const Tensor& label_offsets, const Tensor& label_places,
                           const Tensor& label_probabilities, const Tensor& logits, const Tensor& log_normalizer,
-                          bool has_bias, const Adam& adam_of) {
+                          bool has_rows, bool has_bias, const Adam& adam_of) {
   const SharedProblem<T> s = shared_problem<T>(op, input, weight, std::nullopt, rows, std::nullopt, T(1));
   const Targets<T> targets = check_labels<T>(op, label_offsets, label_places, label_probabilities, s.batch, s.active);
   check_tensor(op, "grad_loss", grad_loss, input.scalar_type(), {s.batch});
@@ -132,20 +132,20 @@ Gradients shared_backward(const char* op, const Tensor& grad_loss, const Tensor&
     k.shared_softmax_gradient(data<T>(logits), data<T>(log_normalizer), scale.data(), s.batch, g, b, e);
   });
   subtract_labels(targets, data<T>(grad_loss), s.batch, g, [&](int64_t b, int64_t u) { return u * s.batch + b; });
-  return shared_gradients<T>(s, input, g, has_bias, adam);
+  return shared_gradients<T>(s, input, g, has_rows, has_bias, adam);
 }
 
 }  // namespace
 
-// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
+// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last two are empty where not asked for.
 Gradients shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows,
                                         Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
-                                        Tensor logits, Tensor log_normalizer, bool has_bias) {
+                                        Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias) {
   constexpr const char* op = "shared_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     return shared_backward<T>(op, grad_loss, input, weight, rows, label_offsets, label_places, label_probabilities,
-                              logits, log_normalizer, has_bias,
+                              logits, log_normalizer, has_rows, has_bias,
                               [](const char*) -> std::optional<RowAdam<T>> { return std::nullopt; });
   });
 }
@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor> shared_cross_entropy_backward_adam_(
     const auto scalars = adam_scalars<T>(op, lr, beta1, beta2, eps, weight_decay, step, maximize);
     const auto found =
         shared_backward<T>(op, grad_loss, input, weight, rows, label_offsets, label_places, label_probabilities, logits,
-                           log_normalizer, has_bias, [&](const char* name) -> std::optional<RowAdam<T>> {
+                           log_normalizer, true, has_bias, [&](const char* name) -> std::optional<RowAdam<T>> {
                              return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars);
                            });
     return {std::get<0>(found), std::get<2>(found)};
@@ -210,7 +210,7 @@ Gradients sample_backward(const char* op, const Tensor& grad_loss, const Tensor&
                           const Tensor& rows, const Tensor& offsets, const Tensor& pair_offsets,
                           const Tensor& pair_positions, const Tensor& pair_samples, const Tensor& label_offsets,
                           const Tensor& label_places, const Tensor& label_probabilities, const Tensor& logits,
-                          const Tensor& log_normalizer, bool has_bias, const Adam& adam_of) {
+                          const Tensor& log_normalizer, bool has_rows, bool has_bias, const Adam& adam_of) {
   const SampleProblem<T> s =
       sample_problem<T>(op, input, weight, std::nullopt, rows, offsets, pair_offsets, pair_positions, pair_samples);
   const int64_t batch = input.size(0), pairs = pair_positions.numel();
@@ -229,22 +229,22 @@ Gradients sample_backward(const char* op, const Tensor& grad_loss, const Tensor&
                                 scale[b], gradient.data() + start[b]);
   });
   subtract_labels(targets, data<T>(grad_loss), batch, gradient.data(), [](int64_t, int64_t place) { return place; });
-  return sample_gradients<T>(s, input, pairs, gradient.data(), has_bias, adam);
+  return sample_gradients<T>(s, input, pairs, gradient.data(), has_rows, has_bias, adam);
 }
 
 }  // namespace
 
-// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last is empty without `has_bias`.
+// Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last two are empty where not asked for.
 Gradients sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets,
                                         Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples,
                                         Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
-                                        Tensor logits, Tensor log_normalizer, bool has_bias) {
+                                        Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias) {
   constexpr const char* op = "sample_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     return sample_backward<T>(op, grad_loss, input, weight, rows, offsets, pair_offsets, pair_positions, pair_samples,
-                              label_offsets, label_places, label_probabilities, logits, log_normalizer, has_bias,
-                              [](const char*) -> std::optional<RowAdam<T>> { return std::nullopt; });
+                              label_offsets, label_places, label_probabilities, logits, log_normalizer, has_rows,
+                              has_bias, [](const char*) -> std::optional<RowAdam<T>> { return std::nullopt; });
   });
 }
 
@@ -258,11 +258,12 @@ std::tuple<Tensor, Tensor> sample_cross_entropy_backward_adam_(
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const auto scalars = adam_scalars<T>(op, lr, beta1, beta2, eps, weight_decay, step, maximize);
-    const auto found = sample_backward<T>(op, grad_loss, input, weight, rows, offsets, pair_offsets, pair_positions,
-                                          pair_samples, label_offsets, label_places, label_probabilities, logits,
-                                          log_normalizer, has_bias, [&](const char* name) -> std::optional<RowAdam<T>> {
-                                            return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars);
-                                          });
+    const auto found =
+        sample_backward<T>(op, grad_loss, input, weight, rows, offsets, pair_offsets, pair_positions, pair_samples,
+                           label_offsets, label_places, label_probabilities, logits, log_normalizer, true, has_bias,
+                           [&](const char* name) -> std::optional<RowAdam<T>> {
+                             return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars);
+                           });
     return {std::get<0>(found), std::get<2>(found)};
   });
 }

@@ -83,7 +83,8 @@ void update_rows(const RowAdam<T>& adam, const int64_t* rows, const T* gradients
                               adam.scalars, 0, count);
 }
 
-// grad_input (B, d), grad_rows (U, d; empty where Adam has used them), grad_bias (U, or empty without a bias).
+// grad_input (B, d), grad_rows (U, d; empty where Adam has used them, or nobody asks), grad_bias (U, or empty
+// likewise).
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class T>
@@ -95,19 +96,20 @@ Gradients empty_gradients(const Tensor& input, int64_t active, bool has_bias, bo
 
 // From gradient (U, B), the loss's derivative by the logits of a shared active set.
 template <class T>
-Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const T* gradient, bool has_bias,
-                           const std::optional<RowAdam<T>>& adam = std::nullopt) {
+Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const T* gradient, bool has_rows,
+                           bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
   const auto& k = real_kernels<T>();
-  Gradients result = empty_gradients<T>(input, s.active, has_bias, !adam);
+  Gradients result = empty_gradients<T>(input, s.active, has_bias, has_rows && !adam);
   auto& [grad_input, grad_rows, grad_bias] = result;
   T* to_input = mutable_data<T>(grad_input);
-  T* to_rows = mutable_data<T>(grad_rows);
+  T* to_rows = has_rows && !adam ? mutable_data<T>(grad_rows) : nullptr;
   T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
   const std::vector<T> packed = pack(data<T>(input), s.batch, s.features, false);
   parallel_tiles(s.batch, 4 * k.tile_rows, s.active * s.features, [&](int64_t b, int64_t e) {
     std::vector<T> panel(k.depth * k.tile_columns);
     k.shared_grad_input(s, gradient, to_input, b, e, panel.data());
   });
+  if (!has_rows && !has_bias) return result;
   parallel_tiles(s.active, k.tile_rows, s.batch * s.features, [&](int64_t b, int64_t e) {
     if (!adam) return k.shared_grad_rows(s, gradient, packed.data(), to_rows, to_bias, b, e);
     std::vector<T> tile(k.tile_rows * s.features);
@@ -126,15 +128,15 @@ Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const
 // number of threads.
 template <class T>
 Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64_t pairs, const T* gradient,
-                           bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
+                           bool has_rows, bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
   constexpr int64_t kChunks = 16, kAccumulatorBytes = int64_t{64} << 20;
   // With Adam, so few rows at a time that their gradients and all they touch stay in the first-level cache.
   constexpr int64_t kAdamRows = 2;
   const auto& k = real_kernels<T>();
-  Gradients result = empty_gradients<T>(input, s.active, has_bias, !adam);
+  Gradients result = empty_gradients<T>(input, s.active, has_bias, has_rows && !adam);
   auto& [grad_input, grad_rows, grad_bias] = result;
   T* to_input = mutable_data<T>(grad_input);
-  T* to_rows = mutable_data<T>(grad_rows);
+  T* to_rows = has_rows && !adam ? mutable_data<T>(grad_rows) : nullptr;
   T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
   const int64_t values = input.numel();
   int64_t chunks = kAccumulatorBytes / (values * static_cast<int64_t>(sizeof(T)) + 1);

@@ -1,6 +1,7 @@
-// The k largest outputs of a linear layer for each sample, from all rows or from some lists of rows, in blocks: no
-// (B, N) tensor. Every thread keeps the best k of each sample among the rows that it has met; these are merged at the
-// end. Which thread meets which row is left to chance, and does not matter: the order of candidates is total.
+// The k largest outputs of a linear layer for each sample, from all rows in blocks (no (B, N) tensor) or, by a first
+// look at int8 codes, from some lists of rows. Every thread keeps the best k of each sample among the rows that it has
+// met; these are merged at the end. Which thread meets which row is left to chance, and does not matter: the order of
+// candidates is total.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -15,16 +16,19 @@ namespace {
 constexpr int64_t kPackedBytes = int64_t{256} << 10;
 // Rows that a thread takes at a time, as many as make up for the taking.
 constexpr int64_t kRowsATime = 4096, kListRowsATime = 512;
+static_assert(kListRowsATime % kBlockRows == 0);
+// In heaps that are not full.
+constexpr int64_t kNoRow = std::numeric_limits<int64_t>::max();
 
 template <class T>
 TopkProblem<T> topk_problem(const char* op, const Tensor& input, const Tensor& weight,
-                            const std::optional<Tensor>& bias, const int32_t* rows) {
+                            const std::optional<Tensor>& bias) {
   check(input.dim() == 2 && weight.dim() == 2, op, "expected input (B, d) and weight (N, d), got ", shape_of(input),
         " and ", shape_of(weight));
   check_tensor(op, "input", input, scalar_type_of<T>(), {-1, weight.size(1)});
   check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
   if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
-  return {data<T>(weight), data_or_null<T>(bias), rows, data<T>(input), weight.size(1)};
+  return {data<T>(weight), data_or_null<T>(bias), data<T>(input), weight.size(1), input.size(0)};
 }
 
 // A worker's best k of `count` samples.
@@ -37,7 +41,7 @@ struct Heaps {
   void clear(int64_t count, int64_t size) {
     k = size;
     values.assign(count * k, -std::numeric_limits<T>::infinity());
-    ids.assign(count * k, std::numeric_limits<int64_t>::max());
+    ids.assign(count * k, kNoRow);
   }
   Best<T> best() { return {values.data(), ids.data(), k}; }
 };
@@ -98,7 +102,7 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
   constexpr const char* op = "topk_linear";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias, nullptr);
+    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias);
     const int64_t batch = input.size(0), neurons = weight.size(0), d = s.features;
     check(1 <= k && k <= neurons, op, "k: expected 1 to ", neurons, " (rows of weight), got ", k);
     const auto& kernels = real_kernels<T>();
@@ -106,8 +110,6 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
     const int64_t panel = kernels.tile_columns;
     const int64_t panels = std::clamp<int64_t>(kPackedBytes / (d * int64_t{sizeof(T)} * panel + 1), 4, 64);
     const int64_t step = panels * panel, blocks = (batch + step - 1) / step;
-    std::vector<int64_t> samples(batch);
-    for (int64_t b = 0; b < batch; ++b) samples[b] = b;
     T* value = mutable_data<T>(values);
     int64_t* index = mutable_data<int64_t>(indices);
 
@@ -128,7 +130,8 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
       if (own.ids.empty()) own.clear(count, k);
       TopkProblem<T> shifted = s;
       shifted.input += block * step * d;
-      kernels.topk_rows(shifted, target.data(), samples.data(), count, own.best(), begin, end);
+      shifted.batch = count;
+      kernels.topk_rows(shifted, target.data(), own.best(), begin, end);
     };
     if (many) {
       share_out(blocks, by_block, [&](int64_t worker, int64_t block) {
@@ -172,7 +175,6 @@ void samples_of_lists(const int64_t* probes, int64_t batch, int64_t probed, int6
   for (int64_t i = 0; i < batch * probed; ++i) samples[next[probes[i]]++] = i / probed;
 }
 
-// The rows named are trusted where lists are searched: reading them all would cost as much as a search.
 void check_lists(const char* op, const Tensor& offsets, const Tensor& rows) {
   check(offsets.dim() == 1 && offsets.size(0) >= 1, op, "list_offsets: expected shape (lists + 1), got ",
         shape_of(offsets));
@@ -181,20 +183,94 @@ void check_lists(const char* op, const Tensor& offsets, const Tensor& rows) {
   check_offsets(op, "list_offsets", data<int64_t>(offsets), offsets.numel() - 1, rows.numel());
 }
 
+// First block of each list: every list begins a block of its own.
+std::vector<int64_t> blocks_of_lists(const int64_t* offsets, int64_t lists) {
+  std::vector<int64_t> blocks(lists + 1, 0);
+  for (int64_t l = 0; l < lists; ++l)
+    blocks[l + 1] = blocks[l] + (offsets[l + 1] - offsets[l] + kBlockRows - 1) / kBlockRows;
+  return blocks;
+}
+
+// x (features) as integers up to `limit` times the scale returned, through put(feature, integer). What is not finite
+// has only zeros, and NaN for a scale; what is too small for a scale counts as zero.
+template <class T, class F>
+float quantize(const T* x, int64_t features, int64_t limit, const F& put) {
+  T largest = T(0);
+  bool finite = true;
+  for (int64_t p = 0; p < features; ++p) {
+    finite &= std::isfinite(x[p]);
+    largest = std::max(largest, std::abs(x[p]));
+  }
+  const float scale = static_cast<float>(largest / static_cast<T>(limit));
+  const bool any = finite && scale >= std::numeric_limits<float>::min();
+  const T inverse = any ? static_cast<T>(limit) / largest : T(0);
+  for (int64_t p = 0; p < features; ++p) put(p, any ? static_cast<int32_t>(std::nearbyint(x[p] * inverse)) : 0);
+  return finite ? (any ? scale : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+}
+
+// The largest integer of an input's: a sum over all features of products with codes stays below 2^31.
+int64_t input_limit(int64_t pairs) {
+  return std::min<int64_t>(32767, std::numeric_limits<int32_t>::max() / (127 * 2 * std::max<int64_t>(1, pairs)));
+}
+
 }  // namespace
 
+// Rows of lists as int8 codes: codes (blocks, pairs, 16, 2), of 16 rows of one list and all pairs of features, and
+// terms (blocks, 2, 16), what a row's codes are to be multiplied by, and its bias.
+std::tuple<Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
+                                      Tensor list_rows) {
+  constexpr const char* op = "code_lists";
+  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
+    if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
+    check_lists(op, list_offsets, list_rows);
+    check_range(op, "list_rows", data<int32_t>(list_rows), list_rows.numel(), weight.size(0));
+    const int64_t lists = list_offsets.numel() - 1, d = weight.size(1), pairs = (d + 1) / 2;
+    const int64_t* offset = data<int64_t>(list_offsets);
+    const int32_t* rows = data<int32_t>(list_rows);
+    const std::vector<int64_t> block_of = blocks_of_lists(offset, lists);
+    Tensor codes = empty({block_of[lists], pairs, kBlockRows, 2}, ScalarType::Char);
+    Tensor terms = empty({block_of[lists], 2, kBlockRows}, ScalarType::Float);
+    int8_t* code = mutable_data<int8_t>(codes);
+    float* term = mutable_data<float>(terms);
+    const T *w = data<T>(weight), *b = data_or_null<T>(bias);
+    parallel_for(0, lists, grain(8 * d * (list_rows.numel() / (lists + 1) + 1)), [&](int64_t first, int64_t last) {
+      std::fill(code + block_of[first] * pairs * 2 * kBlockRows, code + block_of[last] * pairs * 2 * kBlockRows, 0);
+      std::fill(term + block_of[first] * 2 * kBlockRows, term + block_of[last] * 2 * kBlockRows, 0.0f);
+      for (int64_t l = first; l < last; ++l)
+        for (int64_t i = offset[l]; i < offset[l + 1]; ++i) {
+          const int64_t block = block_of[l] + (i - offset[l]) / kBlockRows, lane = (i - offset[l]) % kBlockRows;
+          int8_t* own = code + block * pairs * 2 * kBlockRows + lane * 2;
+          term[block * 2 * kBlockRows + lane] = quantize(w + rows[i] * d, d, 127, [&](int64_t p, int32_t value) {
+            own[p / 2 * 2 * kBlockRows + p % 2] = static_cast<int8_t>(value);
+          });
+          if (b) term[(block * 2 + 1) * kBlockRows + lane] = static_cast<float>(b[rows[i]]);
+        }
+    });
+    return {codes, terms};
+  });
+}
+
+// The best k of the `rescored` rows that score best by their codes.
 std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
-                                      Tensor list_rows, Tensor probes, int64_t k) {
+                                      Tensor list_rows, Tensor codes, Tensor terms, Tensor probes, int64_t k,
+                                      int64_t rescored) {
   constexpr const char* op = "topk_lists";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias, data<int32_t>(list_rows));
+    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias);
     check_lists(op, list_offsets, list_rows);
-    const int64_t batch = input.size(0), lists = list_offsets.numel() - 1, d = s.features;
+    const int64_t batch = input.size(0), lists = list_offsets.numel() - 1, d = s.features, pairs = (d + 1) / 2;
+    const int64_t* offset = data<int64_t>(list_offsets);
+    const int32_t* rows = data<int32_t>(list_rows);
+    const std::vector<int64_t> block_of = blocks_of_lists(offset, lists);
+    check_tensor(op, "codes", codes, ScalarType::Char, {block_of[lists], pairs, kBlockRows, 2});
+    check_tensor(op, "terms", terms, ScalarType::Float, {block_of[lists], 2, kBlockRows});
     check_tensor(op, "probes", probes, ScalarType::Long, {batch, -1});
     check_range(op, "probes", data<int64_t>(probes), probes.numel(), lists);
     check(k >= 1, op, "k: expected at least 1, got ", k);
-    const int64_t* offset = data<int64_t>(list_offsets);
+    check(rescored >= k, op, "rescored: expected at least k, got ", rescored);
     std::vector<int64_t> sample_offsets, samples;
     samples_of_lists(data<int64_t>(probes), batch, probes.size(1), lists, sample_offsets, samples);
     std::vector<ListPart> parts;
@@ -203,26 +279,69 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
            row += kListRowsATime)
         parts.push_back({l, row, std::min(offset[l + 1], row + kListRowsATime)});
 
-    const auto& kernels = real_kernels<T>();
-    const int64_t panel = kernels.tile_columns, items = static_cast<int64_t>(parts.size());
-    std::vector<Heaps<T>> heaps(workers_for(items));
-    std::vector<std::vector<T>> packed(heaps.size());
-    heaps[0].clear(batch, k);  // even if there is nothing to meet
+    std::vector<int32_t> inputs(batch * pairs);
+    std::vector<float> scales(batch);
+    const int64_t limit = input_limit(pairs);
+    parallel_for(0, batch, grain(4 * d), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        int16_t* own = reinterpret_cast<int16_t*>(inputs.data() + i * pairs);
+        scales[i] = quantize(s.input + i * d, d, limit,
+                             [&](int64_t p, int32_t value) { own[p] = static_cast<int16_t>(value); });
+      }
+    });
+    const CodedProblem coded = {inputs.data(), scales.data(), pairs};
+    const int8_t* code = data<int8_t>(codes);
+    const float* term = data<float>(terms);
+    const int64_t items = static_cast<int64_t>(parts.size());
+    std::vector<Heaps<float>> heaps(workers_for(items));
     share_out(items, static_cast<int64_t>(heaps.size()), [&](int64_t worker, int64_t item) {
-      if (heaps[worker].ids.empty()) heaps[worker].clear(batch, k);
+      if (heaps[worker].ids.empty()) heaps[worker].clear(batch, rescored);
       const ListPart& part = parts[item];
       const int64_t first = sample_offsets[part.list], count = sample_offsets[part.list + 1] - first;
-      packed[worker].resize(std::max<size_t>(packed[worker].size(), (count + panel - 1) / panel * panel * d));
-      kernels.pack_samples(s.input, samples.data() + first, count, d, packed[worker].data());
-      kernels.topk_rows(s, packed[worker].data(), samples.data() + first, count, heaps[worker].best(), part.begin,
-                        part.end);
+      const int64_t block = block_of[part.list] + (part.begin - offset[part.list]) / kBlockRows;
+      kernels().topk_coded(coded, code + block * pairs * 2 * kBlockRows, term + block * 2 * kBlockRows,
+                           rows + part.begin, part.end - part.begin, samples.data() + first, count,
+                           heaps[worker].best());
     });
+
     Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
+    T* value = mutable_data<T>(values);
     int64_t* index = mutable_data<int64_t>(indices);
-    merge_all(heaps, batch, k, mutable_data<T>(values), index);
-    for (int64_t i = 0; i < batch * k; ++i)
-      check(index[i] != std::numeric_limits<int64_t>::max(), op,
-            "k: expected at most as many as the rows of a sample's lists, got ", k);
+    std::atomic<bool> stray{false}, few{false};
+    parallel_for(0, batch, grain(2 * rescored * d), [&](int64_t first, int64_t last) {
+      std::vector<Entry<float>> found;
+      std::vector<int32_t> ids;
+      std::vector<T> scores;
+      std::vector<Entry<T>> best;
+      for (int64_t b = first; b < last; ++b) {
+        found.clear();
+        for (const Heaps<float>& heap : heaps)
+          for (int64_t i = b * rescored; i < (b + 1) * rescored && !heap.ids.empty(); ++i)
+            if (heap.ids[i] != kNoRow) found.push_back({heap.values[i], heap.ids[i]});
+        const int64_t count = std::min<int64_t>(rescored, found.size());
+        std::nth_element(found.begin(), found.begin() + count, found.end());
+        ids.resize(count);
+        scores.resize(count);
+        best.resize(count);
+        bool inside = true;
+        for (int64_t i = 0; i < count; ++i) {
+          ids[i] = static_cast<int32_t>(found[i].id);
+          inside &= 0 <= found[i].id && found[i].id < weight.size(0);
+        }
+        if (!inside) stray = true;
+        if (count < k) few = true;
+        if (!inside || count < k) continue;
+        real_kernels<T>().score_rows(s.weight, s.bias, s.input + b * d, d, ids.data(), count, scores.data());
+        for (int64_t i = 0; i < count; ++i) best[i] = {scores[i], ids[i]};
+        std::partial_sort(best.begin(), best.begin() + k, best.end());
+        for (int64_t i = 0; i < k; ++i) {
+          value[b * k + i] = best[i].value;
+          index[b * k + i] = best[i].id;
+        }
+      }
+    });
+    check(!stray, op, "list_rows: expected values in [0, ", weight.size(0), ")");
+    check(!few, op, "k: expected at most as many as the rows of a sample's lists, got ", k);
     return {values, indices};
   });
 }
@@ -268,6 +387,7 @@ std::tuple<Tensor, Tensor> list_centers(Tensor weight, std::optional<Tensor> bia
 
 STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("topk_linear", TORCH_BOX(&topk_linear));
+  m.impl("code_lists", TORCH_BOX(&code_lists));
   m.impl("topk_lists", TORCH_BOX(&topk_lists));
   m.impl("list_centers", TORCH_BOX(&list_centers));
 }
