@@ -19,7 +19,6 @@ import dataclasses
 import os
 import sys
 import time
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from tqdm import tqdm
 
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam
+from slide_torch.options import FAMILIES
 from slide_torch.sampling import candidates
 from slide_torch.tables import HashTables
 
@@ -104,7 +104,7 @@ def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
     """Every family that LSHOptions knows, at several code lengths, centred and not."""
     budget = min(args.budget, neurons // 4)
     common = {"pattern": "per_sample", "budget": budget, "tail": 0, "L": args.tables}
-    for family in typing.get_args(typing.get_type_hints(LSHOptions)["family"]):
+    for family in FAMILIES:
         projections = ("hadamard", "gaussian", "sparse") if family == "simhash" else ("auto",)
         per_hash = LSHOptions(family=family).bits_per_hash
         lengths = sorted({max(1, bits // per_hash) for bits in CODE_BITS})

@@ -1,6 +1,6 @@
-"""Writes the README's tables from the records in benchmarks/results/: no figure there is typed in.
+"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: no figure there is typed in.
 
-python benchmarks/update_readme.py          # rewrites README.md
+python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if it would change
 """
 
@@ -124,31 +124,47 @@ def prediction() -> str:
     return f"{table}\n\nExact at N = 670,091: {scale}. {where}."
 
 
+def sampling() -> str:
+    record = json.loads((RESULTS / "sampling.json").read_text())
+    table = markdown(record["columns"], record["rows"])
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return f"{table}\n\n{where}."
+
+
+FILES = {
+    "README.md": (quickstart, equal_steps, step_time, scaling, prediction),
+    "docs/sampling.md": (sampling,),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = old = readme.read_text()
-    missing = []
-    for make in (quickstart, equal_steps, step_time, scaling, prediction):
-        name = make.__name__
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        try:
-            block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        except FileNotFoundError as error:
-            missing.append(f"{name} stays as it is: no {error.filename}")
-            continue
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
-        if count != 1:
-            sys.exit(f"README.md: expected one {name} block, found {count}")
+    missing, differ = [], []
+    for file, makers in FILES.items():
+        text = old = (ROOT / file).read_text()
+        for make in makers:
+            name = make.__name__
+            pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+            try:
+                block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+            except FileNotFoundError as error:
+                missing.append(f"{name} stays as it is: no {error.filename}")
+                continue
+            text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
+            if count != 1:
+                sys.exit(f"{file}: expected one {name} block, found {count}")
+        if text != old:
+            differ.append(file)
+        if not args.check:
+            (ROOT / file).write_text(text)
     for line in missing:
         print(line)
     if args.check and missing:
         sys.exit("records are missing: make bench, make figures")
-    if args.check and text != old:
-        sys.exit("README.md differs from the records: run benchmarks/update_readme.py")
-    readme.write_text(text)
+    if args.check and differ:
+        sys.exit(f"{', '.join(differ)} differs from the records: run benchmarks/update_readme.py")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,7 @@ def lsh_linear_cross_entropy(
             weight,
             scale,
             sparse,
-            tail_varies=active.log_weight is not None
-            and tables.options.tail_parts != ("uniform",),
+            tail_varies=active.log_weight is not None and tables.options.tail_parts != ("uniform",),
         )
     if isinstance(active, SharedActiveSet):
         losses = ops.shared_cross_entropy(

@@ -311,9 +311,7 @@ def _best(
     found = ops.topk_linear(input, weight, bias, budget)[1]
     sample, lengths = torch.arange(batch), offsets.diff()
     sample_of_label = sample.repeat_interleave(lengths)
-    fresh = ~torch.isin(
-        sample.unsqueeze(1) * neurons + found, sample_of_label * neurons + active
-    )
+    fresh = ~torch.isin(sample.unsqueeze(1) * neurons + found, sample_of_label * neurons + active)
     both = torch.zeros(batch + 1, dtype=torch.int64)
     torch.cumsum(lengths + fresh.sum(1), 0, out=both[1:])
     merged = torch.empty(int(both[-1]), dtype=torch.int32)

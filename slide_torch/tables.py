@@ -147,11 +147,14 @@ class HashTables:
     def rebuild(
         self, weight: Tensor, bias: Tensor | None, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draws new hash functions and hashes every row.
+        """Draws new hash functions and hashes every row (nothing to do for ``family="exact"``).
 
         Raises:
             ValueError: rows hold NaN or Inf; nothing is changed.
         """
+        if self.options.family == "exact":
+            self.kernel_sums = None
+            return
         started = time.perf_counter()
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)

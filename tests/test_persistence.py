@@ -20,6 +20,7 @@ def make(seed=0, *, sparse=True, optimizer="slide", **options):
     torch.manual_seed(seed)
     options = {"budget": 5, "tail": 6, "K": 3, "L": 4, "rehash_every": 3, **options}
     head = LSHLinear(D, N, options=LSHOptions(**options), sparse=sparse)
+    head.set_frequencies(torch.rand(N) + 0.1)
     model = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Dropout(0.2), head)
     make_optimizer = {
         "slide": slide_torch.optim.Adam,
@@ -83,6 +84,10 @@ CASES = {
     "adagrad": {"optimizer": "adagrad", "rehash_growth": 1.5},
     "no_tables": {"budget": 0},
     "every_neuron": {"budget": N},
+    "frequencies": {"tail_distribution": "frequencies", "correction": "importance"},
+    "kernel": {"tail_distribution": "quadratic_kernel", "budget": 0},
+    "kernel_and_tables": {"tail_distribution": ("log_uniform", "quadratic_kernel")},
+    "exact_candidates": {"family": "exact"},
 }
 
 
