@@ -155,7 +155,8 @@ class LSHOptions:
                 "expected tail of at least 1, got 0"
             )
         parts = self.tail_parts
-        if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(TAIL_DISTRIBUTIONS):
+        known = all(part in TAIL_DISTRIBUTIONS for part in parts)
+        if not parts or not known or len(set(parts)) < len(parts):
             raise ValueError(
                 f"LSHOptions: tail_distribution: expected one of {TAIL_DISTRIBUTIONS}, or a tuple of several "
                 f"of them, got {self.tail_distribution!r}"

@@ -77,13 +77,14 @@ def test_fixed_proposal(name, count):
         assert rest.max() / rest.sum() * strata <= 1 + 1e-9
         exact = inclusion_by_strata(rest, strata)
         torch.testing.assert_close(proposal.inclusion[others], exact, rtol=1e-9, atol=1e-12)
-    sets = [proposal.draw(seed) for seed in range(1500)]
+    sets = [proposal.draw(seed) for seed in range(1000)]
     assert max(map(len, sets)) <= count
     if 1 < count < 150 and name != "one_heavy":
         assert_drawn_as_said(sets, proposal.inclusion)
     if name == "equal":  # a boundary cuts a row now and then, not more
         assert np.mean([len(s) for s in sets]) > 0.75 * count
-    assert torch.equal(proposal.draw(5), sets[5]) and not torch.equal(sets[5], sets[6])
+    assert torch.equal(proposal.draw(5), sets[5])
+    assert proposal.inclusion.max() > 0.9 or not torch.equal(sets[5], sets[6])
 
 
 def test_log_uniform_is_that_of_candidate_samplers():
@@ -216,7 +217,7 @@ def test_estimates_of_the_normaliser_are_unbiased(pattern, name):
         pattern=pattern, budget=6, tail=30, K=2, L=3, tail_distribution=DISTRIBUTIONS[name]
     ).resolve(60, 8)
     plain, _ = draws_of(case, 50)
-    assert (z_scores(plain.exp(), truth.detach().exp()) < -10).all()
+    assert z_scores(plain.exp(), truth.detach().exp()).min() < -10
 
 
 @pytest.mark.parametrize("family", ["exact", "none"])
@@ -454,7 +455,7 @@ def test_kernel_sums_follow_the_schedule():
         (dict(tail_distribution="zipf"), "tail_distribution: expected one of .*got 'zipf'"),
         (dict(tail_distribution=()), r"tail_distribution: expected one of .*got \(\)"),
         (dict(tail_distribution=("uniform", "uniform")), "tail_distribution: expected"),
-        (dict(tail_distribution=["uniform"]), "tail_distribution: expected"),
+        (dict(tail_distribution=["uniform"]), "tail_distribution: expected .*got \\['uniform'\\]"),
         (dict(tail_distribution=None), "tail_distribution: expected"),
         (dict(tail=0, tail_distribution="log_uniform"), "tail: expected at least 1 with"),
         (
@@ -477,8 +478,8 @@ def test_options_that_are_refused(options, message):
     [
         (torch.ones(59), 1, r"counts: expected a tensor of shape \(60,\), got \(59,\)"),
         ([1] * 60, 1, "counts: expected a tensor .*got list"),
-        (torch.arange(60), 1, r"got 0.0 for class 0 \(1 such\).*counts.clamp\(min=1\)"),
-        (torch.full((60,), torch.inf), 1, r"got inf for class 0 \(60 such\)"),
+        (torch.arange(60), 1, r"counts: .*got 0.0 for class 0 \(1 such\).*counts.clamp\(min=1\)"),
+        (torch.full((60,), torch.inf), 1, r"counts: .*got inf for class 0 \(60 such\)"),
         (torch.ones(60), 1.5, "power: expected a number from 0 to 1, got 1.5"),
         (torch.ones(60), "1", "power: expected a number"),
     ],
