@@ -12,11 +12,11 @@ against those of the exact softmax:
   standard error, and the standard deviation of single estimates (the median of samples);
 - loss: mean of the estimated loss less the exact one;
 - gradient: root mean square distance of the batch's gradient from the exact one, over the length of
-  the exact one; and the same of the mean over all draws, which for an unbiased estimate falls with the root of
-  their number. Of the input, and of the weight.
+  the exact one; and the same of the mean over all draws, which for an unbiased estimate falls with
+  the root of their number. Of the input, and of the weight.
 
-ms a step is draw, loss and backward without an optimizer, samplers taking turns; upkeep is tables or sums built once,
-spread over the 50 steps that they first serve.
+ms a step is draw, loss and backward without an optimizer, samplers taking turns; upkeep is tables or sums
+built once, spread over the 50 steps that they first serve.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: no figure there is typed in.
+"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: none is typed in.
 
 python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if it would change

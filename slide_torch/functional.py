@@ -259,7 +259,8 @@ def lsh_linear_binary_cross_entropy(
     ``F.binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target)``, computed over
     an active set (see :func:`lsh_linear_cross_entropy`). With ``correction="importance"`` each neuron of the
     tail counts the inverse of its inclusion probability (``(N - |S|) / n`` for n uniform ones, |S| active for
-    certain), so that loss and gradients are unbiased estimates of the dense ones. With ``"none"`` neurons that are not active count 0.
+    certain), so that loss and gradients are unbiased estimates of the dense ones. With ``"none"``
+    neurons that are not active count 0.
     With every neuron active it is the same function.
 
     Args:

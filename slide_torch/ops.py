@@ -400,8 +400,8 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
     The rows are cut into ``leaves`` (a power of two, at most N) ranges, the leaves of a binary tree.
 
     Returns:
-        (leaves, D (D + 1) / 2), D = d or d + 1: the upper triangles of all rows' sum, then of the left half of
-        each inner node, nodes in the order of a heap.
+        (leaves, D (D + 1) / 2), D = d or d + 1: the upper triangles of all rows' sum, then of the left half
+        of each inner node, nodes in the order of a heap.
     """
     return _ops.kernel_sums(weight, bias, leaves)
 
@@ -423,8 +423,8 @@ def kernel_draw(
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``count`` draws, one from each of as many strata of equal probability, of rows with shares of the mean
-    over ``queries`` (any, d) of ``alpha z^2 + 1``, z the logit. Ranges of rows are chosen by ``sums``, which may be
-    older than ``weight``: the probabilities are of what is drawn.
+    over ``queries`` (any, d) of ``alpha z^2 + 1``, z the logit. Ranges of rows are chosen by ``sums``,
+    which may be older than ``weight``: the probabilities are of what is drawn.
 
     Returns:
         distinct ids int32 (n), increasing; their inclusion probabilities float64 (n); and those of the rows

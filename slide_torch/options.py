@@ -46,8 +46,8 @@ class LSHOptions:
             replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
             decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
             ``"quadratic_kernel"``: shares of ``kernel_alpha z^2 + 1``, z the logit, averaged over (at
-            most 16) inputs of the batch (Blanc & Rendle 2018); it costs upkeep and memory of about the weight's
-            size. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn in as many
+            most 16) inputs of the batch (Blanc & Rendle 2018); it costs upkeep, and memory of about half the
+            weight's. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn in as many
             strata of equal probability as the tail is long; a class drawn twice leaves the tail shorter.
         kernel_alpha: of the quadratic kernel.
         correction: ``"none"`` takes the softmax over the active set as it is, which learns to rank in
@@ -61,7 +61,7 @@ class LSHOptions:
             sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
             (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
             angle: more of the largest logits in fewer buckets, for more upkeep. ``"exact"`` hashes nothing:
-            the candidates are the largest logits themselves, at the cost of all N, a reference for the others.
+            the candidates are the largest logits themselves, at the cost of all N: a reference.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
             or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
             Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
