@@ -47,8 +47,9 @@ class LSHOptions:
             decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
             ``"quadratic_kernel"``: shares of ``kernel_alpha z^2 + 1``, z the logit, averaged over (at
             most 16) inputs of the batch (Blanc & Rendle 2018); it costs upkeep and memory, about
-            half the weight's. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn in as many
-            strata of equal probability as the tail is long; a class drawn twice leaves the tail shorter.
+            half the weight's. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn
+            in as many strata of equal probability as the tail is long; a class drawn twice leaves the tail
+            shorter.
         kernel_alpha: of the quadratic kernel.
         correction: ``"none"`` takes the softmax over the active set as it is, which learns to rank in
             the fewest steps but gives no probabilities over all classes. ``"importance"`` weights each
