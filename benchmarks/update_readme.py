@@ -1,6 +1,6 @@
-"""Writes the tables of README and docs from the records in benchmarks/results/: no figure is typed in.
+"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: no figure is typed in.
 
-python benchmarks/update_readme.py          # rewrites README.md and docs/prediction.md
+python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if they would change
 """
 
@@ -157,9 +157,17 @@ def log_frequency() -> str:
     return markdown(columns, rows)
 
 
+def sampling() -> str:
+    record = json.loads((RESULTS / "sampling.json").read_text())
+    table = markdown(record["columns"], record["rows"])
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return f"{table}\n\n{where}."
+
+
 BLOCKS = {
     "README.md": (quickstart, equal_steps, step_time, scaling, prediction),
     "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
+    "docs/sampling.md": (sampling,),
 }
 
 

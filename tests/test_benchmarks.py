@@ -65,19 +65,32 @@ def test_scaling(tmp_path):
 
 
 def test_retrieval_measures_every_family(tmp_path):
-    from typing import get_args, get_type_hints
-
-    from slide_torch import LSHOptions
+    from slide_torch.options import FAMILIES
 
     record, _ = record_of(tmp_path, "retrieval")
-    families = get_args(get_type_hints(LSHOptions)["family"])
-    assert {r["family"] for r in record["settings"]} == set(families)
+    assert {r["family"] for r in record["settings"]} == set(FAMILIES)
     for found in record["settings"]:
         assert 0 <= found["recall"] <= 1 and 0 < found["softmax_mass"] <= 1 + 1e-4
         assert found["rows_touched"] <= found["ids_read"] and found["is_auto"]
     # rows around a query's own centre share its buckets: far above the half that chance gives
     recall = {r["family"]: r["recall"] for r in record["settings"]}
     assert recall["simhash"] > 0.9 and recall["kmeans"] > 0.9
+
+
+def test_sampling(tmp_path):
+    record, printed = record_of(tmp_path, "sampling")
+    found = {(r["sampler"], r["correction"]): r for r in record["samplers"]}
+    assert len(found) == len(record["samplers"]) >= 12
+    for (sampler, correction), r in found.items():
+        assert sampler in printed and r["ms_step"] > 0 and 0 < r["active_rows"] <= 2000
+        assert r["z_deviation"] >= 0 and r["input_gradient_of_mean"] >= 0
+        # the root mean square of distances is no less than the distance of the mean
+        for kind in ("input", "weight"):
+            assert r[f"{kind}_gradient_of_mean"] <= r[f"{kind}_gradient_rms"] * 1.001
+        if correction == "importance":
+            assert 0.5 < r["z_mean"] < 2
+    # the batch's labels alone are a part of the sum
+    assert found["in-batch alone", "none"]["z_mean"] < 0.9
 
 
 def test_xmc_read(tmp_path):
