@@ -114,11 +114,9 @@ class DenseHead(nn.Module):
     def __init__(self, linear: nn.Linear, variant: str) -> None:
         super().__init__()
         self.linear = linear
-        self._compute = {
-            "eager": _dense_loss,
-            "compile": torch.compile(_dense_loss, dynamic=True),
-            "linear_cross_entropy": _linear_cross_entropy,
-        }[variant]
+        self._compute = _linear_cross_entropy if variant == "linear_cross_entropy" else _dense_loss
+        if variant == "compile":
+            self._compute = torch.compile(_dense_loss, dynamic=True)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return self._compute(hidden, self.linear.weight, self.linear.bias, labels)

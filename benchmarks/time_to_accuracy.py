@@ -83,15 +83,20 @@ def main() -> None:
                 write(args.json, record)
             continue
         entry = prepare_entry(contender, spec, args, record)
+        if args.resume:  # what was chosen is kept for the next call, however soon this one ends
+            add_entry(record, entry)
+            write(args.json, record)
         for seed in range(args.seed, args.seed + args.seeds):
             if any(run["seed"] == seed and not unfinished(run, entry) for run in entry["runs"]):
                 continue
             run = in_process(
                 train_seed, spec, args.threads, asdict(contender), entry, seed, kept_at(args, entry, seed)
             )
-            entry["runs"] = [r for r in entry["runs"] if r["seed"] != seed] + [run]
+            others = [r for r in entry["runs"] if r["seed"] != seed]
+            entry["runs"] = sorted([*others, run], key=lambda r: r["seed"])
             add_entry(record, entry)
             write(args.json, record)
+    record["contenders"] = [entry for entry in record["contenders"] if entry["runs"]]
     if not record["contenders"]:
         raise SystemExit("nothing to report: no record, and no contender was trained")
     record["targets"] = targets(record)
@@ -227,7 +232,7 @@ class Training:
         self.step_ms.append((time.perf_counter() - started) * 1e3)
         self.seconds += self.step_ms[-1] / 1e3
         self.steps += 1
-        if self.steps % 20 == 0:
+        if self.steps % 20 == 1:
             self.active.append(self.head.classes())
             self.loss = loss.item()
             if not math.isfinite(self.loss):
@@ -277,7 +282,7 @@ def train_seed(
         print(f"{checkpoint}: {name} goes on after {training.steps:,} steps", flush=True)
     count = entry["evaluations"]
     points = {math.ceil(steps * (i / count) ** 1.5) for i in range(1, count + 1)}  # early ones close
-    saved_at, saved_steps = time.monotonic(), training.steps
+    saved_at = time.monotonic()
     for features, labels in training.batches():
         if training.steps >= steps:
             break
@@ -297,9 +302,8 @@ def train_seed(
         late = time.monotonic() - saved_at > CHECKPOINT_SECONDS
         if checkpoint is not None and (late or training.steps == steps):
             save_checkpoint(checkpoint, training.state())
-            saved_at, saved_steps = time.monotonic(), training.steps
-    assert checkpoint is None or saved_steps == training.steps
-    union, active = np.mean(training.active or [[math.nan] * 2], axis=0)
+            saved_at = time.monotonic()
+    union, active = np.mean(training.active, axis=0)
     return {
         "seed": seed,
         "steps": training.steps,
@@ -426,6 +430,8 @@ def tune(
         own = {lr: score(lr, schedule) for lr in sorted(args.lr)}
         while len(args.lr) > 1 and 1e-5 < min(own) and max(own) < 1:
             best = max(own, key=own.__getitem__)
+            if list(own.values()).count(own[best]) > 1:
+                break
             if best == max(own):
                 own[beyond(best, 1)] = score(beyond(best, 1), schedule)
             elif best == min(own):

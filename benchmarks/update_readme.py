@@ -1,6 +1,7 @@
-"""Writes the README's tables from the records in benchmarks/results/: no figure there is typed in.
+"""Writes the tables of README.md and docs/sampling.md from the records in benchmarks/results/: no figure
+there is typed in.
 
-python benchmarks/update_readme.py          # rewrites README.md
+python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if it would change
 """
 
@@ -124,31 +125,71 @@ def prediction() -> str:
     return f"{table}\n\nExact at N = 670,091: {scale}. {where}."
 
 
+def time_to_accuracy(columns: tuple[str, ...] | None = None) -> str:
+    """A table for each problem that was recorded; only the ``columns`` named, by how they begin, or all."""
+    paths = sorted(RESULTS.glob("time_to_accuracy_*.json"))
+    if not paths:
+        raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
+    from time_to_accuracy import table
+
+    parts = []
+    for path in paths:
+        record = json.loads(path.read_text())
+        problem = record["problem"]
+        names, lines = table(record)
+        kept = [i for i, name in enumerate(names) if columns is None or name.startswith(columns)]
+        rows = [[f"`{line[0]}`", *(line[i] for i in kept if i > 0)] for line in lines]
+        machines = {
+            f"{m['cpu']}, {m['threads']} of {m['cores']} cores, {m['instruction_set']}, torch "
+            f"{m['torch']}, slide_torch {m['slide_torch']}, {m['date']}"
+            for m in (entry["machine"] for entry in record["contenders"])
+        }
+        seeds = {len(entry["runs"]) for entry in record["contenders"] if entry["kind"] != "omikuji"}
+        parts.append(
+            f"{problem['name']}, {problem['num_labels']:,} classes, {problem['train_rows']:,} training "
+            f"rows:\n\n{markdown([names[i] for i in kept], rows)}\n\n"
+            f"Runs of each: {', '.join(map(str, sorted(seeds)))}. {'; '.join(sorted(machines))}."
+        )
+    return "\n\n".join(parts)
+
+
+def time_to_accuracy_short() -> str:
+    """For the README."""
+    return time_to_accuracy(("contender", "P@", "ms/step", "seconds", "s to"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = old = readme.read_text()
-    missing = []
-    for make in (quickstart, equal_steps, step_time, scaling, prediction):
-        name = make.__name__
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        try:
-            block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        except FileNotFoundError as error:
-            missing.append(f"{name} stays as it is: no {error.filename}")
-            continue
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
-        if count != 1:
-            sys.exit(f"README.md: expected one {name} block, found {count}")
+    in_readme = (quickstart, equal_steps, step_time, scaling, prediction, time_to_accuracy_short)
+    missing, differing = [], []
+    for page, makers in (("README.md", in_readme), ("docs/sampling.md", (time_to_accuracy,))):
+        path = ROOT / page
+        text = old = path.read_text()
+        for make in makers:
+            name = make.__name__
+            pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+            try:
+                block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+            except FileNotFoundError as error:
+                missing.append(f"{name} stays as it is: no {error.filename}")
+                continue
+            text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
+            if count != 1:
+                sys.exit(f"{page}: expected one {name} block, found {count}")
+        if text != old:
+            differing.append(page)
+        if not args.check:
+            path.write_text(text)
     for line in missing:
         print(line)
     if args.check and missing:
         sys.exit("records are missing: make bench, make figures")
-    if args.check and text != old:
-        sys.exit("README.md differs from the records: run benchmarks/update_readme.py")
-    readme.write_text(text)
+    if args.check and differing:
+        sys.exit(
+            f"{', '.join(differing)} differ from the records: run benchmarks/update_readme.py"
+        )
 
 
 if __name__ == "__main__":

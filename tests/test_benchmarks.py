@@ -105,3 +105,30 @@ def test_equal_steps(tmp_path):
 def test_refuses_before_any_work(arguments, message):
     answer = run("xmc_read.py", *arguments)
     assert answer.returncode == 2 and message in answer.stderr
+
+
+def test_time_to_accuracy(tmp_path):
+    names = ["dense", "uniform_1024", "lsh", "mine=budget:2,tail:2,family:dwta"]
+    arguments = [word for name in names[:3] for word in ("--contender", name)]
+    record, printed = record_of(tmp_path, "time_to_accuracy", *arguments)
+    assert [e["contender"] for e in record["contenders"]] == names[:3]
+    for entry in record["contenders"]:
+        tried = {(t["lr"], t["schedule"]): t["P@1"] for t in entry["tuning"]["trials"]}
+        chosen = entry["settings"]["lr"], entry["settings"]["schedule"]
+        assert tried[chosen] == max(tried.values()) and len(tried) >= 4
+        (run,) = entry["runs"]
+        assert run["curve"][-1]["step"] == run["steps"] == entry["settings"]["steps"]
+        assert entry["contender"] in printed and 0 <= run["test"]["P@1"] <= 1
+    # with all twelve classes active, every head is the same model
+    dense, _, lsh = (e["runs"][0]["classes_a_step"] for e in record["contenders"])
+    assert dense == lsh == 12
+    target = record["targets"][0]
+    assert target["target"] == "dense's best" and target["seconds"]["dense"] is not None
+    # another call adds its contender, and trains no other
+    record, _ = record_of(
+        tmp_path, "time_to_accuracy", "--resume", "--contender", names[3], "--contender", "lsh"
+    )
+    assert [e["contender"] for e in record["contenders"]] == [*names[:3], "mine"]
+    assert record["contenders"][3]["options"] == {"budget": 2, "tail": 2, "family": "dwta"}
+    assert record["contenders"][2]["runs"][0]["seconds"] > 0
+    assert len(list(tmp_path.glob("*.pt"))) == 1
