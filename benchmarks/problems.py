@@ -184,11 +184,13 @@ def load_problem(
 
 
 def _load_xmc(train: Path, test: Path, propensity: str | None, **options: Any) -> SparseProblem:
+    """Files without validation rows of their own: some training rows, at most a fifth, are held out."""
     from xmc import split, with_unit_rows
 
     data = read_xmc(train)
     test_data = read_xmc(test, num_features=data.num_features, num_labels=data.num_labels)
-    train_rows, validation = split(with_unit_rows(data), 0.02, 0)
+    share = min(0.2, options["validation_rows"] / max(1, len(data)))
+    train_rows, validation = split(with_unit_rows(data), share, 0)
     return SparseProblem(
         train.stem,
         {"train": train_rows, "validation": validation, "test": with_unit_rows(test_data)},
