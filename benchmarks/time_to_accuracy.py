@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -90,7 +91,13 @@ def main() -> None:
             if any(run["seed"] == seed and not unfinished(run, entry) for run in entry["runs"]):
                 continue
             run = in_process(
-                train_seed, spec, args.threads, asdict(contender), entry, seed, kept_at(args, entry, seed)
+                train_seed,
+                spec,
+                args.threads,
+                asdict(contender),
+                entry,
+                seed,
+                kept_at(args, entry, seed),
             )
             others = [r for r in entry["runs"] if r["seed"] != seed]
             entry["runs"] = sorted([*others, run], key=lambda r: r["seed"])
@@ -281,7 +288,9 @@ def train_seed(
         training.load(checkpoint)
         print(f"{checkpoint}: {name} goes on after {training.steps:,} steps", flush=True)
     count = entry["evaluations"]
-    points = {math.ceil(steps * (i / count) ** 1.5) for i in range(1, count + 1)}  # early ones close
+    points = {
+        math.ceil(steps * (i / count) ** 1.5) for i in range(1, count + 1)
+    }  # early ones close
     saved_at = time.monotonic()
     for features, labels in training.batches():
         if training.steps >= steps:
@@ -428,7 +437,7 @@ def tune(
     found = {}
     for schedule in args.schedule:
         own = {lr: score(lr, schedule) for lr in sorted(args.lr)}
-        while len(args.lr) > 1 and 1e-5 < min(own) and max(own) < 1:
+        while len(args.lr) > 1 and min(own) > 1e-5 and max(own) < 1:
             best = max(own, key=own.__getitem__)
             if list(own.values()).count(own[best]) > 1:
                 break
@@ -476,7 +485,7 @@ def train_omikuji(problem: Problem, trees: int) -> dict[str, Any]:
         rows, predicted = problem.parts[part], []
         started = time.perf_counter()
         starts = rows.feature_indptr.tolist()
-        for start, end in zip(starts[:-1], starts[1:], strict=True):
+        for start, end in itertools.pairwise(starts):
             pairs = zip(
                 rows.feature_indices[start:end].tolist(),
                 rows.feature_values[start:end].tolist(),
@@ -590,7 +599,9 @@ def write(path: Path | None, record: dict) -> None:
 def best_of(entry: dict, problem: dict) -> float:
     """The best validation measure of each run's curve; their mean."""
     pick = max if problem["larger_is_better"] else min
-    return float(np.mean([pick(p[problem["metric"]] for p in run["curve"]) for run in entry["runs"]]))
+    return float(
+        np.mean([pick(p[problem["metric"]] for p in run["curve"]) for run in entry["runs"]])
+    )
 
 
 def targets(record: dict) -> list[dict[str, Any]]:

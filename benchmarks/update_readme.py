@@ -187,9 +187,7 @@ def main() -> None:
     if args.check and missing:
         sys.exit("records are missing: make bench, make figures")
     if args.check and differing:
-        sys.exit(
-            f"{', '.join(differing)} differ from the records: run benchmarks/update_readme.py"
-        )
+        sys.exit(f"{', '.join(differing)} differ from the records: run benchmarks/update_readme.py")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,13 @@ ENDINGS = ["", "a", "u", "em", "ie", "y", "ów", "om", "ami", "ach"]
 
 
 def make_dictionary(count=40):
-    words = [f"{first}{middle}" for first in ("kot", "dom", "żaba", "las") for middle in "bcdfghjklm"]
-    return {word + end: word for word in words[:count] for end in ENDINGS} | {"ty": "ty", "cię": "ty"}
+    words = [
+        f"{first}{middle}" for first in ("kot", "dom", "żaba", "las") for middle in "bcdfghjklm"
+    ]
+    return {word + end: word for word in words[:count] for end in ENDINGS} | {
+        "ty": "ty",
+        "cię": "ty",
+    }
 
 
 @pytest.fixture(scope="module")
