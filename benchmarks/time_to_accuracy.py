@@ -508,11 +508,15 @@ def train_omikuji(problem: Problem, trees: int) -> dict[str, Any]:
 
 
 def write_xmc(path: Path, problem: SparseProblem) -> None:
-    """The training rows in the format of the Extreme Classification Repository."""
+    """The training rows in the format of the Extreme Classification Repository, but for those without
+    features or labels, which omikuji does not read."""
     rows = problem.parts["train"]
+    rows = rows.select(
+        np.flatnonzero((np.diff(rows.feature_indptr) > 0) & (np.diff(rows.label_indptr) > 0))
+    )
+    features, labels = rows.feature_indptr.tolist(), rows.label_indptr.tolist()
     with open(path, "w") as file:
         file.write(f"{len(rows)} {problem.num_features} {problem.num_labels}\n")
-        features, labels = rows.feature_indptr.tolist(), rows.label_indptr.tolist()
         for row in range(len(rows)):
             own = slice(features[row], features[row + 1])
             names = rows.label_indices[labels[row] : labels[row + 1]].tolist()

@@ -132,3 +132,25 @@ def test_time_to_accuracy(tmp_path):
     assert record["contenders"][3]["options"] == {"budget": 2, "tail": 2, "family": "dwta"}
     assert record["contenders"][2]["runs"][0]["seconds"] > 0
     assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+def test_time_to_accuracy_of_label_trees(tmp_path):
+    pytest.importorskip("omikuji")
+    record, _ = record_of(tmp_path, "time_to_accuracy", "--contender", "omikuji_1")
+    (run,) = record["contenders"][0]["runs"]
+    assert run["seconds"] > 0 and run["test"]["P@1"] > 0.15  # guessing gives about so much
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--contender", "nobody"], "expected one of dense"),
+        (["--contender", "mine=buckets:3"], "expected option:value"),
+        (["--contender", "mine=budget:-3"], "LSHOptions: budget"),
+        (["--resume"], "give --json"),
+        (["--problem", "xmc"], "--xmc TRAIN TEST"),
+    ],
+)
+def test_time_to_accuracy_refuses(arguments, message):
+    answer = run("time_to_accuracy.py", *arguments)
+    assert answer.returncode == 2 and message in answer.stderr
