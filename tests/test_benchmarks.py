@@ -118,3 +118,111 @@ def test_equal_steps(tmp_path):
 def test_refuses_before_any_work(arguments, message):
     answer = run("xmc_read.py", *arguments)
     assert answer.returncode == 2 and message in answer.stderr
+
+
+def test_time_to_accuracy(tmp_path):
+    names = ["dense", "uniform_1024", "lsh", "mine=budget:2,tail:2,family:dwta"]
+    arguments = [word for name in names[:3] for word in ("--contender", name)]
+    record, printed = record_of(tmp_path, "time_to_accuracy", *arguments)
+    assert [e["contender"] for e in record["contenders"]] == names[:3]
+    for entry in record["contenders"]:
+        tried = {(t["lr"], t["schedule"]): t["P@1"] for t in entry["tuning"]["trials"]}
+        chosen = entry["settings"]["lr"], entry["settings"]["schedule"]
+        assert tried[chosen] == max(tried.values()) and len(tried) >= 4
+        (run,) = entry["runs"]
+        assert run["curve"][-1]["step"] == run["steps"] == entry["settings"]["steps"]
+        assert entry["contender"] in printed and 0 <= run["test"]["P@1"] <= 1
+    # with all twelve classes active, every head is the same model
+    dense, _, lsh = (e["runs"][0]["classes_a_step"] for e in record["contenders"])
+    assert dense == lsh == 12
+    target = record["targets"][0]
+    assert target["target"] == "dense's best" and target["seconds"]["dense"] is not None
+    # another call adds its contender, and trains no other
+    record, _ = record_of(
+        tmp_path, "time_to_accuracy", "--resume", "--contender", names[3], "--contender", "lsh"
+    )
+    assert [e["contender"] for e in record["contenders"]] == [*names[:3], "mine"]
+    assert record["contenders"][3]["options"] == {"budget": 2, "tail": 2, "family": "dwta"}
+    assert record["contenders"][2]["runs"][0]["seconds"] > 0
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+def test_time_to_accuracy_of_label_trees(tmp_path):
+    pytest.importorskip("omikuji")
+    record, _ = record_of(tmp_path, "time_to_accuracy", "--contender", "omikuji_1")
+    (run,) = record["contenders"][0]["runs"]
+    assert run["seconds"] > 0 and run["test"]["P@1"] > 0.15  # guessing gives about so much
+
+
+def test_time_to_accuracy_refuses():
+    answer = run("time_to_accuracy.py", "--resume", "--contender", "dense")
+    assert answer.returncode == 2 and "give --json" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("nobody", "expected one of dense"),
+        ("dense=budget:3", "dense is taken"),
+        ("mine=buckets:3", "expected option:value"),
+        ("mine=budget:-3", "LSHOptions: budget"),
+    ],
+)
+def test_contender_by_name_or_options(text, message, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from heads import CONTENDERS, parse_contender
+
+    with pytest.raises(ValueError, match=message):
+        parse_contender(text)
+    assert parse_contender("lsh") is CONTENDERS["lsh"]
+    found = parse_contender("mine=family:dwta,budget:64,center:False,rehash_growth:1.5").options
+    assert found == {"family": "dwta", "budget": 64, "center": False, "rehash_growth": 1.5}
+
+
+def test_heads_compute_the_same_loss(monkeypatch):
+    """Where every class is active, and for both dense variants: rows of one and of several labels."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from heads import Contender, make_head
+
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 8)
+    labels = torch.tensor([[3, -100], [1, 7], [-100, -100], [11, 0], [4, -100]])
+    losses, gradients = [], []
+    for contender, variant in (
+        (Contender("a", "dense"), "eager"),
+        (Contender("b", "dense"), "linear_cross_entropy"),
+        (Contender("c", "sampled", {"exact": 12}), None),
+        (Contender("d", "sampled", {"exact": 12, "drawn": 4, "corrected": True}), None),
+        (Contender("e", "lsh", {"budget": 12}), None),
+    ):
+        torch.manual_seed(1)
+        head = make_head(contender, torch.nn.Linear(8, 12), variant)
+        loss = head.loss(hidden, labels)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(head.linear.weight.grad.to_dense())
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0])
+        torch.testing.assert_close(gradient, gradients[0])
+
+
+def test_corrected_tail_estimates_the_full_softmax(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from heads import SampledHead
+    from torch import nn
+
+    torch.manual_seed(0)
+    linear, hidden, labels = (
+        nn.Linear(8, 1000),
+        torch.randn(4, 8),
+        torch.tensor([[1], [2], [3], [4]]),
+    )
+    full = nn.functional.cross_entropy(linear(hidden), labels[:, 0])
+    corrected = SampledHead(linear, drawn=200, corrected=True)
+    mean = torch.stack([corrected.loss(hidden, labels).detach() for _ in range(200)]).mean()
+    assert abs(mean - full) < 0.01
+    assert abs(SampledHead(linear, drawn=200).loss(hidden, labels) - full) > 1
