@@ -1,9 +1,11 @@
 """The benchmarks as commands, on tiny sizes: they run, and write the record that they print."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,7 +130,7 @@ def test_time_to_accuracy(tmp_path):
     for entry in record["contenders"]:
         tried = {(t["lr"], t["schedule"]): t["P@1"] for t in entry["tuning"]["trials"]}
         chosen = entry["settings"]["lr"], entry["settings"]["schedule"]
-        assert tried[chosen] == max(tried.values()) and len(tried) >= 4
+        assert tried[chosen] == max(tried.values()) and len(tried) == 4
         (run,) = entry["runs"]
         assert run["curve"][-1]["step"] == run["steps"] == entry["settings"]["steps"]
         assert entry["contender"] in printed and 0 <= run["test"]["P@1"] <= 1
@@ -145,6 +147,41 @@ def test_time_to_accuracy(tmp_path):
     assert record["contenders"][3]["options"] == {"budget": 2, "tail": 2, "family": "dwta"}
     assert record["contenders"][2]["runs"][0]["seconds"] > 0
     assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize("best,tried", [(0.1, {0.005, 0.01, 0.02, 0.05, 0.1, 0.2}), (1e-3, None)])
+def test_learning_rates_beyond_those_given(best, tried, monkeypatch):
+    """Where the best is the first or the last, the next of 1, 2, 5, 10 on that side; a rate that diverges is
+    never the best."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import time_to_accuracy as script
+
+    class Worker:
+        def __init__(self, *_):
+            pass
+
+        def run(self, contender, settings, seed):
+            lr, slow = settings["lr"], settings["schedule"] == "linear"
+            return None if lr > 10 * best else -abs(math.log(lr / best)) - slow
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(script, "Worker", Worker)
+    args = SimpleNamespace(
+        lr=[0.005, 0.01], schedule=["linear", "constant"], threads=1, seed=0, quick=False
+    )
+    about = {"larger_is_better": True, "metric": "P@1"}
+    entry = {"tuning": {"trials": []}}
+    contender = script.CONTENDERS["lsh"]
+    found = script.tune(contender, {}, args, about, {"steps": 10}, entry)
+    assert found == (best, "constant")
+    trials = {t["lr"] for t in entry["tuning"]["trials"]}
+    assert trials == (tried or {0.01, 0.005, 0.002, 0.001, 0.0005})
+    args.quick = True
+    entry["tuning"]["trials"].clear()
+    script.tune(contender, {}, args, about, {"steps": 10}, entry)
+    assert len(entry["tuning"]["trials"]) == 4
 
 
 def test_time_to_accuracy_of_label_trees(tmp_path):

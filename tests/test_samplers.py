@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_functional import PATTERNS, draws_of, gradients, make, padded, small_layer, z_scores
+from test_functional import (
+    PATTERNS,
+    draws_of,
+    gradients,
+    losses_of,
+    make,
+    padded,
+    small_layer,
+    z_scores,
+)
 from test_losses import binary, dense_binary
 
 from slide_torch import LSHLinear, LSHOptions, load_sampler_state, ops, sampler_state
@@ -208,14 +217,14 @@ def test_estimates_of_the_normaliser_are_unbiased(pattern, name):
     """exp(loss) = Z / exp(z_label), and the estimate of Z is unbiased exactly, however the logits
     vary: they vary by about 1.5 here."""
     case = corrected(pattern, 1.5, DISTRIBUTIONS[name])
-    losses, _ = draws_of(case, 800)
+    losses = losses_of(case, 800)
     truth = F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y, reduction="none")
     z = z_scores(losses.exp(), truth.detach().exp())
     assert (z.abs() < 3.5).all() and (z**2).mean() < 3
     # without the correction a part of the sum is taken for it all: every sample's estimate is too small, in
     # each draw, and by more than twice what is let pass above
     case.tables.options = dataclasses.replace(case.tables.options, correction="none")
-    plain, _ = draws_of(case, 200)
+    plain = losses_of(case, 200)
     exact = truth.detach().exp()
     assert (plain.exp() <= exact * (1 + 1e-9)).all()
     assert (z_scores(plain.exp(), exact) < -7).all()
@@ -228,7 +237,7 @@ def test_unbiased_with_other_certain_parts(family):
     case = corrected("shared", 1.5, "log_uniform", **certain)
     if family == "none":
         case.tables.options = dataclasses.replace(case.tables.options, budget=0)
-    losses, _ = draws_of(case, 800)
+    losses = losses_of(case, 800)
     truth = F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y, reduction="none")
     z = z_scores(losses.exp(), truth.detach().exp())
     assert (z.abs() < 3.5).all()
