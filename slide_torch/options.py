@@ -90,8 +90,8 @@ class LSHOptions:
             ``"auto"``: 8 times the mean bucket, at least 128.
         schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
             ``"drift"``: looks every ``rehash_every`` steps at 512 rows, and rehashes once more than a share
-            ``drift`` of their codes has changed since the last rehash. (The quadratic kernel's sums are renewed
-            with the tables; where there are none, at each look.)
+            ``drift`` of their codes has changed since the last rehash. (The quadratic kernel's sums are
+            renewed with the tables; where there are none, at each look.)
         drift: that share, from 0 to 1; 0 rehashes at any change.
         rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
             from one look to the next.
