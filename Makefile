@@ -15,7 +15,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
-BENCHMARKS := step_time kernels scaling retrieval prediction xmc_read
+BENCHMARKS := step_time kernels scaling retrieval prediction sampling xmc_read
 
 bench: $(VENV)/installed-examples
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
@@ -28,6 +28,8 @@ figures: $(VENV)/installed-examples
 	$(BIN)/python benchmarks/equal_steps.py --head lsh --json benchmarks/results/quickstart_lsh.json \
 		--against benchmarks/results/quickstart_dense.json
 	$(BIN)/python benchmarks/log_frequency.py --json benchmarks/results/log_frequency.json
+	for problem in places lemmas; do $(BIN)/python benchmarks/time_to_accuracy.py --problem $$problem --classes 60000 \
+		--epochs 5 --tune 20 --seeds 3 --resume --json benchmarks/results/time_to_accuracy_$${problem}_60000.json || exit 1; done
 	$(BIN)/python benchmarks/update_readme.py
 
 lint: $(VENV)/installed-dev

@@ -30,6 +30,7 @@ from classifier import (
     machine,
     predict,
     print_table,
+    reset_peak_memory,
     resident_gb,
     save_checkpoint,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "generate_batches",
     "labels_of",
     "loss_of",
+    "machine",
     "median",
     "milliseconds",
     "parse",
@@ -58,6 +60,7 @@ __all__ = [
     "print_rates",
     "print_table",
     "random_rows",
+    "reset_peak_memory",
     "resident_gb",
     "save_checkpoint",
 ]

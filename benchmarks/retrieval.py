@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from tqdm import tqdm
 
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam
+from slide_torch.options import FAMILIES
 from slide_torch.tune import Exact, build, measure
 
 TOP = 10
@@ -101,7 +101,7 @@ def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
     """What is measured of every family: code lengths; at one of them projections, no centering, augmented
     norms, probes and re-ranking. For k-means: numbers of centroids and of probes."""
     budget = min(args.budget, neurons // 4)
-    for family in typing.get_args(typing.get_type_hints(LSHOptions)["family"]):
+    for family in FAMILIES:
         common: dict = {"pattern": "per_sample", "budget": budget, "tail": 0}
         auto = LSHOptions(family=family, **common).resolve(neurons, HIDDEN)
         yield auto

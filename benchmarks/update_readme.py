@@ -1,6 +1,6 @@
-"""Writes the tables of README and docs from the records in benchmarks/results/: no figure is typed in.
+"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: no figure is typed in.
 
-python benchmarks/update_readme.py          # rewrites README.md and docs/prediction.md
+python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if they would change
 """
 
@@ -157,9 +157,57 @@ def log_frequency() -> str:
     return markdown(columns, rows)
 
 
+def sampling() -> str:
+    record = json.loads((RESULTS / "sampling.json").read_text())
+    table = markdown(record["columns"], record["rows"])
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return f"{table}\n\n{where}."
+
+
+def time_to_accuracy(columns: tuple[str, ...] | None = None) -> str:
+    """A table for each problem that was recorded; only the ``columns`` named, by how they begin, or all."""
+    paths = sorted(RESULTS.glob("time_to_accuracy_*.json"))
+    if not paths:
+        raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
+    from time_to_accuracy import table
+
+    parts = []
+    for path in paths:
+        record = json.loads(path.read_text())
+        problem = record["problem"]
+        names, lines = table(record)
+        kept = [i for i, name in enumerate(names) if columns is None or name.startswith(columns)]
+        rows = [[f"`{line[0]}`", *(line[i] for i in kept if i > 0)] for line in lines]
+        machines = {
+            f"{m['cpu']}, {m['threads']} of {m['cores']} cores, {m['instruction_set']}, torch "
+            f"{m['torch']}, slide_torch {m['slide_torch']}, {m['date']}"
+            for m in (entry["machine"] for entry in record["contenders"])
+        }
+        seeds = {len(entry["runs"]) for entry in record["contenders"] if entry["kind"] != "omikuji"}
+        parts.append(
+            f"{problem['name']}, {problem['num_labels']:,} classes, {problem['train_rows']:,} training "
+            f"rows:\n\n{markdown([names[i] for i in kept], rows)}\n\n"
+            f"Runs of each: {', '.join(map(str, sorted(seeds)))}. {'; '.join(sorted(machines))}."
+        )
+    return "\n\n".join(parts)
+
+
+def time_to_accuracy_short() -> str:
+    """For the README."""
+    return time_to_accuracy(("contender", "P@", "ms/step", "seconds", "s to"))
+
+
 BLOCKS = {
-    "README.md": (quickstart, equal_steps, step_time, scaling, prediction),
+    "README.md": (
+        quickstart,
+        equal_steps,
+        time_to_accuracy_short,
+        step_time,
+        scaling,
+        prediction,
+    ),
     "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
+    "docs/sampling.md": (sampling, time_to_accuracy),
 }
 
 

@@ -52,6 +52,12 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "best_in_buckets(Tensor input, Tensor weight, Tensor? bias, Tensor codes, Tensor table_offsets, Tensor table_ids, "
       "int k, int bucket_cap, int seed) -> (Tensor offsets, Tensor ids, Tensor ids_read)");
 
+  // kernel_tree.cpp
+  m.def("kernel_sums(Tensor weight, Tensor? bias, int leaves) -> Tensor");
+  m.def(
+      "kernel_draw(Tensor sums, Tensor weight, Tensor? bias, Tensor queries, float alpha, int count, Tensor asked, "
+      "int seed) -> (Tensor ids, Tensor inclusion, Tensor asked_inclusion)");
+
   // cross_entropy.cpp
   m.def(
       "shared_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weight, "

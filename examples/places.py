@@ -42,6 +42,7 @@ __all__ = [
     "Places",
     "Split",
     "batches",
+    "hold_out",
     "load_places",
     "normalise",
     "prepare",
@@ -147,7 +148,7 @@ def prepare(
         cities = sorted(cities, key=lambda city: city["geonameid"])
         spellings, countries, label_indptr, label_indices = _merge_spellings(cities)
         bar.update()
-        part = _hold_out(label_indptr, label_indices, seed, test_fraction, validation_fraction)
+        part = hold_out(label_indptr, label_indices, seed, test_fraction, validation_fraction)
         bar.update()
         names, row_of, token_of = _tokenise_all(spellings, countries)
         bar.update()
@@ -205,7 +206,7 @@ def _merge_spellings(
     return row_spellings, row_countries, label_indptr, label_indices
 
 
-def _hold_out(
+def hold_out(
     label_indptr: np.ndarray,
     label_indices: np.ndarray,
     seed: int,

@@ -33,7 +33,7 @@ def lsh_linear_cross_entropy(
     """Softmax cross entropy of a linear layer, over the neurons that matter for this batch.
 
     ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target)``, computed over an active set:
-    the labels, the neurons that the hash ``tables`` return for the inputs, and a uniform tail (see
+    the labels, the neurons that the hash ``tables`` return for the inputs, and a random tail (see
     :class:`slide_torch.LSHOptions`). With every neuron active it is the same function.
 
     Args:
@@ -97,7 +97,16 @@ def lsh_linear_cross_entropy(
     smoothed = None
     if label_smoothing > 0:
         labels, smoothed = _smooth(
-            labels, label_smoothing, active, flat, linear_weight, linear_bias, weight, scale, sparse
+            labels,
+            label_smoothing,
+            active,
+            flat,
+            linear_weight,
+            linear_bias,
+            weight,
+            scale,
+            sparse,
+            tail_varies=active.log_weight is not None and tables.options.tail_parts != ("uniform",),
         )
     if isinstance(active, SharedActiveSet):
         losses = ops.shared_cross_entropy(
@@ -179,6 +188,8 @@ def _smooth(
     class_weight: Tensor | None,
     scale: float,
     sparse: bool,
+    *,
+    tail_varies: bool,
 ) -> tuple[Labels, Tensor]:
     """Labels and an addition to the losses (B) that make these label-smoothed.
 
@@ -206,7 +217,8 @@ def _smooth(
         rows, log_weight = active.active[first].long(), active.log_weight
         log_weight = None if log_weight is None else log_weight[first]
     share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()
-    share = share / share.sum()
+    # for a uniform tail the shares sum to N exactly; others are unbiased with N, not with their sum
+    share = share / (weight.shape[0] if tail_varies else share.sum())
     if class_weight is not None:
         share = share * class_weight.detach().to(dtype)[rows]
 
@@ -246,8 +258,9 @@ def lsh_linear_binary_cross_entropy(
 
     ``F.binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target)``, computed over
     an active set (see :func:`lsh_linear_cross_entropy`). With ``correction="importance"`` each neuron of the
-    tail stands for ``(N - |S|) / n`` classes (n in the tail, |S| active for certain), so that loss and
-    gradients are unbiased estimates of the dense ones. With ``"none"`` neurons that are not active count 0.
+    tail counts the inverse of its inclusion probability (``(N - |S|) / n`` for n uniform ones, |S| active for
+    certain), so that loss and gradients are unbiased estimates of the dense ones. With ``"none"``
+    neurons that are not active count 0.
     With every neuron active it is the same function.
 
     Args:
@@ -418,13 +431,14 @@ def draw_step(
     labels = as_labels(target, leading, neurons, input.dtype, ignore_index, name)
     if weight is not None:
         labels = _weighted(labels, weight, neurons)
+    tables.check_tail(name)
     # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
     # random state in step, draws the same set, and is known by its seed.
     source = torch.default_generator if generator is None else generator
     before = source.get_state()
     seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
-    if tables.uses_tables:
+    if tables.has_upkeep:
         upkeep = tables.meet(seed, linear_weight._version, moving=moving)
 
     def maintain() -> None:

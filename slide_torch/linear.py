@@ -24,7 +24,7 @@ class LSHLinear(nn.Linear):
 
     In training, ``layer(x)`` returns a :class:`SampledLogits`; the loss computed from it touches only
     the labels' neurons, those that hash tables over the layer's own weight rows return for the batch,
-    and a uniform tail. In eval, ``layer(x)`` is the exact dense result.
+    and a random tail. In eval, ``layer(x)`` is the exact dense result.
 
     Args:
         in_features: width d of an input, at least 1.
@@ -144,6 +144,26 @@ class LSHLinear(nn.Linear):
         if self.sparse:
             embedding.register_forward_pre_hook(_MarkLookedUp(self.tables))
         return self
+
+    def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
+        """Says how frequent classes are, for ``tail_distribution="frequencies"``: the tail is drawn in
+        proportion to ``counts ** power`` (Mikolov et al. 2013 found 0.75 best for words).
+
+        It is no part of a state dict; :func:`sampler_state` keeps it.
+
+        Args:
+            counts: (N), positive: of the training data, say. A class that is never drawn could not be
+                corrected for, so where counts are zero give ``counts.clamp(min=1)``.
+            power: from 0 (uniform) to 1 (in proportion to the counts).
+
+        Raises:
+            ValueError: shape or values are wrong; nothing is changed.
+
+        Examples:
+            >>> counts = torch.bincount(targets, minlength=head.out_features).clamp(min=1)
+            >>> head.set_frequencies(counts)
+        """
+        self.tables.set_frequencies(counts, power)
 
     def rehash(self) -> None:
         """Hashes every row anew with the present functions, as after writing to ``weight`` by hand.

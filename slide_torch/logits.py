@@ -251,7 +251,8 @@ class SampledLogits:
         tables = layer.tables
         flat = self._input.reshape(-1, layer.in_features)
         moving = trains and torch.is_grad_enabled() and self._weight.requires_grad
-        if tables.uses_tables:
+        tables.check_tail("SampledLogits")
+        if tables.has_upkeep:
             tables.maintain(
                 self._weight, self._bias, advance=moving, all_rows_move=not layer.sparse
             )

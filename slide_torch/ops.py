@@ -433,6 +433,64 @@ def _(count: Any, neurons: Any, seed: Any) -> Any:
     return torch.empty((count,), dtype=torch.int32)
 
 
+def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
+    """Sums of outer products of rows (bias appended), for drawing from a quadratic kernel.
+
+    The rows are cut into ``leaves`` (a power of two, at most N) ranges, the leaves of a binary tree.
+
+    Returns:
+        (leaves, D (D + 1) / 2), D = d or d + 1: the upper triangles of all rows' sum, then of the left half
+        of each inner node, nodes in the order of a heap.
+    """
+    return _ops.kernel_sums(weight, bias, leaves)
+
+
+@_fake("slide_torch::kernel_sums")
+def _(weight: Any, bias: Any, leaves: Any) -> Any:
+    width = weight.shape[1] + (bias is not None)
+    return weight.new_empty((leaves, width * (width + 1) // 2))
+
+
+def kernel_draw(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    queries: Tensor,
+    alpha: float,
+    count: int,
+    asked: Tensor,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` draws, one from each of as many strata of equal probability, of rows with shares of the mean
+    over ``queries`` (any, d) of ``alpha z^2 + 1``, z the logit. Ranges of rows are chosen by ``sums``,
+    which may be older than ``weight``: the probabilities are of what is drawn.
+
+    Returns:
+        distinct ids int32 (n), increasing; their inclusion probabilities float64 (n); and those of the rows
+        ``asked``, increasing int32 (m), whether drawn or not: float64 (m).
+    """
+    return _ops.kernel_draw(sums, weight, bias, queries, alpha, count, asked, seed)
+
+
+@_fake("slide_torch::kernel_draw")
+def _(
+    sums: Any,
+    weight: Any,
+    bias: Any,
+    queries: Any,
+    alpha: Any,
+    count: Any,
+    asked: Any,
+    seed: Any,
+) -> Any:
+    found = torch.library.get_ctx().new_dynamic_size()
+    return (
+        asked.new_empty((found,)),
+        asked.new_empty((found,), dtype=torch.float64),
+        asked.new_empty(asked.shape, dtype=torch.float64),
+    )
+
+
 def rows_to_dense(rows: Tensor, values: Tensor, neurons: int) -> Tensor:
     """A zero (neurons, ...) tensor whose ``rows`` are ``values`` (U, ...)."""
     return _ops.rows_to_dense(rows, values, neurons)

@@ -10,6 +10,7 @@ MAX_CODE_BITS = 24
 MAX_TABLES = 254
 MAX_CENTROID_BITS = 16
 FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
+TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies", "quadratic_kernel")
 
 
 def _check_int(name: str, value: Any, low: int, high: int | None, also: str = "") -> None:
@@ -39,19 +40,29 @@ class LSHOptions:
         budget: most active neurons per sample, its labels included; labels are active even beyond it.
             ``out_features`` or more makes every neuron active: the layer is then exact. 0 retrieves
             nothing: only labels and tail, and no tables. ``"auto"``: 16 shared, 1,024 per sample.
-        tail: neurons drawn uniformly, without replacement, once a batch, on top of the budget.
-            ``"auto"``: 1,024 (fewer where that would be over a quarter of the layer).
+        tail: neurons drawn at random once a batch, on top of the budget. ``"auto"``: 1,024 (fewer where that
+            would be over a quarter of the layer).
+        tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
+            replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
+            decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
+            ``"quadratic_kernel"``: shares of ``kernel_alpha z^2 + 1``, z the logit, averaged over (at
+            most 16) inputs of the batch (Blanc & Rendle 2018); it costs upkeep and memory, about
+            half the weight's. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn
+            in as many strata of equal probability as the tail is long; a class drawn twice leaves the tail
+            shorter.
+        kernel_alpha: of the quadratic kernel.
         correction: ``"none"`` takes the softmax over the active set as it is, which learns to rank in
-            the fewest steps but gives no probabilities over all classes. ``"importance"`` weights the
-            tail by its inclusion probability, so that loss and gradient estimate those of the full
-            softmax (Bengio & Senécal 2008); it needs a tail.
+            the fewest steps but gives no probabilities over all classes. ``"importance"`` weights each
+            neuron of the tail by the inverse of its inclusion probability, so that loss and gradient estimate
+            those of the full softmax (Horvitz & Thompson 1952, Bengio & Senécal 2008); it needs a tail.
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
             projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
             which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"minhash"``:
             densified one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for
             sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
             (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
-            angle: more of the largest logits in fewer buckets, for more upkeep.
+            angle: more of the largest logits in fewer buckets, for more upkeep. ``"exact"`` hashes nothing:
+            the candidates are the largest logits themselves, at the cost of all N: a reference.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
             or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
             Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
@@ -79,7 +90,8 @@ class LSHOptions:
             ``"auto"``: 8 times the mean bucket, at least 128.
         schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
             ``"drift"``: looks every ``rehash_every`` steps at 512 rows, and rehashes once more than a share
-            ``drift`` of their codes has changed since the last rehash.
+            ``drift`` of their codes has changed since the last rehash. (The quadratic kernel's sums are
+            renewed with the tables; where there are none, at each look.)
         drift: that share, from 0 to 1; 0 rehashes at any change.
         rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
             from one look to the next.
@@ -96,7 +108,7 @@ class LSHOptions:
     budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans"] = "simhash"
+    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = "simhash"
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
     center: bool = True
     augment_norms: bool | Literal["auto"] = "auto"
@@ -111,11 +123,13 @@ class LSHOptions:
     rehash_every: int = 50
     rehash_growth: float = 1.1
     rebuild_every: int | Literal["auto"] = "auto"
+    tail_distribution: str | tuple[str, ...] = "uniform"
+    kernel_alpha: float = 100.0
 
     def __post_init__(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
         _check_choice("correction", self.correction, ("none", "importance"))
-        _check_choice("family", self.family, FAMILIES)
+        _check_choice("family", self.family, (*FAMILIES, "exact"))
         _check_choice("schedule", self.schedule, ("growing", "drift"))
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
@@ -155,6 +169,29 @@ class LSHOptions:
                 "LSHOptions: correction='importance' estimates the inactive classes from the tail: "
                 "expected tail of at least 1, got 0"
             )
+        parts = self.tail_parts
+        known = all(part in TAIL_DISTRIBUTIONS for part in parts)
+        if not parts or not known or len(set(parts)) < len(parts):
+            raise ValueError(
+                f"LSHOptions: tail_distribution: expected one of {TAIL_DISTRIBUTIONS}, or a tuple of several "
+                f"of them, got {self.tail_distribution!r}"
+            )
+        if self.tail != "auto" and parts != ("uniform",) and self.tail < len(parts):
+            raise ValueError(
+                f"LSHOptions: tail: expected at least {len(parts)} with tail_distribution="
+                f"{self.tail_distribution!r}, got {self.tail}"
+            )
+        alpha = self.kernel_alpha
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1e6:
+            raise ValueError(
+                "LSHOptions: kernel_alpha: expected a number above 0 and at most 1e6, "
+                f"got {self.kernel_alpha!r}"
+            )
+        if self.family == "exact" and self.rerank not in (0, "auto"):
+            raise ValueError(
+                "LSHOptions: rerank: expected 0 with family='exact', whose candidates are the best already, "
+                f"got {self.rerank}"
+            )
         most_bits = MAX_CENTROID_BITS if self.family == "kmeans" else MAX_CODE_BITS
         if self.K != "auto" and self.code_bits > most_bits:
             raise ValueError(
@@ -186,10 +223,16 @@ class LSHOptions:
             )
 
     @property
+    def tail_parts(self) -> tuple[str, ...]:
+        """The distributions that the tail is drawn from."""
+        given = self.tail_distribution
+        return given if isinstance(given, tuple) else (given,)
+
+    @property
     def bits_per_hash(self) -> int:
         """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA and MinHash, one more
         for cross-polytope."""
-        if self.family in ("simhash", "kmeans"):
+        if self.family in ("simhash", "kmeans", "exact"):
             return 1
         return self.bin_size.bit_length() - (self.family != "cross_polytope")
 

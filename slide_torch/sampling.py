@@ -1,13 +1,15 @@
-"""What makes an active set: labels, candidates from the tables, a uniform tail."""
+"""What makes an active set: labels, candidates from the tables, a random tail."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import ops
+from .proposals import QUERIES
 from .tables import HashTables, draw_seed
 
 
@@ -77,6 +79,71 @@ class SampleActiveSets:
 ActiveSet = SharedActiveSet | SampleActiveSets
 
 
+@dataclass(frozen=True)
+class Tail:
+    """What was drawn at random.
+
+    Attributes:
+        ids: int32 (n), increasing.
+        inclusion: float64 (n), each one's probability to be in the tail; None where every set of n classes
+            was as likely as any other: then that of those outside the certain part follows from how
+            many of them there are and were drawn.
+    """
+
+    ids: Tensor
+    inclusion: Tensor | None
+
+    def log_weight(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """-log(inclusion) of ``ids``; of those that are not in the tail, any number."""
+        assert self.inclusion is not None
+        # numpy runs on one thread: torch's logarithm rounds by how threads share the work
+        own = torch.from_numpy(-np.log(self.inclusion.numpy())).to(dtype)
+        if own.numel() == 0:
+            return torch.zeros(ids.shape, dtype=dtype)
+        places = torch.searchsorted(self.ids, ids.to(torch.int32))
+        return own[places.clamp_(max=own.shape[0] - 1)]
+
+
+def draw_tail(
+    tables: HashTables, input: Tensor, weight: Tensor | None, bias: Tensor | None, seed: int
+) -> Tail:
+    """The tail of a batch ``input`` (B, d), from the distributions that ``tables.options`` names."""
+    count, parts = tables.options.tail, tables.options.tail_parts
+    assert isinstance(count, int)
+    if parts == ("uniform",):
+        return Tail(ops.sample_tail(count, tables.out_features, seed), None)
+    if not tables.uses_kernel:
+        fixed = tables.fixed_proposal(count)
+        ids = fixed.draw(seed)
+        return Tail(ids, fixed.inclusion[ids.long()])
+    assert weight is not None and tables.kernel_sums is not None
+    own = count // len(parts)
+    ids, inclusion = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.float64)
+    if own < count:
+        fixed = tables.fixed_proposal(count - own)
+        ids = fixed.draw(seed)
+        inclusion = fixed.inclusion
+    # the samples that the kernel's distribution is the mean over
+    batch = input.shape[0]
+    asking = ops.sample_tail(min(QUERIES, batch), max(1, batch), seed ^ 4).long()
+    drawn, of_drawn, of_fixed = ops.kernel_draw(
+        tables.kernel_sums,
+        weight.detach(),
+        None if bias is None else bias.detach(),
+        input.detach()[asking].contiguous(),
+        float(tables.options.kernel_alpha),
+        own,
+        ids,
+        seed ^ 3,
+    )
+    if own == count:
+        return Tail(drawn, of_drawn)
+    both, place = torch.cat([ids, drawn]).unique(return_inverse=True)
+    of_kernel = torch.empty(both.shape, dtype=torch.float64)
+    of_kernel[place] = torch.cat([of_fixed, of_drawn])
+    return Tail(both, 1 - (1 - inclusion[both.long()]) * (1 - of_kernel))
+
+
 def every_neuron(neurons: int, labels: Labels) -> SharedActiveSet:
     """The active set of an exact softmax."""
     return SharedActiveSet(torch.arange(neurons), None, labels.ids, float(neurons), 0)
@@ -98,18 +165,18 @@ def draw_active_set(
         tables: built, unless its budget is 0.
         input: (B, d).
         labels: always active.
-        weight, bias: of the layer, needed where ``tables.options.rerank`` is not 0.
+        weight, bias: of the layer, needed where candidates are re-ranked or exact, or the tail is drawn from
+            the quadratic kernel.
         generator: where the seed of tail and ties comes from; torch's global one if None.
         seed: that seed itself, instead.
     """
     options = tables.options
     neurons = tables.out_features
-    assert isinstance(options.tail, int)
     if tables.exact:
         return every_neuron(neurons, labels)
     if seed is None:
         seed = draw_seed(generator)
-    tail = ops.sample_tail(options.tail, neurons, seed)
+    tail = draw_tail(tables, input, weight, bias, seed)
     label_ids = labels.ids.to(torch.int32)
     shared = options.pattern == "shared"
     if shared and options.budget == 0:
@@ -118,19 +185,24 @@ def draw_active_set(
         _, best, ids_read = _search(tables, input, weight, bias, seed)
         certain = torch.cat([label_ids, best])
         return _share(certain, tail, labels, tables, input.dtype, int(ids_read))
+    own_tail = tail.ids[:0] if shared else tail.ids
     offsets, active, tail_starts, label_positions, ids_read = _retrieve(
-        tables, input, weight, bias, labels.offsets, label_ids, tail[:0] if shared else tail, seed
+        tables, input, weight, bias, labels.offsets, label_ids, own_tail, seed
     )
     if shared:
         return _share(active, tail, labels, tables, input.dtype, int(ids_read))
     lengths = offsets.diff()
     log_weight = None
     if options.correction == "importance":
-        drawn = lengths - tail_starts
-        stands_for = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
+        if tail.inclusion is None:
+            drawn = lengths - tail_starts
+            stands_for = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
+            stands_for = stands_for.repeat_interleave(lengths)
+        else:
+            stands_for = tail.log_weight(active, input.dtype)
         place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
         in_tail = place >= tail_starts.repeat_interleave(lengths)
-        log_weight = torch.where(in_tail, stands_for.repeat_interleave(lengths), 0)
+        log_weight = torch.where(in_tail, stands_for, 0)
     starts = offsets[:-1].repeat_interleave(labels.offsets.diff())
     rows, pair_offsets, pair_positions, pair_samples = ops.transpose_active(
         offsets, active, neurons
@@ -206,6 +278,9 @@ def _retrieve(
     options = tables.options
     assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
     assert isinstance(options.probes, int) and isinstance(options.rerank, int)
+    if options.family == "exact" and options.budget > 0:
+        assert weight is not None
+        return _best(input, weight, bias, label_offsets, label_ids, tail, options.budget)
     rerank = options.rerank if options.budget > 0 else 0
     if options.budget == 0:  # no tables to ask
         codes = torch.empty((0, input.shape[0]), dtype=torch.int16)
@@ -242,18 +317,63 @@ def _retrieve(
     return offsets, active, tail_starts, label_positions, ids_read
 
 
+def _best(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label_offsets: Tensor,
+    label_ids: Tensor,
+    tail: Tensor,
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`_retrieve`, with the largest logits as candidates."""
+    input, weight = input.detach().contiguous(), weight.detach()
+    bias = None if bias is None else bias.detach()
+    batch, neurons = input.shape[0], weight.shape[0]
+    offsets, active, _, label_positions, ids_read = ops.retrieve(
+        torch.empty((0, batch), dtype=torch.int16),
+        torch.empty((0, 2), dtype=torch.int32),
+        torch.empty((0, neurons), dtype=torch.int32),
+        label_offsets,
+        label_ids,
+        tail[:0],
+        0,
+        0,
+        0,
+    )
+    found = ops.topk_linear(input, weight, bias, budget)[1]
+    sample, lengths = torch.arange(batch), offsets.diff()
+    sample_of_label = sample.repeat_interleave(lengths)
+    fresh = ~torch.isin(sample.unsqueeze(1) * neurons + found, sample_of_label * neurons + active)
+    both = torch.zeros(batch + 1, dtype=torch.int64)
+    torch.cumsum(lengths + fresh.sum(1), 0, out=both[1:])
+    merged = torch.empty(int(both[-1]), dtype=torch.int32)
+    shift = (both - offsets)[:-1]
+    merged[torch.arange(active.shape[0]) + shift[sample_of_label]] = active
+    places = (both[:-1] + lengths).unsqueeze(1) + fresh.cumsum(1) - 1
+    merged[places[fresh]] = found[fresh].to(torch.int32)
+    offsets, active, tail_starts = ops.rerank(
+        both, merged, label_offsets, label_positions, tail, input, weight, bias, budget
+    )
+    return offsets, active, tail_starts, label_positions, ids_read
+
+
 def _share(
     certain: Tensor,
-    tail: Tensor,
+    tail: Tail,
     labels: Labels,
     tables: HashTables,
     dtype: torch.dtype,
     ids_read: int,
 ) -> SharedActiveSet:
     neurons = tables.out_features
-    rows, from_tail = ops.union_active(certain, tail, neurons)
+    rows, from_tail = ops.union_active(certain, tail.ids, neurons)
     log_weight = None
-    if tables.options.correction == "importance":
+    if tables.options.correction == "none":
+        pass
+    elif tail.inclusion is not None:
+        log_weight = torch.where(from_tail, tail.log_weight(rows, dtype), 0)
+    else:
         drawn = int(from_tail.sum())
         included = rows.shape[0] - drawn
         weight = torch.tensor((neurons - included) / max(1, drawn), dtype=dtype).log()

@@ -8,12 +8,14 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import ops
 from .hashing import HashFamily, make_family
 from .options import LSHOptions
+from .proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
 
 if TYPE_CHECKING:
     from .sampling import ActiveSet
@@ -38,6 +40,7 @@ _SCHEDULE = (
 _NOT_IN_CODES = {
     *("pattern", "budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
     *("schedule", "drift", "rehash_every", "rehash_growth", "rebuild_every"),
+    *("tail_distribution", "kernel_alpha"),
 }
 
 
@@ -67,6 +70,8 @@ class HashTables:
     ids: Tensor | None
     dirty: Tensor | None
     family: HashFamily | None
+    kernel_sums: Tensor | None
+    frequencies: Tensor | None
 
     def __init__(
         self, options: LSHOptions, out_features: int, in_features: int, *, has_bias: bool
@@ -77,6 +82,8 @@ class HashTables:
         self.has_bias = has_bias
         # how often compiled graphs have drawn, see graph.py
         self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.frequencies = None
+        self._fixed: FixedProposal | None = None
         self._enroll()
         self.clear()
 
@@ -98,6 +105,7 @@ class HashTables:
         """Forgets tables, functions and schedule; the next use builds anew."""
         self.codes = self.offsets = self.ids = self.dirty = None
         self.family = None
+        self.kernel_sums = None
         self.steps = 0
         self.rehashes = 0
         self.rebuilds = 0
@@ -115,6 +123,7 @@ class HashTables:
     def invalidate(self) -> None:
         """Says that the weights have changed as a whole: all rows are rehashed at the next use."""
         self.codes = None
+        self.kernel_sums = None
 
     @property
     def built(self) -> bool:
@@ -122,8 +131,19 @@ class HashTables:
 
     @property
     def uses_tables(self) -> bool:
-        """Whether anything is retrieved: not if nothing, or everything, is active."""
-        return self.options.budget != 0 and not self.exact
+        """Whether anything is retrieved from tables: not if nothing, or everything, is active."""
+        options = self.options
+        return options.budget != 0 and options.family != "exact" and not self.exact
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether (part of) the tail is drawn from the quadratic kernel."""
+        return "quadratic_kernel" in self.options.tail_parts and not self.exact
+
+    @property
+    def has_upkeep(self) -> bool:
+        """Whether there is anything to keep fresh as the weights move."""
+        return self.uses_tables or self.uses_kernel
 
     @property
     def exact(self) -> bool:
@@ -136,11 +156,14 @@ class HashTables:
     def rebuild(
         self, weight: Tensor, bias: Tensor | None, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draws new hash functions and hashes every row.
+        """Draws new hash functions and hashes every row (nothing to do for ``family="exact"``).
 
         Raises:
             ValueError: rows hold NaN or Inf; nothing is changed.
         """
+        if self.options.family == "exact":
+            self.kernel_sums = None
+            return
         started = time.perf_counter()
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
@@ -198,18 +221,25 @@ class HashTables:
         generator: torch.Generator | None = None,
     ) -> None:
         """Builds the tables if there are none, and where ``advance`` takes one training step of the
-        schedule: rehashes or rebuilds when it is time.
+        schedule: rehashes or rebuilds when it is time. The quadratic kernel's sums are renewed with them.
 
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
         """
         if weight._version != self._pending_version:
             self._pending = []  # the change has happened
-        if self.family is None:
+        due = advance and self._since_rehash >= self._period
+        if not self.uses_tables:
+            if due:
+                self.rehashes += 1
+                self._begin_next_period()
+                self._since_rehash = 0
+                self.kernel_sums = None
+        elif self.family is None:
             self.rebuild(weight, bias, generator=generator)
         elif self.codes is None:
             self.rehash(weight, bias)
-        elif advance and self._since_rehash >= self._period and self._is_due(weight, bias):
+        elif due and self._is_due(weight, bias):
             every = self.options.rebuild_every
             assert isinstance(every, int)
             if every and (self.rehashes + 1) % every == 0:
@@ -219,12 +249,19 @@ class HashTables:
                 assert self.dirty is not None
                 rows = None if all_rows_move else self.dirty.nonzero().flatten()
                 self.rehash(weight, bias, rows=rows)
-            if self.options.schedule == "drift":
-                self._period = float(self.options.rehash_every)
-            else:
-                self._period *= self.options.rehash_growth
+            self._begin_next_period()
+        if self.uses_kernel and self.kernel_sums is None:
+            started = time.perf_counter()
+            self.kernel_sums = kernel_sums(weight, bias)
+            self.upkeep_seconds += time.perf_counter() - started
         self.steps += advance
         self._since_rehash += advance
+
+    def _begin_next_period(self) -> None:
+        if self.options.schedule == "drift":
+            self._period = float(self.options.rehash_every)
+        else:
+            self._period *= self.options.rehash_growth
 
     def _is_due(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether to rehash now that the period is over: under ``schedule="drift"`` only if the codes of
@@ -259,7 +296,9 @@ class HashTables:
         self._met[seed, version] = moving or bool(counted)
         if len(self._met) > _REMEMBERED_STEPS:
             del self._met[next(iter(self._met))]
-        if counted is None or not self.built:
+        tables_ready = self.built or not self.uses_tables
+        kernel_ready = self.kernel_sums is not None or not self.uses_kernel
+        if counted is None or not (tables_ready and kernel_ready):
             return "before"
         return "after" if moving and not counted else None
 
@@ -299,9 +338,40 @@ class HashTables:
 
     def _finish(self, weight: Tensor, bias: Tensor | None, started: float) -> None:
         self._since_rehash = 0
+        self.kernel_sums = None  # of weights as old as the codes were
         if self.options.schedule == "drift":
             self._probe_codes = self._codes_of_probe(weight, bias)
         self.upkeep_seconds += time.perf_counter() - started
+
+    def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
+        """Makes ``counts ** power`` the shares of ``tail_distribution="frequencies"``, see
+        :meth:`LSHLinear.set_frequencies`."""
+        self.frequencies = power_of_counts(counts, power, self.out_features)
+        self._fixed = None
+
+    def check_tail(self, name: str) -> None:
+        """Raises a ValueError, in the name of a loss, if the tail cannot be drawn."""
+        if self.frequencies is None and "frequencies" in self.options.tail_parts and not self.exact:
+            raise ValueError(
+                f"{name}: tables: expected class counts, which tail_distribution='frequencies' draws from, "
+                "got none: call layer.set_frequencies(counts) first"
+            )
+
+    def fixed_proposal(self, count: int) -> FixedProposal:
+        """Of the parts of the tail whose distribution is fixed, the mean, for ``count`` draws."""
+        if self._fixed is None or self._fixed.count != count:
+            shares = []
+            for part in self.options.tail_parts:
+                if part == "uniform":
+                    shares.append(np.ones(self.out_features))
+                elif part == "log_uniform":
+                    shares.append(log_uniform_shares(self.out_features))
+                elif part == "frequencies":
+                    assert self.frequencies is not None
+                    shares.append(self.frequencies.numpy())
+            mixed = np.mean([share / share.sum() for share in shares], axis=0)
+            self._fixed = FixedProposal.of_shares(mixed, count)
+        return self._fixed
 
     def sampler_state(self, weight: Tensor) -> dict[str, Any]:
         """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight``."""
@@ -318,6 +388,8 @@ class HashTables:
             "schedule": {name: getattr(self, name) for name in _SCHEDULE},
             "probe_codes": self._probe_codes,
             "last": dict(self._last),
+            "kernel_sums": self.kernel_sums,
+            "frequencies": self.frequencies,
         }
 
     def load_sampler_state(self, state: dict[str, Any], weight: Tensor) -> None:
@@ -335,11 +407,14 @@ class HashTables:
             self.dirty[state["dirty"]] = True
         if state["changing"] is not None:
             self._pending, self._pending_version = [state["changing"].clone()], weight._version
-        if state["probe_codes"] is not None:
-            self._probe_codes = state["probe_codes"].clone()
         self._last = dict(state["last"])
+        # states of format 1 did not always have these, nor all counters
+        for name in ("_probe_codes", "kernel_sums", "frequencies"):
+            kept = state.get(name.lstrip("_"))
+            setattr(self, name, None if kept is None else kept.clone())
+        self._fixed = None
         for name in _SCHEDULE:
-            setattr(self, name, state["schedule"][name])
+            setattr(self, name, state["schedule"].get(name, getattr(self, name)))
 
     def _check_sampler_state(self, state: dict[str, Any]) -> HashFamily | None:
         """The saved hash family, if the state fits these tables."""
@@ -373,7 +448,8 @@ class HashTables:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables' tensors, those of the hash functions included, by name."""
-        own = {name: getattr(self, name) for name in ("codes", "offsets", "ids", "dirty")}
+        names = ("codes", "offsets", "ids", "dirty", "kernel_sums", "frequencies")
+        own = {name: getattr(self, name) for name in names}
         functions = {} if self.family is None else dict(self.family.named_buffers(prefix="family"))
         return {name: value for name, value in (own | functions).items() if value is not None}
 

@@ -420,8 +420,9 @@ def _checked(
         if not tables.uses_tables:
             refuse(
                 "settings" if settings is not None else "layer",
-                f"options that retrieve some of the {neurons} neurons",
-                f"budget={options.budget}, tail={options.tail}: all or none",
+                f"options that retrieve some of the {neurons} neurons from tables",
+                f"family={options.family!r}, budget={options.budget}, tail={options.tail}: all or none, or "
+                "without tables",
             )
         assert isinstance(options.budget, int)
         if k > options.budget:

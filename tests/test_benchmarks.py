@@ -1,9 +1,11 @@
 """The benchmarks as commands, on tiny sizes: they run, and write the record that they print."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,19 +67,32 @@ def test_scaling(tmp_path):
 
 
 def test_retrieval_measures_every_family(tmp_path):
-    from typing import get_args, get_type_hints
-
-    from slide_torch import LSHOptions
+    from slide_torch.options import FAMILIES
 
     record, _ = record_of(tmp_path, "retrieval")
-    families = get_args(get_type_hints(LSHOptions)["family"])
-    assert {r["family"] for r in record["settings"]} == set(families)
+    assert {r["family"] for r in record["settings"]} == set(FAMILIES)
     for found in record["settings"]:
         assert 0 <= found["recall"] <= 1 and 0 < found["softmax_mass"] <= 1 + 1e-4
         assert found["rows_touched"] <= found["ids_read"] and found["is_auto"]
     # rows around a query's own centre share its buckets: far above the half that chance gives
     recall = {r["family"]: r["recall"] for r in record["settings"]}
     assert recall["simhash"] > 0.9 and recall["kmeans"] > 0.9
+
+
+def test_sampling(tmp_path):
+    record, printed = record_of(tmp_path, "sampling")
+    found = {(r["sampler"], r["correction"]): r for r in record["samplers"]}
+    assert len(found) == len(record["samplers"]) >= 12
+    for (sampler, correction), r in found.items():
+        assert sampler in printed and r["ms_step"] > 0 and 0 < r["active_rows"] <= 2000
+        assert r["z_deviation"] >= 0 and r["input_gradient_of_mean"] >= 0
+        # the root mean square of distances is no less than the distance of the mean
+        for kind in ("input", "weight"):
+            assert r[f"{kind}_gradient_of_mean"] <= r[f"{kind}_gradient_rms"] * 1.001
+        if correction == "importance":
+            assert 0.5 < r["z_mean"] < 2
+    # the batch's labels alone are a part of the sum
+    assert found["in-batch alone", "none"]["z_mean"] < 0.9
 
 
 def test_xmc_read(tmp_path):
@@ -105,3 +120,146 @@ def test_equal_steps(tmp_path):
 def test_refuses_before_any_work(arguments, message):
     answer = run("xmc_read.py", *arguments)
     assert answer.returncode == 2 and message in answer.stderr
+
+
+def test_time_to_accuracy(tmp_path):
+    names = ["dense", "uniform_1024", "lsh", "mine=budget:2,tail:2,family:dwta"]
+    arguments = [word for name in names[:3] for word in ("--contender", name)]
+    record, printed = record_of(tmp_path, "time_to_accuracy", *arguments)
+    assert [e["contender"] for e in record["contenders"]] == names[:3]
+    for entry in record["contenders"]:
+        tried = {(t["lr"], t["schedule"]): t["P@1"] for t in entry["tuning"]["trials"]}
+        chosen = entry["settings"]["lr"], entry["settings"]["schedule"]
+        assert tried[chosen] == max(tried.values()) and len(tried) == 4
+        (run,) = entry["runs"]
+        assert run["curve"][-1]["step"] == run["steps"] == entry["settings"]["steps"]
+        assert entry["contender"] in printed and 0 <= run["test"]["P@1"] <= 1
+    # with all twelve classes active, every head is the same model
+    dense, _, lsh = (e["runs"][0]["classes_a_step"] for e in record["contenders"])
+    assert dense == lsh == 12
+    target = record["targets"][0]
+    assert target["target"] == "dense's best" and target["seconds"]["dense"] is not None
+    # another call adds its contender, and trains no other
+    record, _ = record_of(
+        tmp_path, "time_to_accuracy", "--resume", "--contender", names[3], "--contender", "lsh"
+    )
+    assert [e["contender"] for e in record["contenders"]] == [*names[:3], "mine"]
+    assert record["contenders"][3]["options"] == {"budget": 2, "tail": 2, "family": "dwta"}
+    assert record["contenders"][2]["runs"][0]["seconds"] > 0
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize("best,tried", [(0.1, {0.005, 0.01, 0.02, 0.05, 0.1, 0.2}), (1e-3, None)])
+def test_learning_rates_beyond_those_given(best, tried, monkeypatch):
+    """Where the best is the first or the last, the next of 1, 2, 5, 10 on that side; a rate that diverges is
+    never the best."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import time_to_accuracy as script
+
+    class Worker:
+        def __init__(self, *_):
+            pass
+
+        def run(self, contender, settings, seed):
+            lr, slow = settings["lr"], settings["schedule"] == "linear"
+            return None if lr > 10 * best else -abs(math.log(lr / best)) - slow
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(script, "Worker", Worker)
+    args = SimpleNamespace(
+        lr=[0.005, 0.01], schedule=["linear", "constant"], threads=1, seed=0, quick=False
+    )
+    about = {"larger_is_better": True, "metric": "P@1"}
+    entry = {"tuning": {"trials": []}}
+    contender = script.CONTENDERS["lsh"]
+    found = script.tune(contender, {}, args, about, {"steps": 10}, entry)
+    assert found == (best, "constant")
+    trials = {t["lr"] for t in entry["tuning"]["trials"]}
+    assert trials == (tried or {0.01, 0.005, 0.002, 0.001, 0.0005})
+    args.quick = True
+    entry["tuning"]["trials"].clear()
+    script.tune(contender, {}, args, about, {"steps": 10}, entry)
+    assert len(entry["tuning"]["trials"]) == 4
+
+
+def test_time_to_accuracy_of_label_trees(tmp_path):
+    pytest.importorskip("omikuji")
+    record, _ = record_of(tmp_path, "time_to_accuracy", "--contender", "omikuji_1")
+    (run,) = record["contenders"][0]["runs"]
+    assert run["seconds"] > 0 and run["test"]["P@1"] > 0.15  # guessing gives about so much
+
+
+def test_time_to_accuracy_refuses():
+    answer = run("time_to_accuracy.py", "--resume", "--contender", "dense")
+    assert answer.returncode == 2 and "give --json" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("nobody", "expected one of dense"),
+        ("dense=budget:3", "dense is taken"),
+        ("mine=buckets:3", "expected option:value"),
+        ("mine=budget:-3", "LSHOptions: budget"),
+    ],
+)
+def test_contender_by_name_or_options(text, message, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from heads import CONTENDERS, parse_contender
+
+    with pytest.raises(ValueError, match=message):
+        parse_contender(text)
+    assert parse_contender("lsh") is CONTENDERS["lsh"]
+    found = parse_contender("mine=family:dwta,budget:64,center:False,rehash_growth:1.5").options
+    assert found == {"family": "dwta", "budget": 64, "center": False, "rehash_growth": 1.5}
+
+
+def test_heads_compute_the_same_loss(monkeypatch):
+    """Where every class is active, and for both dense variants: rows of one and of several labels."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from heads import Contender, make_head
+
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 8)
+    labels = torch.tensor([[3, -100], [1, 7], [-100, -100], [11, 0], [4, -100]])
+    losses, gradients = [], []
+    for contender, variant in (
+        (Contender("a", "dense"), "eager"),
+        (Contender("b", "dense"), "linear_cross_entropy"),
+        (Contender("c", "sampled", {"exact": 12}), None),
+        (Contender("d", "sampled", {"exact": 12, "drawn": 4, "corrected": True}), None),
+        (Contender("e", "lsh", {"budget": 12}), None),
+    ):
+        torch.manual_seed(1)
+        head = make_head(contender, torch.nn.Linear(8, 12), variant)
+        loss = head.loss(hidden, labels)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(head.linear.weight.grad.to_dense())
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0])
+        torch.testing.assert_close(gradient, gradients[0])
+
+
+def test_corrected_tail_estimates_the_full_softmax(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from heads import SampledHead
+    from torch import nn
+
+    torch.manual_seed(0)
+    linear, hidden, labels = (
+        nn.Linear(8, 1000),
+        torch.randn(4, 8),
+        torch.tensor([[1], [2], [3], [4]]),
+    )
+    full = nn.functional.cross_entropy(linear(hidden), labels[:, 0])
+    corrected = SampledHead(linear, drawn=200, corrected=True)
+    mean = torch.stack([corrected.loss(hidden, labels).detach() for _ in range(200)]).mean()
+    assert abs(mean - full) < 0.01
+    assert abs(SampledHead(linear, drawn=200).loss(hidden, labels) - full) > 1

@@ -20,6 +20,13 @@ CASES = {
     "no_tables": {"budget": 0},
     "every_neuron": {"budget": N},
     "kmeans_reranked": {"family": "kmeans", "K": 3, "L": 1, "probes": 2, "rerank": 20},
+    "log_uniform": {"tail_distribution": "log_uniform", "correction": "importance"},
+    "kernel": {
+        "tail_distribution": "quadratic_kernel",
+        "correction": "importance",
+        "pattern": "per_sample",
+    },
+    "exact_candidates": {"family": "exact"},
 }
 
 

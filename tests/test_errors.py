@@ -179,6 +179,8 @@ INT_FIELDS = dict(
         ("rehash_growth", 0.5, "rehash_growth: expected a number from 1 to 100, got 0.5"),
         ("rehash_growth", math.nan, "rehash_growth: expected a number"),
         ("rehash_growth", "2", "rehash_growth: expected a number"),
+        ("tail_distribution", "zipf", "tail_distribution: expected one of .*got 'zipf'"),
+        ("kernel_alpha", 0, "kernel_alpha: expected a number above 0 and at most 1e6, got 0"),
         ("K", 25, "K: a table's code would have 25 bits, more than 24: expected K of at most 24"),
     ],
 )
@@ -202,8 +204,13 @@ def test_options_together():
         "projection",
         "center",
         "augment_norms",
+        "schedule",
+        "drift",
+        "rehash_growth",
+        "tail_distribution",
+        "kernel_alpha",
     }
-    assert names == tested | {"rehash_growth"}, "a field without a test here"
+    assert names == tested, "a field without a test here"
 
 
 @pytest.mark.parametrize("shape", [(D, N + 1), (D + 1, N)])

@@ -20,6 +20,7 @@ def make(seed=0, *, sparse=True, optimizer="slide", **options):
     torch.manual_seed(seed)
     options = {"budget": 5, "tail": 6, "K": 3, "L": 4, "rehash_every": 3, **options}
     head = LSHLinear(D, N, options=LSHOptions(**options), sparse=sparse)
+    head.set_frequencies(torch.rand(N) + 0.1)
     model = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Dropout(0.2), head)
     make_optimizer = {
         "slide": slide_torch.optim.Adam,
@@ -80,11 +81,27 @@ CASES = {
     "augment_norms": {"augment_norms": True, "rebuild_every": 3},
     "drift": {"schedule": "drift", "drift": 0.01, "rehash_every": 2, "rebuild_every": 3},
     "drift_kmeans": {"family": "kmeans", "schedule": "drift", "drift": 0.02, "rehash_every": 2},
+    "drift_kernel": {
+        "schedule": "drift",
+        "drift": 0.01,
+        "rehash_every": 2,
+        "tail_distribution": "quadratic_kernel",
+    },
+    "drift_kernel_alone": {
+        "schedule": "drift",
+        "rehash_every": 2,
+        "tail_distribution": "quadratic_kernel",
+        "budget": 0,
+    },
     "dense_gradients": {"sparse": False, "optimizer": "torch"},
     "sgd": {"optimizer": "sgd"},
     "adagrad": {"optimizer": "adagrad", "rehash_growth": 1.5},
     "no_tables": {"budget": 0},
     "every_neuron": {"budget": N},
+    "frequencies": {"tail_distribution": "frequencies", "correction": "importance"},
+    "kernel": {"tail_distribution": "quadratic_kernel", "budget": 0},
+    "kernel_and_tables": {"tail_distribution": ("log_uniform", "quadratic_kernel")},
+    "exact_candidates": {"family": "exact"},
 }
 
 
@@ -223,6 +240,23 @@ def test_a_loaded_state_is_a_copy():
     train(other, other_optimizer, range(9))
     assert torch.equal(state["3"]["codes"], kept["3"]["codes"])
     assert torch.equal(state["3"]["dirty"], kept["3"]["dirty"])
+
+
+def test_a_state_from_before_there_were_frequencies_and_drift():
+    model, optimizer = make()
+    train(model, optimizer, range(7))
+    saved = checkpoint(model, optimizer)
+    state = saved["sampler"]["3"]
+    for name in ("probe_codes", "kernel_sums", "frequencies"):
+        del state[name]
+    for name in ("drift_checks", "drift"):
+        del state["schedule"][name]
+    for name in ("schedule", "drift", "tail_distribution", "kernel_alpha"):
+        del state["options"][name]
+    expected = train(model, optimizer, range(7, 12))
+    other, other_optimizer = make(seed=1)
+    restore(other, other_optimizer, saved)
+    assert torch.equal(train(other, other_optimizer, range(7, 12)), expected)
 
 
 @pytest.mark.parametrize("direction", ["to_linear", "from_linear"])

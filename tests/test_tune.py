@@ -150,6 +150,7 @@ def test_tune_takes_float64_and_no_bias_and_few_neurons():
         (dict(settings=[]), "settings: expected one or more LSHOptions"),
         (dict(settings=[{"K": 3}]), "settings: expected one or more LSHOptions"),
         (dict(settings=[LSHOptions(budget=N)]), "settings: .*budget=2000.*all or none"),
+        (dict(settings=[LSHOptions(family="exact")]), "settings: .*family='exact'.*without tables"),
         (dict(layer=LSHLinear(d, N, options=LSHOptions(budget=0))), "layer: .*budget=0"),
     ],
 )

@@ -11,6 +11,7 @@
 //
 #include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h
 #include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
+#include "outer-inl.h"      // multiplies as sample_pattern-inl.h
 #include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
 //
@@ -47,6 +48,8 @@ constexpr RealKernels<T> kernels_of() {
           sample_softplus<T>,
           sample_sigmoid<T>,
           score_rows<T>,
+          outer_sum<T>,
+          dot_product<T>,
           topk_rows<T>,
           adam_rows<T>,
           sgd_rows<T>,

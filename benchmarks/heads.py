@@ -1,0 +1,221 @@
+"""The output layers that time_to_accuracy.py trains: all of nn.Linear's shape and initialisation, each with
+its own loss and optimizer; evaluation reads their weight and bias."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import loss_of
+from torch import Tensor, nn
+
+from slide_torch import LSHLinear, LSHOptions
+from slide_torch.data import IGNORE_INDEX
+from slide_torch.ops import topk_linear
+from slide_torch.optim import Adam
+
+__all__ = [
+    "CONTENDERS",
+    "Contender",
+    "DenseHead",
+    "LSHHead",
+    "SampledHead",
+    "make_head",
+    "parse_contender",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A name for the table, what stands behind it, and that kind's options.
+
+    ``kind``: "dense"; "sampled": the batch's labels and what ``options`` adds (see :class:`SampledHead`);
+    "lsh": ``options`` are those of LSHOptions; "omikuji": ``trees``.
+    """
+
+    name: str
+    kind: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reference: bool = False  # too slow to be a rival: shows what better negatives would give
+
+
+_SLIDE = {"family": "dwta", "pattern": "per_sample", "correction": "none"}
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("dense", "dense"),
+        Contender("inbatch", "sampled"),
+        Contender("uniform_1024", "sampled", {"drawn": 1024}),
+        Contender("importance_8192", "sampled", {"drawn": 8192, "corrected": True}),
+        Contender("slide", "lsh", _SLIDE),
+        Contender("lsh", "lsh"),
+        Contender("exact_top10", "sampled", {"exact": 10}, reference=True),
+        Contender("omikuji_1", "omikuji", {"trees": 1}),
+        Contender("omikuji_3", "omikuji", {"trees": 3}),
+    )
+}
+
+
+def parse_contender(text: str) -> Contender:
+    """A name of :data:`CONTENDERS`, or an LSHLinear as ``name=option:value,option:value``.
+
+    Raises:
+        ValueError: neither, or an option that LSHOptions refuses.
+    """
+    name, equals, rest = text.partition("=")
+    if not equals:
+        if name not in CONTENDERS:
+            raise ValueError(
+                f"--contender: expected one of {', '.join(CONTENDERS)}, or name=option:value,..., "
+                f"got {text!r}"
+            )
+        return CONTENDERS[name]
+    if name in CONTENDERS:
+        raise ValueError(f"--contender: {name} is taken: give your options another name")
+    known = {field.name for field in dataclasses.fields(LSHOptions)}
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, colon, value = item.partition(":")
+        if not colon or key not in known:
+            raise ValueError(
+                f"--contender: expected option:value of {sorted(known)}, got {item!r} in {text!r}"
+            )
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    LSHOptions(**options)
+    return Contender(name, "lsh", options)
+
+
+def make_head(contender: Contender, linear: nn.Linear, variant: str | None = None):
+    """The contender's head on the parameters of ``linear``."""
+    if contender.kind == "dense":
+        return DenseHead(linear, variant or "eager")
+    if contender.kind == "sampled":
+        return SampledHead(linear, **contender.options)
+    return LSHHead(linear, LSHOptions(**contender.options))
+
+
+class DenseHead(nn.Module):
+    """Every class, every step, with torch's fused Adam. Variants compute the same loss:
+
+    - ``eager``: ``F.linear`` and a log-softmax.
+    - ``compile``: the same under ``torch.compile``.
+    - ``linear_cross_entropy``: ``F.linear_cross_entropy``; a row with m labels stands there m times.
+    """
+
+    VARIANTS = ("eager", "compile", "linear_cross_entropy")
+
+    def __init__(self, linear: nn.Linear, variant: str) -> None:
+        super().__init__()
+        self.linear = linear
+        self._compute = _linear_cross_entropy if variant == "linear_cross_entropy" else _dense_loss
+        if variant == "compile":
+            self._compute = torch.compile(_dense_loss, dynamic=True)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return self._compute(hidden, self.linear.weight, self.linear.bias, labels)
+
+    def classes(self) -> tuple[float, float]:
+        """Classes whose rows the last step read, and how many of them a sample met."""
+        return self.linear.out_features, self.linear.out_features
+
+    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        return [
+            Adam(body.parameters(), lr=lr),
+            torch.optim.Adam(self.parameters(), lr=lr, fused=True),
+        ]
+
+
+def _dense_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    return loss_of(F.linear(hidden, weight, bias), labels)
+
+
+def _linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    kept = labels != IGNORE_INDEX
+    counts = kept.sum(1)
+    row = kept.nonzero()[:, 0]
+    losses = F.linear_cross_entropy(
+        hidden[row], weight, labels[kept], linear_bias=bias, reduction="none"
+    )
+    return (losses / counts[row]).sum() / (counts > 0).sum().clamp(min=1)
+
+
+class SampledHead(nn.Module):
+    """Sampled softmax in plain torch: the batch's labels are the classes, one set for all rows.
+
+    Args:
+        drawn: classes drawn uniformly besides.
+        corrected: adds log((N - labels) / drawn) to the logits of those, which makes the softmax's
+            normaliser an unbiased estimate of the full one.
+        exact: besides, the so many largest logits of every row, found exactly at the cost of all N.
+
+    Its gradients are row-sparse, for slide_torch's Adam, which is faster than torch.optim.SparseAdam.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, drawn: int = 0, corrected: bool = False, exact: int = 0
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.drawn, self.corrected, self.exact = drawn, corrected, exact
+        self._classes = 0
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        neurons = self.linear.out_features
+        kept = labels != IGNORE_INDEX
+        parts = [labels[kept]]
+        if self.exact:
+            best = min(self.exact, neurons)
+            with torch.no_grad():
+                parts.append(topk_linear(hidden.detach(), weight, bias, best)[1].flatten())
+        certain = torch.cat(parts).unique()
+        classes = certain
+        if self.drawn:
+            classes = torch.cat([certain, torch.randint(neurons, (self.drawn,))]).unique()
+        self._classes = len(classes)
+        rows = F.embedding(classes, weight, sparse=True)
+        logits = torch.addmm(bias.gather(0, classes, sparse_grad=True), hidden, rows.T)
+        if self.corrected:
+            shift = torch.tensor((neurons - len(certain)) / max(1, len(classes) - len(certain)))
+            shift = shift.log().repeat(len(classes))
+            shift[torch.searchsorted(classes, certain)] = 0
+            logits = logits + shift
+        places = torch.searchsorted(classes, labels.clamp(min=0))
+        return loss_of(logits, torch.where(kept, places, IGNORE_INDEX))
+
+    def classes(self) -> tuple[float, float]:
+        """Classes whose rows the last step read, and how many of them a sample met."""
+        return self._classes, self._classes
+
+    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        return [Adam([*body.parameters(), *self.parameters()], lr=lr)]
+
+
+class LSHHead(nn.Module):
+    """LSHLinear, updated inside backward."""
+
+    def __init__(self, linear: nn.Linear, options: LSHOptions) -> None:
+        super().__init__()
+        self.linear = LSHLinear.from_linear(linear, options=options, sparse=True)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return loss_of(self.linear(hidden), labels)
+
+    def classes(self) -> tuple[float, float]:
+        """Classes whose rows the last step read, and how many of them a sample met."""
+        stats = self.linear.stats()
+        return stats["union"], stats["active_per_sample"]
+
+    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        groups = [
+            {"params": list(body.parameters())},
+            {"params": list(self.parameters()), "fuse_backward": True},
+        ]
+        return [Adam(groups, lr=lr)]
