@@ -121,7 +121,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
 
   // optim.cpp
   m.def(
-      "adam_rows_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad_rows, "
+      "adam_rows_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor? rows, Tensor grad_rows, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) -> ()");
   m.def(
       "sgd_rows_(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grad_rows, float lr, "

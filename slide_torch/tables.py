@@ -25,6 +25,9 @@ _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDiction
 # Steps whose recomputation is known: as many as may lie between a forward and its backward.
 _REMEMBERED_STEPS = 64
 
+# Share of the rows from which on hashing all, in order, costs less than hashing these and moving their codes.
+_MOST = 0.75
+
 # Counters of the schedule, kept by sampler_state.
 _SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_since_rehash")
 
@@ -145,7 +148,8 @@ class HashTables:
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None, *, rows: Tensor | None = None) -> None:
-        """Hashes ``rows`` (int64 (n), distinct; None for all) with the present functions.
+        """Hashes ``rows`` (int64 (n), distinct) with the present functions. None, for all, also adapts the
+        functions to where the rows lie now. Where ``rows`` are most of them, the others are hashed too.
 
         Raises:
             ValueError: rows hold NaN or Inf; nothing is changed.
@@ -161,6 +165,8 @@ class HashTables:
             except ValueError:
                 self.family.center, self.family.norm_bound = before
                 raise
+        elif rows.shape[0] > _MOST * self.out_features:
+            self._install(_finite(self.family.row_codes(weight, bias), None))
         else:
             fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
             moved = ops.update_codes_(self.codes, rows, fresh)

@@ -31,13 +31,19 @@ def record_of(path, script, *arguments):
 
 
 def test_step_time(tmp_path):
-    names = ["dense_fp32", "lsh_shared", "lsh_per_sample"]
+    names = ["dense_fp32", "lsh_per_sample", "lsh_per_sample_bf16_moments", "lsh_shared"]
     record, _ = record_of(tmp_path, "step_time", "--only", *names)
     assert [c["contender"] for c in record["contenders"]] == names and not record["failed"]
     for found in record["contenders"]:
         # the parts make the step: nothing is left out (medians of single parts may differ a little)
         assert 0.3 < sum(found["phases"].values()) / found["ms_step"] < 1.7
     assert all(rate["gb_s"] > 0 for rate in record["memory"].values())
+    dense, per_sample, narrow, _ = (c["memory_gb"] for c in record["contenders"])
+    head = 4_000 * 129 * 4 / 2**30
+    assert dense["tables"] == 0 < per_sample["tables"]
+    assert dense["weights"] == per_sample["weights"] > head
+    saved = per_sample["optimizer_state"] - narrow["optimizer_state"]
+    assert saved == pytest.approx(head)  # half of two moments
     forward = [b for b in record["byte_bounds"] if b["part"] == "forward"]
     union = [c["union"] for c in record["contenders"] if "union" in c]
     assert [b["traffic"] for b in forward] == [{"row_read": 4 * 128 * u} for u in union]

@@ -109,18 +109,20 @@ struct Best {
 };
 
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
-// (count, width).
+// (count, width). States are of the parameter's type, or else bits of bfloat16.
 template <class T>
 struct RowUpdate {
   T* param;
   T* state[2];
+  uint16_t* bfloat16_state[2];
   const int64_t* rows;
   const T* gradient;
   int64_t count;
   int64_t width;
 };
 
-// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta.
+// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta; `step` seeds the rounding of
+// bfloat16 moments.
 template <class T>
 struct AdamScalars {
   T sign;
@@ -129,6 +131,7 @@ struct AdamScalars {
   T rate2;
   T step_size;
   T eps;
+  uint32_t step;
 };
 
 // The step is lr * (from_buffer * buffer + from_gradient * gradient): (1, 0), or (momentum, 1) for Nesterov's.

@@ -69,9 +69,7 @@ SampleProblem<T> sample_problem(const char* op, const Tensor& input, const Tenso
 // Adam applied to the active rows inside backward, right after each row's gradient, instead of handing them over.
 template <class T>
 struct RowAdam {
-  T* param;
-  T* exp_avg;
-  T* exp_avg_sq;
+  RowUpdate<T> states;  // of the whole parameter
   AdamScalars<T> scalars;
 };
 
@@ -79,8 +77,12 @@ struct RowAdam {
 template <class T>
 void update_rows(const RowAdam<T>& adam, const int64_t* rows, const T* gradients, int64_t active, int64_t features,
                  int64_t count) {
-  real_kernels<T>().adam_rows({adam.param, {adam.exp_avg, adam.exp_avg_sq}, rows, gradients, active, features},
-                              adam.scalars, 0, count);
+  RowUpdate<T> update = adam.states;
+  update.rows = rows;
+  update.gradient = gradients;
+  update.count = active;
+  update.width = features;
+  real_kernels<T>().adam_rows(update, adam.scalars, 0, count);
 }
 
 // grad_input (B, d), grad_rows (U, d; empty where Adam has used them), grad_bias (U, or empty without a bias).

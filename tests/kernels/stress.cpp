@@ -244,7 +244,7 @@ void retrieval(std::mt19937& random, int64_t N) {
         counter.exclude(static_cast<int32_t>(b % N));
         for (int64_t t = 0; t < 9; ++t)
           counter.read_bucket(ids.data() + (t * b) % N, N - (t * b) % N, (N - (t * b) % N) / 3, N / 2 + 1);
-        counter.take_best(N / 3, 9, [&](int32_t id) { found[b].push_back(id); });
+        counter.take_best(N / 3, 9, found[b]);
         counter.release_excluded();
       }
     });
