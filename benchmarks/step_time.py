@@ -320,7 +320,11 @@ def main() -> None:
     print_table(
         ["contender", *(f"{kind.replace('_', ' ')}, GB" for kind in kinds), "peak, GB"],
         [
-            [r["contender"], *(f"{r['memory_gb'][kind]:.2f}" for kind in kinds), f"{r['peak_gb']:.2f}"]
+            [
+                r["contender"],
+                *(f"{r['memory_gb'][kind]:.2f}" for kind in kinds),
+                f"{r['peak_gb']:.2f}",
+            ]
             for r in results
         ],
     )

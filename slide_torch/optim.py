@@ -210,9 +210,7 @@ class _RowOptimizer(Optimizer):
         tensors = (param, param.grad, *self.state.get(param, {}).values())
         return param.device.type == "cpu" and all(tensor.is_contiguous() for tensor in tensors)
 
-    def _buffer(
-        self, group: dict[str, Any], param: Tensor, key: str, fill: float = 0.0
-    ) -> Tensor:
+    def _buffer(self, group: dict[str, Any], param: Tensor, key: str, fill: float = 0.0) -> Tensor:
         """A tensor of the state of ``param``, made at the first use."""
         state = self.state[param]
         if key not in state:

@@ -43,7 +43,9 @@ def test_moments_are_neighbours_of_the_exact_ones_and_the_parameter_uses_the_exa
     moments[1] = moments[1].abs()
     before = [m.clone() for m in moments]
     part = slice(None) if rows is None else rows
-    param = step_rows(gradient[part].contiguous(), moments, rows=rows, step=7, param=torch.zeros(shape))
+    param = step_rows(
+        gradient[part].contiguous(), moments, rows=rows, step=7, param=torch.zeros(shape)
+    )
     g = gradient.double()
     exact = [
         before[0].double() + (g - before[0].double()) * 0.1,
@@ -225,17 +227,21 @@ def test_what_is_not_a_number_stays_so():
 
 
 def test_what_it_is_not_for_is_refused_before_anything_changes():
-    with pytest.raises(ValueError, match="moments_dtype: expected None or torch.bfloat16, got"):
+    with pytest.raises(ValueError, match=r"moments_dtype: expected None or torch\.bfloat16, got"):
         Adam([nn.Parameter(torch.ones(3))], moments_dtype=torch.float16)
     good = nn.Parameter(torch.ones(3))
     for bad in (torch.ones(3, dtype=torch.float64), torch.ones(3, 4).t()):
         param = nn.Parameter(bad)
         good.grad, param.grad = torch.ones(3), torch.ones_like(bad)
         optimizer = Adam([good, param], moments_dtype=BF16)
-        with pytest.raises(ValueError, match="parameter 1: expected a contiguous float32 CPU param"):
+        with pytest.raises(
+            ValueError, match="parameter 1: expected a contiguous float32 CPU param"
+        ):
             optimizer.step()
         assert good.eq(1).all() and not optimizer.state
-        Adam([{"params": [good]}, {"params": [param], "moments_dtype": None}], moments_dtype=BF16).step()
+        Adam(
+            [{"params": [good]}, {"params": [param], "moments_dtype": None}], moments_dtype=BF16
+        ).step()
         good.data.fill_(1)
 
 
