@@ -24,50 +24,38 @@ void shared_logits(const SharedProblem<T>& s, const T* packed_input, T* logits, 
   }
 }
 
-// log_normalizer[b] = log sum_u exp(logits[u, b]) for `width` samples from b on, at most so many vectors (fewer samples
-// only of one): maximum first, then the sum in blocks of rows (the error grows with the block, not with U).
-template <class T, int Vectors>
-inline void log_normalizer_of(const T* logits, int64_t active, int64_t batch, T* log_normalizer, int64_t b,
-                              int64_t width) {
-  using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes;
-  constexpr T lowest = -__builtin_huge_val();
-  T edge[W] = {};
-  auto column = [&](int64_t u, int j) {
-    if (width == Vectors * W) return load<V>(logits + u * batch + b + j * W);
-    for (int64_t i = 0; i < width; ++i) edge[i] = logits[u * batch + b + i];
-    return load<V>(edge);
-  };
-  V largest[Vectors], total[Vectors] = {};
-  for (int j = 0; j < Vectors; ++j) largest[j] = broadcast<T>(lowest);
-  for (int64_t u = 0; u < active; ++u)
-    for (int j = 0; j < Vectors; ++j) {
-      const V z = column(u, j);
-      largest[j] = select<T>(z > largest[j], z, largest[j]);
-    }
-  for (int64_t block = 0; block < active; block += 64) {
-    V sum[Vectors] = {};
-    for (int64_t u = block; u < min_of(block + 64, active); ++u)
-      for (int j = 0; j < Vectors; ++j) sum[j] += vector_exp(column(u, j) - largest[j]);
-    for (int j = 0; j < Vectors; ++j) total[j] += sum[j];
-  }
-  T top[Vectors * W], mass[Vectors * W];
-  for (int j = 0; j < Vectors; ++j) {
-    store(top + j * W, largest[j]);
-    store(mass + j * W, total[j]);
-  }
-  for (int64_t i = 0; i < width; ++i) log_normalizer[b + i] = top[i] + static_cast<T>(__builtin_log(mass[i]));
-}
-
-// For samples [begin, end). Four vectors at a time use every cache line whole: lines of consecutive rows lie a batch
-// apart, and would be gone before the next vector's turn.
+// log_normalizer[b] = log sum_u exp(logits[u, b]) for samples [begin, end): maximum first, then the sum in
+// blocks of rows (the error grows with the block, not with U).
 template <class T>
 void shared_log_normalizer(const T* logits, int64_t active, int64_t batch, T* log_normalizer, int64_t begin,
                            int64_t end) {
+  using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
-  int64_t b = begin;
-  for (; b + 4 * W <= end; b += 4 * W) log_normalizer_of<T, 4>(logits, active, batch, log_normalizer, b, 4 * W);
-  for (; b < end; b += W) log_normalizer_of<T, 1>(logits, active, batch, log_normalizer, b, min_of(W, end - b));
+  constexpr T lowest = -__builtin_huge_val();
+  for (int64_t b = begin; b < end; b += W) {
+    const int64_t width = min_of(W, end - b);
+    T edge[W] = {};
+    auto column = [&](int64_t u) {
+      if (width == W) return load<V>(logits + u * batch + b);
+      for (int64_t i = 0; i < width; ++i) edge[i] = logits[u * batch + b + i];
+      return load<V>(edge);
+    };
+    V largest = broadcast<T>(lowest);
+    for (int64_t u = 0; u < active; ++u) {
+      const V z = column(u);
+      largest = select<T>(z > largest, z, largest);
+    }
+    V total{};
+    for (int64_t block = 0; block < active; block += 64) {
+      V sum{};
+      for (int64_t u = block; u < min_of(block + 64, active); ++u) sum += vector_exp(column(u) - largest);
+      total += sum;
+    }
+    T top[W], mass[W];
+    store(top, largest);
+    store(mass, total);
+    for (int64_t i = 0; i < width; ++i) log_normalizer[b + i] = top[i] + static_cast<T>(__builtin_log(mass[i]));
+  }
 }
 
 // gradient[u, :] of rows [begin, end): the loss's derivative by the logits but for the labels' share,
