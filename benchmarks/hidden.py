@@ -23,7 +23,9 @@ update of the block alone; LSH steps bear the tables' upkeep, measured, spread o
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -80,7 +82,9 @@ def load(quick: bool) -> tuple[dict[str, SparseRows], int, int]:
     names = [name for name in data.feature_names if name.startswith("country:")]
     countries = np.full(data.num_features, -1, dtype=np.int32)
     countries[[data.feature_names[name] for name in names]] = np.arange(len(names))
-    splits = {"train": data.train, "test": data.test}
+    # any 10,000 of the held-out names, which are ordered by place
+    some = np.random.default_rng(0).permutation(len(data.test))[:10_000]
+    splits = {"train": data.train, "test": data.test.select(np.sort(some))}
     made = {key: task_of(rows, countries) for key, rows in splits.items()}
     return made, data.num_features, len(names)
 
@@ -265,34 +269,28 @@ def crossovers(times: list[dict]) -> list[dict]:
 
 def main() -> None:
     parser = argument_parser(__doc__, "a tiny problem, a few steps")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200, help="0 leaves out all training")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3, help="of the step times")
+    parser.add_argument("--times", type=Path, help="a record whose step times to take over")
     parser.add_argument(
         "--note", default="", help="kept in the record, such as who shared the machine"
     )
     args = parse(parser)
-    widths, shares, stacked = [1024, 4096, 16_384], [0.01, 0.05, 0.25], 1024
-    times = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
+    widths, shares, stacked = [1024, 4096], [0.01, 0.05, 0.25], 1024
+    time_widths = [1024, 2048, 4096, 16_384, 65_536]
     shapes = [(WIDTH, 256), (512, 512)]
     if args.quick:
         args.steps, args.batch, args.rounds = 12, 16, 1
-        widths, shares, stacked, times, shapes = [64], [0.25], 64, [64, 128], [(8, 4)]
-    args_of_times = step_times(args, times, shapes)
-    data = load(args.quick)
-    middle = widths[len(widths) // 2]
-    runs = []
-    for hidden in widths:
-        runs.append(train(args, data, "dense", hidden, 1.0, 1))
-        for share in shares if hidden == middle else [shares[len(shares) // 2]]:
-            for kind in (*LSH, "dropout", *(["top"] if hidden == middle else [])):
-                runs.append(train(args, data, kind, hidden, share, 1))
-    runs.append(train(args, data, "dense", stacked, 1.0, 3))
-    for share in shares[1:] or shares:
-        for kind in ("per_sample", "dropout"):
-            runs.append(train(args, data, kind, stacked, share, 3))
-    report(runs, args_of_times)
+        widths, shares, stacked, time_widths, shapes = [64], [0.25], 64, [64, 128], [(8, 4)]
+    if args.times is None:
+        times = step_times(args, time_widths, shapes)
+    else:
+        times = json.loads(args.times.read_text())["times"]
+    middle = widths[-1]
+    runs = train_all(args, widths, shares, middle, stacked) if args.steps else []
+    report(runs, times)
 
     def paint(axes) -> None:
         own = [r for r in runs if r["hidden"] == middle and r["depth"] == 1]
@@ -306,9 +304,38 @@ def main() -> None:
         axes.set_title(f"country of a place's name, {middle:,} hidden neurons, {args.steps} steps")
         axes.legend()
 
+    def paint_times(axes) -> None:
+        for kind in ("dense", *LSH):
+            points = [(t["hidden"], t["ms"][kind]) for t in times if t["inputs"] == shapes[-1][0]]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=kind)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("hidden neurons")
+        axes.set_ylabel("ms a step")
+        axes.legend()
+
     setting = {"batch": args.batch, "lr": args.lr, "steps": args.steps}
-    content = {"note": args.note, "runs": runs, "times": args_of_times}
-    finish(args, setting, content | {"crossovers": crossovers(args_of_times)}, paint)
+    content = {"note": args.note, "runs": runs, "times": times}
+    content["crossovers"] = crossovers(times)
+    finish(args, setting, content, paint if runs else paint_times)
+
+
+def train_all(
+    args, widths: list[int], shares: list[float], middle: int, stacked: int
+) -> list[dict]:
+    """Every contender at one share, and at every share for the width ``middle``; then three layers."""
+    data = load(args.quick)
+    runs = []
+    for hidden in widths:
+        runs.append(train(args, data, "dense", hidden, 1.0, 1))
+        for share in shares if hidden == middle else [shares[len(shares) // 2]]:
+            for kind in (*LSH, "dropout", *(["top"] if hidden == middle else [])):
+                runs.append(train(args, data, kind, hidden, share, 1))
+    runs.append(train(args, data, "dense", stacked, 1.0, 3))
+    for share in shares[1:] or shares:
+        for kind in ("per_sample", "dropout"):
+            runs.append(train(args, data, kind, stacked, share, 3))
+    return runs
 
 
 def best_accuracy(run: dict) -> float:
