@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import hidden
+from .functional import check_leaves
 from .linear import LSHLinear
 from .optim_ops import advise_hugepages_
 from .options import LSHOptions
@@ -143,6 +144,8 @@ class LSHFeedForward(nn.Module):
         if drawn is None:
             values = self.activation(F.linear(input, first.weight, first.bias))
             return F.linear(values, self.second_weight.T, self.second_bias)
+        if first.sparse:
+            check_leaves(self.second_weight, None, "LSHFeedForward")
         flat, active = drawn
         values = hidden.into_active(flat, first.weight, first.bias, active, sparse=first.sparse)
         activated = self.activation(values)

@@ -30,7 +30,8 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class LSHOptions:
-    """Options of :class:`LSHLinear`; ``"auto"`` is settled from the layer's shape by :meth:`resolve`.
+    """Options of :class:`LSHLinear`; ``"auto"`` is settled from the layer's shape by :meth:`resolve`, in a
+    hidden layer first by :meth:`for_hidden_layer`.
 
     Attributes:
         pattern: ``"shared"``: one active set for the whole batch, so that every sample also meets the
