@@ -15,7 +15,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
-BENCHMARKS := step_time kernels scaling retrieval prediction xmc_read
+BENCHMARKS := step_time kernels scaling retrieval prediction hidden xmc_read
 
 bench: $(VENV)/installed-examples
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done

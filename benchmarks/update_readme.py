@@ -124,6 +124,42 @@ def prediction() -> str:
     return f"{table}\n\nExact at N = 670,091: {scale}. {where}."
 
 
+def hidden() -> str:
+    record = json.loads((RESULTS / "hidden.json").read_text())
+    accuracy = markdown(
+        [
+            "in training",
+            "hidden layers",
+            "active",
+            "accuracy, all active in eval",
+            "within the budget",
+        ],
+        [
+            [
+                r["contender"].replace("_", " "),
+                f"{r['depth']} × {r['hidden']:,}",
+                f"{r.get('active_share', r['share']):.0%}",
+                f"{r['accuracy']:.3f}" if "accuracy" in r else "",
+                f"{r['accuracy_budget']:.3f}" if "accuracy_budget" in r else "",
+            ]
+            for r in record["runs"]
+        ],
+    )
+    times = markdown(
+        ["block", "dense, ms/step", "per sample, 5%", "shared, 5%"],
+        [
+            [
+                f"{t['inputs']} -> {t['hidden']:,} -> {t['outputs']}",
+                *(f"{t['ms'][kind]:.1f}" for kind in ("dense", "per_sample", "shared")),
+            ]
+            for t in record["times"]
+        ],
+    )
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    note = f" {record['note']}." if record["note"] else ""
+    return f"{accuracy}\n\n{times}\n\n{where}.{note}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
@@ -131,7 +167,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = old = readme.read_text()
     missing = []
-    for make in (quickstart, equal_steps, step_time, scaling, prediction):
+    for make in (quickstart, equal_steps, step_time, scaling, prediction, hidden):
         name = make.__name__
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
         try:

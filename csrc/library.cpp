@@ -100,6 +100,29 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, Tensor logits, "
       "bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
+  // active_linear.cpp
+  m.def("shared_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rows, bool sparse) -> Tensor");
+  m.def(
+      "shared_linear_backward(Tensor grad_values, Tensor input, Tensor weight, Tensor rows, bool has_bias) "
+      "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def("shared_weighted_rows(Tensor values, Tensor weight, Tensor rows, bool sparse) -> Tensor");
+  m.def(
+      "shared_weighted_rows_backward(Tensor grad_output, Tensor values, Tensor weight, Tensor rows) "
+      "-> (Tensor grad_values, Tensor grad_rows)");
+  m.def(
+      "sample_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, Tensor pair_offsets, "
+      "Tensor pair_positions, Tensor pair_samples, bool sparse) -> Tensor");
+  m.def(
+      "sample_linear_backward(Tensor grad_values, Tensor input, Tensor weight, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, bool has_bias) "
+      "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def(
+      "sample_weighted_rows(Tensor values, Tensor weight, Tensor rows, Tensor offsets, Tensor pair_offsets, "
+      "Tensor pair_positions, Tensor pair_samples, bool sparse) -> Tensor");
+  m.def(
+      "sample_weighted_rows_backward(Tensor grad_output, Tensor values, Tensor weight, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples) -> (Tensor grad_values, Tensor grad_rows)");
+
   // xmc.cpp
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "

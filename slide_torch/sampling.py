@@ -118,6 +118,9 @@ def draw_active_set(
         tables, input, weight, bias, labels.offsets, label_ids, tail[:0] if shared else tail, seed
     )
     if shared:
+        if options.batch_budget:
+            kept = _most_retrieved(active, options.batch_budget, neurons)  # type: ignore[arg-type]
+            active = torch.cat([kept, label_ids])
         return _share(active, tail, labels, tables, input.dtype, int(ids_read))
     lengths = offsets.diff()
     log_weight = None
@@ -207,6 +210,15 @@ def _retrieve(
             options.budget,
         )
     return offsets, active, tail_starts, label_positions, ids_read
+
+
+def _most_retrieved(active: Tensor, count: int, neurons: int) -> Tensor:
+    """The ``count`` ids that stand most often in ``active`` (int32), equal ones by smaller id."""
+    times = torch.bincount(active, minlength=neurons)
+    # no two keys are equal, so that the choice is the same wherever topk begins
+    keys = times * neurons + torch.arange(neurons - 1, -1, -1)
+    found = min(count, int((times > 0).sum()))
+    return keys.topk(found, sorted=False).indices.to(torch.int32)
 
 
 def _share(

@@ -33,7 +33,7 @@ _SCHEDULE = ("steps", "rehashes", "rebuilds", "upkeep_seconds", "_period", "_sin
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
-    *("pattern", "budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
+    *("pattern", "budget", "batch_budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
     *("rehash_every", "rehash_growth", "rebuild_every"),
 }
 

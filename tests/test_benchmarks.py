@@ -86,6 +86,23 @@ def test_retrieval_measures_every_family(tmp_path):
     assert min(simhash) > 0.9
 
 
+def test_hidden(tmp_path):
+    record, _ = record_of(tmp_path, "hidden")
+    for run in record["runs"]:
+        shares = run.get("active_share", run["share"])
+        assert shares <= run["share"] and run["ms_step"] > 0
+        # dense and the tables' evaluations stand where they exist
+        lsh = run["contender"] in ("per_sample", "shared")
+        assert ("accuracy_budget" in run) == (lsh or run["contender"] == "top")
+        assert ("accuracy" in run) == (run["contender"] != "top")
+    assert {r["contender"] for r in record["runs"]} == {
+        *("dense", "per_sample", "shared", "dropout", "top")
+    }
+    for point in record["times"]:
+        assert min(point["ms"].values()) > 0
+    assert len(record["crossovers"]) == 2
+
+
 def test_xmc_read(tmp_path):
     record, _ = record_of(tmp_path, "xmc_read")
     assert [line["threads"] for line in record["threads"]] == [1, 2]
