@@ -68,8 +68,10 @@ def parser_of(
     )
     parser.add_argument(
         "--equal",
-        choices=("steps", "time"),
-        help="the dense model gets the steps, or the seconds, that the LSH model took",
+        choices=("steps", "time", "none"),
+        default="none",
+        help="the dense model gets the steps, or the seconds, that the LSH model took; none: "
+        "--dense-seconds",
     )
     parser.add_argument(
         "--clock",
@@ -242,7 +244,7 @@ def compete(
         if name == DENSE:
             lsh = results[0][0] if results else Run(LSH, steps=args.steps, seconds=args.seconds or 0.0)
             steps = lsh.steps if args.equal == "steps" else None
-            seconds = {"steps": None, "time": lsh.seconds, None: args.dense_seconds}[args.equal]
+            seconds = {"steps": None, "time": lsh.seconds, "none": args.dense_seconds}[args.equal]
         try:
             train(run, model, task, args, steps=steps, seconds=seconds)
             model.eval()
