@@ -104,17 +104,21 @@ def parser_of(
 
 
 def parse(parser: argparse.ArgumentParser, *positive: str) -> argparse.Namespace:
-    """Parsed and checked arguments, ``args.lsh`` as LSHOptions; ``positive`` names an example's own counts."""
+    """Parsed and checked arguments, ``args.lsh`` as LSHOptions; ``positive``: an example's own counts."""
     args = parser.parse_args()
     for name in ("steps", "batch", "threads", "checkpoint_every", *positive):
         if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+            parser.error(
+                f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}"
+            )
     for name in ("lr", "dense_seconds", "seconds"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
     if args.head == "dense" and args.equal == "time" and args.seconds is None:
-        parser.error("--equal time --head dense: expected --seconds, as no LSH model gives the time")
+        parser.error(
+            "--equal time --head dense: expected --seconds, as no LSH model gives the time"
+        )
     try:
         args.lsh = LSHOptions(**dict(_option(text) for text in args.lsh))
     except (TypeError, ValueError) as error:
@@ -242,7 +246,11 @@ def compete(
         model = make_model(make_head)
         steps, seconds = args.steps, args.seconds
         if name == DENSE:
-            lsh = results[0][0] if results else Run(LSH, steps=args.steps, seconds=args.seconds or 0.0)
+            lsh = (
+                results[0][0]
+                if results
+                else Run(LSH, steps=args.steps, seconds=args.seconds or 0.0)
+            )
             steps = lsh.steps if args.equal == "steps" else None
             seconds = {"steps": None, "time": lsh.seconds, "none": args.dense_seconds}[args.equal]
         try:
@@ -269,7 +277,15 @@ def show(
     note: str,
 ) -> None:
     """Prints the table, writes the record, draws validation against seconds."""
-    columns = ["head", *task.columns, "ms/step", "steps", "seconds", "peak GB", "active neurons per sample"]
+    columns = [
+        "head",
+        *task.columns,
+        "ms/step",
+        "steps",
+        "seconds",
+        "peak GB",
+        "active neurons per sample",
+    ]
     lines = []
     for run, model, cells in results:
         active = f"{model.head.out_features:,}"

@@ -1,12 +1,13 @@
-"""Reads a number off an image: one of 100,000 classes, a convolutional body with an LSH head beside a dense one.
+"""Reads a number off an image, one of 100,000 classes: convolutions with an LSH head beside a dense one.
 
     python examples/images.py                            # dense makes as many steps as LSHLinear
     python examples/images.py --digits 6                 # a million classes
     python examples/images.py --checkpoint run.pt        # killed? the same command goes on
 
 An image is five handwritten digits side by side, of scikit-learn's 1,797 (8x8, from the UCI repository's
-"Optical Recognition of Handwritten Digits", CC BY 4.0); its class is the number they make. Digits are real,
-their arrangement is not. Numbers of validation and test are composed of digit images that training never shows.
+"Optical Recognition of Handwritten Digits", CC BY 4.0); its class is the number they make. Digits are
+real, their arrangement is not. Numbers of validation and test are composed of digit images that training
+never shows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from slide_torch.metrics import recall_at_k
 VALIDATION_IMAGES, BLOCK = 2_000, 256
 
 
-def load_digits(seed: int) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]], list[list[np.ndarray]]]:
+def load_digits(
+    seed: int,
+) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]], list[list[np.ndarray]]]:
     """Images of training, validation and test: each a list with, for each digit, its images (8, 8) float32,
     70, 10 and 20 of a hundred.
 
@@ -151,7 +154,9 @@ def main() -> None:
         lambda make_head: Reader(make_head, args.digits, args.width),
         {contest.LSH: args.lsh},
     )
-    note = f"{10**args.digits:,} numbers; {args.test_images:,} test images, of digit images held out"
+    note = (
+        f"{10**args.digits:,} numbers; {args.test_images:,} test images, of digit images held out"
+    )
     contest.show(args, task, results, note)
 
 

