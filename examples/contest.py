@@ -24,7 +24,7 @@ from slide_torch.optim import Adam
 LSH = "LSHLinear"
 DENSE = "dense torch"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-EVALUATIONS = 6  # on validation data, in the course of a run
+EVALUATIONS = 5  # on validation data, in the course of a run
 
 
 class Task(Protocol):

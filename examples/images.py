@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from slide_torch.metrics import recall_at_k
 
-VALIDATION_IMAGES, BLOCK = 2_000, 256
+VALIDATION_IMAGES, BLOCK = 1_000, 256
 
 
 def load_digits(

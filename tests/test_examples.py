@@ -230,11 +230,11 @@ def test_language_model_learns_with_both_heads(example, capsys, tmp_path, body):
         *("--lsh", "budget=4", "tail=8", "correction=importance", "--prompt", "w3 w4"),
     )
     table = table_of(printed)
-    assert set(table) == {"LSHLinear", "dense torch"}
+    assert list(table) == ["LSHLinear", "labels and tail alone", "dense torch"]
     for line in table.values():
         assert float(line["perplexity"]) < 15  # of 30 words; unigrams give about 30
         assert line["steps"] == "80"
-    assert printed.count("  w3 w4 ") == 2
+    assert printed.count("  w3 w4 ") == 3
     record = json.loads((tmp_path / "r.json").read_text())
     assert [row[0] for row in record["rows"]] == list(table)
     assert (tmp_path / "language_model.png").exists() == (
@@ -357,6 +357,7 @@ def test_a_contest_goes_on_after_sigkill(example, capsys, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert {path.name for path in tmp_path.glob("run.pt*")} == {
         "run.pt.LSHLinear",
+        "run.pt.labels-and-tail-alone",
         "run.pt.dense-torch",
     }
     with pytest.raises(SystemExit, match="lr: expected"):
