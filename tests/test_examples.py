@@ -360,6 +360,8 @@ def test_a_contest_goes_on_after_sigkill(example, capsys, tmp_path):
         "run.pt.labels-and-tail-alone",
         "run.pt.dense-torch",
     }
+    again = example("language_model", capsys, *options, *parts)  # nothing is left to train
+    assert again.count("going on after 300 steps") == 3
     with pytest.raises(SystemExit, match="lr: expected"):
         example("language_model", capsys, *options, *parts, "--lr", 0.5)
 
