@@ -4,8 +4,8 @@
 
 The task is real: a place's country from one spelling of its name (3-grams and words; the quickstart's data
 with the country taken out of the features). A bag of features of width 64 goes through hidden neurons to one
-logit a country. Everything but the hidden layers is the same: data, batches, learning rate (one for all, not
-tuned), steps, seed.
+logit a country. Everything but the hidden layers is the same: data, batches, learning rate (one for all: the
+quickstart's, not tuned for this task), steps, seed.
 
 Contenders, each with the same share of hidden neurons active in training:
   per_sample  LSHFeedForward, a set for each sample from the tables
