@@ -261,14 +261,15 @@ def test_tables_follow(pattern):
     assert tables.steps == 4 and tables.rehashes == 1
 
 
+@pytest.mark.parametrize("moments_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_it_learns(pattern):
+def test_it_learns(pattern, moments_dtype):
     """A disc in a ring: no linear map tells them apart."""
     x = randn(400, 2)
     y = (x.norm(dim=1) > 1.18).long()
     options = LSHOptions(pattern=pattern, budget=64)
     model = nn.Sequential(nn.Linear(2, D), LSHFeedForward(D, 256, 2, options=options, sparse=True))
-    optimizer = Adam(model.parameters(), lr=0.01)
+    optimizer = Adam(model.parameters(), lr=0.01, moments_dtype=moments_dtype)
     for _ in range(150):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
