@@ -4,8 +4,8 @@
 
 One size varies at a time around N = 100,000, d = 128, batch 128. A step is forward, loss, backward and
 the optimizer's update of the layer. Contenders: LSHLinear with row-sparse gradients and
-slide_torch.optim.Adam, ``lsh_shared`` (the defaults) and ``lsh_per_sample``; dense torch with its fused
-Adam, ``dense`` (F.linear and F.cross_entropy) and ``dense_linear_cross_entropy``
+slide_torch.optim.Adam (fuse_backward), ``lsh_shared`` (the defaults) and ``lsh_per_sample``; dense torch
+with its fused Adam, ``dense`` (F.linear and F.cross_entropy) and ``dense_linear_cross_entropy``
 (F.linear_cross_entropy, which keeps no (B, N) matrix).
 LSH steps bear the tables' upkeep: a rehash of as many rows as 50 steps touch, and now and then a rebuild,
 measured, divided by 50. Inputs, labels and weights are random: active sets overlap less than on real
@@ -74,7 +74,7 @@ def contender(name: str, seed: int):
         if name in PATTERNS:
             options = LSHOptions(pattern=PATTERNS[name])
             head = LSHLinear(point.width, point.neurons, options=options, sparse=True)
-            optimizer = Adam(head.parameters(), lr=1e-3)
+            optimizer = Adam(head.parameters(), lr=1e-3, fuse_backward=True)
         else:
             head = nn.Linear(point.width, point.neurons)
             optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)

@@ -9,8 +9,10 @@ rebuilds of the first 1,000 steps (periods grow from 50), each as long as one me
 period, spread over those steps. Row-sparse LSH contenders update inside backward (fuse_backward), so the
 head's Adam is in their backward time. Random data: speed only, no accuracy.
 
+Those named ``_bf16_moments`` keep Adam's moments of the head in bfloat16.
+
 One more contender measures the memory's bandwidth in the same rounds; a second table holds each part of
-the LSH steps against the bytes that it must move.
+the LSH steps against the bytes that it must move, a third says what each contender's memory holds.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ PHASES = (
     "head_optimizer",
 )
 UPKEEP_STEPS = 1000
+NARROW = "_bf16_moments"  # of the head's Adam
 STEPS_A_TURN = {"dense": 1, "adaptive": 3, "sampled": 10, "lsh": 10}
 
 
@@ -118,17 +121,18 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
             "lsh_shared": LSHOptions(),
             "lsh_per_sample": LSHOptions(pattern="per_sample", budget=3840, tail=0),
             "lsh_dense_grad": LSHOptions(),
-        }[name]
+        }[name.removesuffix(NARROW)]
         sparse = name != "lsh_dense_grad"
         head = LSHLinear(HIDDEN, labels, options=options, sparse=sparse)
 
         def head_loss(hidden, target):
             return F.cross_entropy(head(hidden), target)
 
-    fuse = name in ("lsh_per_sample", "lsh_shared")
+    fuse = name.startswith(("lsh_per_sample", "lsh_shared"))
+    narrow = torch.bfloat16 if name.endswith(NARROW) else None
     optimizers = [
         adam(embedding.parameters(), lr=1e-3),
-        adam(head.parameters(), lr=1e-3, fuse_backward=fuse),
+        adam(head.parameters(), lr=1e-3, fuse_backward=fuse, moments_dtype=narrow),
     ]
     step_number = 0
 
@@ -161,10 +165,27 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
             features.append(indices.unique().numel())
         answer = {"ms": ms, "phases": phases, "peak_gb": resident_gb("VmHWM") - base}
         answer["features"] = median(features)
+        answer["memory_gb"] = memory_held()
         if name.startswith("lsh"):
             answer |= head.stats()
-            answer["tables_gb"] = head.tables.memory_bytes() / 2**30
         return answer
+
+    def memory_held() -> dict[str, float]:
+        """Gigabytes that stay from step to step."""
+        weights = [*embedding.parameters(), *head.parameters()]
+        states = [
+            value
+            for optimizer in optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+        ]
+        tables = head.tables.memory_bytes() if name.startswith("lsh") else 0
+        held = {
+            "weights": sum(weight.nbytes for weight in weights),
+            "optimizer_state": sum(state.nbytes for state in states),
+            "tables": tables,
+        }
+        return {what: count / 2**30 for what, count in held.items()}
 
     def upkeep() -> tuple[float, float]:
         """Milliseconds of a rehash after one whole period of steps, and of a rebuild."""
@@ -192,7 +213,9 @@ CONTENDERS = (
     "sampled_inbatch",
     "sampled_uniform_8192",
     "lsh_per_sample",
+    "lsh_per_sample_bf16_moments",
     "lsh_shared",
+    "lsh_shared_bf16_moments",
     "lsh_dense_grad",
 )
 
@@ -207,12 +230,13 @@ def byte_bounds(result: dict, labels: int) -> list[dict]:
     """Bytes that each part of a step must move, by kind (see common.Memory), and the part's time.
 
     With U active rows of width d: forward reads them, 4 d U bytes; their gradient and Adam read and write
-    weight and two moments, 24 d U. A dense gradient touches all N rows, and is written and read between.
+    weight and two moments, 24 d U (16 d U with moments in bfloat16). A dense gradient touches all N rows,
+    and is written and read between.
     Hashing, retrieval, arithmetic and the batch's logits are in the times, not in the bounds.
     """
     phases, row = result["phases"], 4 * HIDDEN
     active, features = result["union"] * row, result["features"] * row
-    update = {"row_update": 6 * active}
+    update = {"row_update": (4 if result["contender"].endswith(NARROW) else 6) * active}
     if result["contender"] == "lsh_dense_grad":  # the gradient is written and read between
         whole = labels * row
         update = {"update": 6 * whole, "write": whole, "read": whole}
@@ -291,6 +315,20 @@ def main() -> None:
         ],
     )
 
+    print()
+    kinds = ("weights", "optimizer_state", "tables", "other_at_peak")
+    print_table(
+        ["contender", *(f"{kind.replace('_', ' ')}, GB" for kind in kinds), "peak, GB"],
+        [
+            [
+                r["contender"],
+                *(f"{r['memory_gb'][kind]:.2f}" for kind in kinds),
+                f"{r['peak_gb']:.2f}",
+            ]
+            for r in results
+        ],
+    )
+
     def paint(axes) -> None:
         names = [r["contender"] for r in results][::-1]
         bars = axes.barh(names, [r["ms_step"] for r in results][::-1])
@@ -316,6 +354,8 @@ def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]
     }
     result = {"contender": name, "peak_gb": turns[-1]["peak_gb"], "phases": phases}
     result["features"] = turns[-1]["features"]
+    held = turns[-1]["memory_gb"]
+    result["memory_gb"] = held | {"other_at_peak": result["peak_gb"] - sum(held.values())}
     if name in upkeep:
         from slide_torch import LSHOptions
 
@@ -329,7 +369,6 @@ def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]
         ms += phases["upkeep"]
         for key in ("active_per_sample", "union", "ids_read"):
             result[key] = median([turn[key] for turn in turns])
-        result["tables_gb"] = turns[-1]["tables_gb"]
     result["ms_step"] = ms
     return result
 

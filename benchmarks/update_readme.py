@@ -197,6 +197,60 @@ def time_to_accuracy_short() -> str:
     return time_to_accuracy(("contender", "P@", "ms/step", "seconds", "s to"))
 
 
+def hidden() -> str:
+    record = json.loads((RESULTS / "hidden.json").read_text())
+    accuracy = markdown(
+        [
+            "in training",
+            "hidden layers",
+            "active",
+            "accuracy, all active in eval",
+            "within the budget",
+        ],
+        [
+            [
+                r["contender"].replace("_", " "),
+                f"{r['depth']} × {r['hidden']:,}",
+                f"{r.get('active_share', r['share']):.0%}",
+                f"{r['accuracy']:.3f}" if "accuracy" in r else "",
+                f"{r['accuracy_budget']:.3f}" if "accuracy_budget" in r else "",
+            ]
+            for r in record["runs"]
+        ],
+    )
+    times = markdown(
+        ["block", "dense, ms/step", "per sample, 5%", "shared, 5%"],
+        [
+            [
+                f"{t['inputs']} -> {t['hidden']:,} -> {t['outputs']}",
+                *(f"{t['ms'][kind]:.1f}" for kind in ("dense", "per_sample", "shared")),
+            ]
+            for t in record["times"]
+        ],
+    )
+    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    note = f" {record['note']}." if record["note"] else ""
+    return f"{accuracy}\n\n{times}\n\n{where}.{note}"
+
+
+def contest(name: str) -> str:
+    """The table of an example that prints its own."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    return f"{markdown(record['columns'], record['rows'])}\n\n{record['machine']}."
+
+
+def language_model() -> str:
+    return contest("language_model")
+
+
+def recommender() -> str:
+    return contest("recommender")
+
+
+def images() -> str:
+    return contest("images")
+
+
 BLOCKS = {
     "README.md": (
         quickstart,
@@ -205,6 +259,10 @@ BLOCKS = {
         step_time,
         scaling,
         prediction,
+        hidden,
+        language_model,
+        recommender,
+        images,
     ),
     "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
     "docs/sampling.md": (sampling, time_to_accuracy),

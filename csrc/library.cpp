@@ -111,6 +111,29 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "Tensor label_offsets, Tensor label_places, Tensor label_values, Tensor? label_extra, Tensor logits, "
       "bool has_rows, bool has_bias) -> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
 
+  // active_linear.cpp
+  m.def("shared_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rows, bool sparse) -> Tensor");
+  m.def(
+      "shared_linear_backward(Tensor grad_values, Tensor input, Tensor weight, Tensor rows, bool has_bias) "
+      "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def("shared_weighted_rows(Tensor values, Tensor weight, Tensor rows, bool sparse) -> Tensor");
+  m.def(
+      "shared_weighted_rows_backward(Tensor grad_output, Tensor values, Tensor weight, Tensor rows) "
+      "-> (Tensor grad_values, Tensor grad_rows)");
+  m.def(
+      "sample_linear(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, Tensor pair_offsets, "
+      "Tensor pair_positions, Tensor pair_samples, bool sparse) -> Tensor");
+  m.def(
+      "sample_linear_backward(Tensor grad_values, Tensor input, Tensor weight, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, bool has_bias) "
+      "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
+  m.def(
+      "sample_weighted_rows(Tensor values, Tensor weight, Tensor rows, Tensor offsets, Tensor pair_offsets, "
+      "Tensor pair_positions, Tensor pair_samples, bool sparse) -> Tensor");
+  m.def(
+      "sample_weighted_rows_backward(Tensor grad_output, Tensor values, Tensor weight, Tensor rows, Tensor offsets, "
+      "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples) -> (Tensor grad_values, Tensor grad_rows)");
+
   // xmc.cpp
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels, int first_line=1) "
@@ -133,7 +156,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
 
   // optim.cpp
   m.def(
-      "adam_rows_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad_rows, "
+      "adam_rows_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor? rows, Tensor grad_rows, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) -> ()");
   m.def(
       "sgd_rows_(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grad_rows, float lr, "

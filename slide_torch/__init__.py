@@ -2,6 +2,7 @@
 
 from . import functional, metrics, optim
 from .convert import convert_
+from .feed_forward import LSHFeedForward
 from .gradients import clip_grad_norm_
 from .linear import LSHLinear
 from .logits import SampledLogits
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HashTables",
+    "LSHFeedForward",
     "LSHLinear",
     "LSHOptions",
     "RecallProbe",

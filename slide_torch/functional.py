@@ -68,9 +68,9 @@ def lsh_linear_cross_entropy(
     The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
     """
     input = autocast_input(input, linear_weight)
-    _check_layer(input, linear_weight, linear_bias, tables)
+    check_layer(input, linear_weight, linear_bias, tables)
     if sparse:
-        _check_leaves(linear_weight, linear_bias)
+        check_leaves(linear_weight, linear_bias)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     _check_smoothing(label_smoothing, tables, linear_weight, sparse)
@@ -78,7 +78,7 @@ def lsh_linear_cross_entropy(
         raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale}")
     leading = input.shape[:-1]
     flat = input.reshape(-1, input.shape[-1])
-    labels, active = _draw(
+    labels, active = draw_for(
         tables,
         flat,
         linear_weight,
@@ -284,9 +284,9 @@ def lsh_linear_binary_cross_entropy(
     """
     name = "lsh_linear_binary_cross_entropy"
     input = autocast_input(input, linear_weight)
-    _check_layer(input, linear_weight, linear_bias, tables, name)
+    check_layer(input, linear_weight, linear_bias, tables, name)
     if sparse:
-        _check_leaves(linear_weight, linear_bias, name)
+        check_leaves(linear_weight, linear_bias, name)
     if reduction == "none":
         raise NotImplementedError(
             f"{name}: reduction: expected 'mean' or 'sum', got 'none', which is a loss for each of all "
@@ -306,7 +306,7 @@ def lsh_linear_binary_cross_entropy(
         positive = _class_factors(pos_weight, neurons, input, name, "pos_weight")
     if isinstance(target, Tensor) and target.dim() == len(leading) + 1:
         target = _without_repeats(target, ignore_index)
-    labels, active = _draw(
+    labels, active = draw_for(
         tables,
         flat,
         linear_weight,
@@ -372,7 +372,7 @@ def lsh_linear_binary_cross_entropy(
     return losses.sum() if reduction == "sum" else losses.sum() / (losses.shape[0] * neurons)
 
 
-def _draw(
+def draw_for(
     tables: HashTables,
     input: Tensor,
     linear_weight: Tensor,
@@ -475,7 +475,7 @@ def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
     return input
 
 
-def _check_leaves(weight: Tensor, bias: Tensor | None, name: str = _NAME) -> None:
+def check_leaves(weight: Tensor, bias: Tensor | None, name: str = _NAME) -> None:
     for which, tensor in (("linear_weight", weight), ("linear_bias", bias)):
         if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
             raise ValueError(
@@ -515,7 +515,7 @@ def _class_factors(
     return factors.detach().to(input.dtype)
 
 
-def _check_layer(
+def check_layer(
     input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables, name: str = _NAME
 ) -> None:
     if not isinstance(tables, HashTables):

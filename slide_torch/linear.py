@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import hidden, ops
 from .functional import autocast_input
 from .logits import SampledLogits
 from .optim_ops import advise_hugepages_
 from .options import LSHOptions
 from .predict import Calibration, RowPartition, state_of
 from .predict import calibrate as calibrated
-from .sampling import candidates
+from .sampling import ActiveSet, candidates
 from .tables import HashTables, draw_seed
 
 
@@ -26,6 +26,10 @@ class LSHLinear(nn.Linear):
     the labels' neurons, those that hash tables over the layer's own weight rows return for the batch,
     and a random tail. In eval, ``layer(x)`` is the exact dense result.
 
+    With ``output="dense"`` it is a hidden layer, to stand before a ReLU: in training a tensor whose inactive
+    neurons are exactly zero and get no gradient (adaptive dropout: Spring & Shrivastava, KDD 2017). What
+    follows is then computed densely: :class:`LSHFeedForward` computes two layers over active neurons.
+
     Args:
         in_features: width d of an input, at least 1.
         out_features: number of neurons N, at least 1 and below 2^31 - 1.
@@ -34,12 +38,17 @@ class LSHLinear(nn.Linear):
         sparse: whether ``weight`` and ``bias`` get row-sparse gradients, as in ``nn.Embedding``: the fast
             path, for :mod:`slide_torch.optim`, ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``. With
             False they are dense tensors, for any optimizer.
+        output: what training returns: ``"sampled"``, a SampledLogits, for a loss; or ``"dense"``, a tensor,
+            for a hidden layer. There the ``"auto"`` options are those of
+            :meth:`LSHOptions.for_hidden_layer`, and without ``options`` the pattern is ``"per_sample"``.
+        eval_active: of a hidden layer, the neurons that are active in eval: ``"all"``, or ``"budget"``, those
+            that the tables return, as in training (the tables are those of the last rehash).
         device: must be the CPU.
         dtype: float32 (default) or float64.
 
     Shape:
         - Input: (\\*, d)
-        - Output: (\\*, N): a SampledLogits in training, a tensor in eval.
+        - Output: (\\*, N): a SampledLogits in training (with ``output="dense"`` a tensor), a tensor in eval.
 
     Attributes:
         weight: (N, d); bias: (N) or None; named, shaped and initialised as in ``nn.Linear``, whose state
@@ -64,16 +73,21 @@ class LSHLinear(nn.Linear):
         *,
         options: LSHOptions | None = None,
         sparse: bool = False,
+        output: Literal["sampled", "dense"] = "sampled",
+        eval_active: Literal["all", "budget"] = "all",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         _check_arguments(in_features, out_features, options, device, dtype)
+        options = _options_of(options, out_features, output, eval_active)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._set_up(options or LSHOptions(), sparse)
+        self._set_up(options, sparse, output, eval_active)
 
-    def _set_up(self, options: LSHOptions, sparse: bool) -> None:
+    def _set_up(self, options: LSHOptions, sparse: bool, output: str, eval_active: str) -> None:
         self.options = options
         self.sparse = sparse
+        self.output = output
+        self.eval_active = eval_active
         self.tables = HashTables(
             options, self.out_features, self.in_features, has_bias=self.bias is not None
         )
@@ -104,8 +118,36 @@ class LSHLinear(nn.Linear):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, input: Tensor) -> SampledLogits | Tensor:  # type: ignore[override]
+        if self.output == "dense":
+            drawn = self.draw_active(input)
+            if drawn is None:
+                return F.linear(input, self.weight, self.bias)
+            flat, active = drawn
+            values = hidden.into_active(flat, self.weight, self.bias, active, sparse=self.sparse)
+            dense = hidden.to_dense(values, active, flat.shape[0], self.out_features)
+            return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
+        return SampledLogits(self, self._checked(input))
+
+    def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
+        r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
+        set drawn for it, with the tables' upkeep; None for all neurons, exactly, as in eval."""
+        if not self.training and self.eval_active == "all":
+            return None
+        flat = self._checked(input).reshape(-1, self.in_features).contiguous()
+        active = hidden.draw(
+            self.tables,
+            flat,
+            self.weight,
+            self.bias,
+            sparse=self.sparse,
+            training=self.training,
+        )
+        return flat, active
+
+    def _checked(self, input: Tensor) -> Tensor:
+        """The input of a forward in training, in the weight's dtype under autocast."""
         if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
                 f"LSHLinear: input: expected last dimension {self.in_features} (in_features), "
@@ -117,7 +159,7 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear: input: expected {self.weight.dtype} on {self.weight.device}, the weight's, "
                 f"got {input.dtype} on {input.device}"
             )
-        return SampledLogits(self, input)
+        return input
 
     def tie(self, embedding: nn.Embedding) -> LSHLinear:
         """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
@@ -348,9 +390,15 @@ class LSHLinear(nn.Linear):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, *, options: LSHOptions | None = None, sparse: bool = False
+        cls,
+        linear: nn.Linear,
+        *,
+        options: LSHOptions | None = None,
+        sparse: bool = False,
+        output: Literal["sampled", "dense"] = "sampled",
+        eval_active: Literal["all", "budget"] = "all",
     ) -> LSHLinear:
-        """An LSHLinear that shares the very Parameters of ``linear``."""
+        """An LSHLinear that shares the very Parameters of ``linear``; other arguments as for the class."""
         if not isinstance(linear, nn.Linear):
             raise ValueError(
                 f"LSHLinear.from_linear: linear: expected nn.Linear, got {type(linear).__name__}"
@@ -362,6 +410,7 @@ class LSHLinear(nn.Linear):
             linear.weight.device,
             linear.weight.dtype,
         )
+        options = _options_of(options, linear.out_features, output, eval_active)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features = linear.in_features
@@ -369,7 +418,7 @@ class LSHLinear(nn.Linear):
         layer.weight = linear.weight
         layer.register_parameter("bias", linear.bias)
         layer.training = linear.training
-        layer._set_up(options or LSHOptions(), sparse)
+        layer._set_up(options, sparse, output, eval_active)
         return layer
 
     def to_linear(self) -> nn.Linear:
@@ -384,9 +433,10 @@ class LSHLinear(nn.Linear):
         return linear
 
     def extra_repr(self) -> str:
+        dense = f", output='dense', eval_active={self.eval_active!r}"
         return (
-            f"{super().extra_repr()}, sparse={self.sparse}, options={self.options}, "
-            f"built={self.tables.built}"
+            f"{super().extra_repr()}, sparse={self.sparse}{dense if self.output == 'dense' else ''}, "
+            f"options={self.options}, built={self.tables.built}"
         )
 
 
@@ -406,6 +456,24 @@ class _MarkLookedUp:
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:
     assert isinstance(layer, LSHLinear)
     layer.tables.invalidate()
+
+
+def _options_of(
+    options: LSHOptions | None, out_features: int, output: Any, eval_active: Any
+) -> LSHOptions:
+    """The options of a layer, once it is known what it is for."""
+    if output not in ("sampled", "dense"):
+        raise ValueError(f"LSHLinear: output: expected 'sampled' or 'dense', got {output!r}")
+    if eval_active not in ("all", "budget"):
+        raise ValueError(f"LSHLinear: eval_active: expected 'all' or 'budget', got {eval_active!r}")
+    if output == "dense":
+        return (options or LSHOptions(pattern="per_sample")).for_hidden_layer(out_features)
+    if eval_active != "all":
+        raise ValueError(
+            f"LSHLinear: eval_active: expected 'all' with output='sampled', got {eval_active!r}: for "
+            "prediction within a budget see LSHLinear.predict(exact=False)"
+        )
+    return options or LSHOptions()
 
 
 def _check_arguments(

@@ -10,7 +10,7 @@ def adam_rows_(
     param: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     grad_rows: Tensor,
     *,
     lr: float,
@@ -24,7 +24,8 @@ def adam_rows_(
     """One step of :class:`torch.optim.SparseAdam` on ``param[rows]``.
 
     ``rows (U)`` increases strictly, ``grad_rows (U, ...)`` holds their gradients. Before the step
-    these rows shrink by ``lr * weight_decay`` of themselves.
+    these rows shrink by ``lr * weight_decay`` of themselves. Without ``rows``, ``grad_rows`` is the gradient
+    of all. The moments of a float32 ``param`` may be bfloat16, rounded stochastically.
     """
     torch.ops.slide_torch.adam_rows_(
         param,
@@ -112,7 +113,7 @@ def _adam_rows_fake(
     param: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     grad_rows: Tensor,
     lr: float,
     beta1: float,

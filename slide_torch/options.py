@@ -31,7 +31,8 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class LSHOptions:
-    """Options of :class:`LSHLinear`; ``"auto"`` is settled from the layer's shape by :meth:`resolve`.
+    """Options of :class:`LSHLinear`; ``"auto"`` is settled from the layer's shape by :meth:`resolve`, in a
+    hidden layer first by :meth:`for_hidden_layer`.
 
     Attributes:
         pattern: ``"shared"``: one active set for the whole batch, so that every sample also meets the
@@ -40,6 +41,9 @@ class LSHOptions:
         budget: most active neurons per sample, its labels included; labels are active even beyond it.
             ``out_features`` or more makes every neuron active: the layer is then exact. 0 retrieves
             nothing: only labels and tail, and no tables. ``"auto"``: 16 shared, 1,024 per sample.
+        batch_budget: with the shared pattern, most candidates that are active for the whole batch: those that
+            most samples have retrieved (equal ones by smaller index); labels and tail come on top. 0 for no
+            limit. ``"auto"``: 0 in an output layer; in a hidden layer the budget.
         tail: neurons drawn at random once a batch, on top of the budget. ``"auto"``: 1,024 (fewer where that
             would be over a quarter of the layer).
         tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
@@ -106,6 +110,7 @@ class LSHOptions:
 
     pattern: Literal["shared", "per_sample"] = "shared"
     budget: int | Literal["auto"] = "auto"
+    batch_budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
     family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = "simhash"
@@ -134,6 +139,7 @@ class LSHOptions:
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
             ("budget", 0, None),
+            ("batch_budget", 0, None),
             ("tail", 0, None),
             ("K", 1, None),
             ("L", 1, MAX_TABLES),
@@ -163,6 +169,11 @@ class LSHOptions:
         if not is_number or not 0 <= self.drift <= 1:
             raise ValueError(
                 f"LSHOptions: drift: expected a number from 0 to 1, got {self.drift!r}"
+            )
+        if self.batch_budget not in (0, "auto") and self.pattern == "per_sample":
+            raise ValueError(
+                "LSHOptions: batch_budget: expected 'auto' or 0 with pattern='per_sample', whose samples "
+                f"share no active set, got {self.batch_budget}"
             )
         if self.correction == "importance" and self.tail == 0:
             raise ValueError(
@@ -242,11 +253,41 @@ class LSHOptions:
         assert self.K != "auto"
         return self.K * self.bits_per_hash
 
+    def for_hidden_layer(self, out_features: int) -> LSHOptions:
+        """These options with what ``"auto"`` means in a hidden layer: a budget of 5% of its neurons, for the
+        whole batch too where that shares its active set, and no tail.
+
+        Raises:
+            ValueError: an option that means nothing there: importance correction, which is that of a
+                softmax; or nothing would be active.
+        """
+        where = "LSHOptions.for_hidden_layer"
+        if self.correction != "none":
+            raise ValueError(
+                f"{where}: correction: expected 'none', got {self.correction!r}: it corrects a softmax's "
+                "normaliser, and a hidden layer has none"
+            )
+        chosen: dict[str, Any] = {}
+        if self.budget == "auto":
+            chosen["budget"] = -(-out_features // 20)
+        if self.tail == "auto":
+            chosen["tail"] = 0
+        if self.batch_budget == "auto" and self.pattern == "shared":
+            chosen["batch_budget"] = chosen.get("budget", self.budget)
+        settled = dataclasses.replace(self, **chosen)
+        if settled.budget == 0 and settled.tail == 0:
+            raise ValueError(
+                f"{where}: budget: expected at least 1 without a tail, got 0: no neuron would be active"
+            )
+        return settled
+
     def resolve(self, out_features: int, in_features: int) -> LSHOptions:
         """These options with every ``"auto"`` replaced by its value for a layer of that shape."""
         chosen: dict[str, Any] = {}
         if self.budget == "auto":
             chosen["budget"] = 16 if self.pattern == "shared" else 1024
+        if self.batch_budget == "auto":
+            chosen["batch_budget"] = 0
         if self.tail == "auto":
             chosen["tail"] = min(1024, max(1, out_features // 4))
         if self.projection == "auto":

@@ -183,6 +183,8 @@ def draw_active_set(
         return _share(label_ids, tail, labels, tables, input.dtype, 0)
     if shared and _searches(tables):
         _, best, ids_read = _search(tables, input, weight, bias, seed)
+        if options.batch_budget:
+            best = _most_retrieved(best, options.batch_budget, neurons)  # type: ignore[arg-type]
         certain = torch.cat([label_ids, best])
         return _share(certain, tail, labels, tables, input.dtype, int(ids_read))
     own_tail = tail.ids[:0] if shared else tail.ids
@@ -190,6 +192,9 @@ def draw_active_set(
         tables, input, weight, bias, labels.offsets, label_ids, own_tail, seed
     )
     if shared:
+        if options.batch_budget:
+            kept = _most_retrieved(active, options.batch_budget, neurons)  # type: ignore[arg-type]
+            active = torch.cat([kept, label_ids])
         return _share(active, tail, labels, tables, input.dtype, int(ids_read))
     lengths = offsets.diff()
     log_weight = None
@@ -242,7 +247,8 @@ def candidates(
 def _searches(tables: HashTables) -> bool:
     """Whether candidates are all that an input's buckets hold, ranked by their logits: with one table nothing
     collides twice, so that counting tells nothing."""
-    return tables.options.L == 1 and bool(tables.options.rerank)
+    options = tables.options
+    return options.L == 1 and bool(options.rerank) and tables.uses_tables and options.family != "exact"
 
 
 def _search(
@@ -356,6 +362,15 @@ def _best(
         both, merged, label_offsets, label_positions, tail, input, weight, bias, budget
     )
     return offsets, active, tail_starts, label_positions, ids_read
+
+
+def _most_retrieved(active: Tensor, count: int, neurons: int) -> Tensor:
+    """The ``count`` ids that stand most often in ``active`` (int32), equal ones by smaller id."""
+    times = torch.bincount(active, minlength=neurons)
+    # no two keys are equal, so that the choice is the same wherever topk begins
+    keys = times * neurons + torch.arange(neurons - 1, -1, -1)
+    found = min(count, int((times > 0).sum()))
+    return keys.topk(found, sorted=False).indices.to(torch.int32)
 
 
 def _share(

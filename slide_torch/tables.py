@@ -30,6 +30,9 @@ _REMEMBERED_STEPS = 64
 # Rows whose codes tell how far all have drifted: a share is known to about 0.01.
 _PROBE_ROWS = 512
 
+# Share of the rows from which on hashing all, in order, costs less than hashing these and moving their codes.
+_MOST = 0.75
+
 # Counters of the schedule, kept by sampler_state.
 _SCHEDULE = (
     *("steps", "rehashes", "rebuilds", "upkeep_seconds", "drift_checks", "drift"),
@@ -38,7 +41,7 @@ _SCHEDULE = (
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
-    *("pattern", "budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
+    *("pattern", "budget", "batch_budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
     *("schedule", "drift", "rehash_every", "rehash_growth", "rebuild_every"),
     *("tail_distribution", "kernel_alpha"),
 }
@@ -178,7 +181,8 @@ class HashTables:
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None, *, rows: Tensor | None = None) -> None:
-        """Hashes ``rows`` (int64 (n), distinct; None for all) with the present functions.
+        """Hashes ``rows`` (int64 (n), distinct) with the present functions. None, for all, also adapts the
+        functions to where the rows lie now. Where ``rows`` are most of them, the others are hashed too.
 
         Raises:
             ValueError: rows hold NaN or Inf; nothing is changed.
@@ -194,8 +198,11 @@ class HashTables:
             else:
                 assert self.dirty is not None
                 self.family.follow(weight, bias, self.codes)
-                fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
-                codes, dirty = self.codes, self.dirty.index_fill(0, rows, False)
+                if rows.shape[0] > _MOST * self.out_features:
+                    codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
+                else:
+                    fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
+                    codes, dirty = self.codes, self.dirty.index_fill(0, rows, False)
         except ValueError:
             for name, value in before.items():
                 setattr(self.family, name, value)

@@ -33,13 +33,19 @@ def record_of(path, script, *arguments):
 
 
 def test_step_time(tmp_path):
-    names = ["dense_fp32", "lsh_shared", "lsh_per_sample"]
+    names = ["dense_fp32", "lsh_per_sample", "lsh_per_sample_bf16_moments", "lsh_shared"]
     record, _ = record_of(tmp_path, "step_time", "--only", *names)
     assert [c["contender"] for c in record["contenders"]] == names and not record["failed"]
     for found in record["contenders"]:
         # the parts make the step: nothing is left out (medians of single parts may differ a little)
         assert 0.3 < sum(found["phases"].values()) / found["ms_step"] < 1.7
     assert all(rate["gb_s"] > 0 for rate in record["memory"].values())
+    dense, per_sample, narrow, _ = (c["memory_gb"] for c in record["contenders"])
+    head = 4_000 * 129 * 4 / 2**30
+    assert dense["tables"] == 0 < per_sample["tables"]
+    assert dense["weights"] == per_sample["weights"] > head
+    saved = per_sample["optimizer_state"] - narrow["optimizer_state"]
+    assert saved == pytest.approx(head)  # half of two moments
     forward = [b for b in record["byte_bounds"] if b["part"] == "forward"]
     union = [c["union"] for c in record["contenders"] if "union" in c]
     assert [b["traffic"] for b in forward] == [{"row_read": 4 * 128 * u} for u in union]
@@ -93,6 +99,23 @@ def test_sampling(tmp_path):
             assert 0.5 < r["z_mean"] < 2
     # the batch's labels alone are a part of the sum
     assert found["in-batch alone", "none"]["z_mean"] < 0.9
+
+
+def test_hidden(tmp_path):
+    record, _ = record_of(tmp_path, "hidden")
+    for run in record["runs"]:
+        shares = run.get("active_share", run["share"])
+        assert shares <= run["share"] and run["ms_step"] > 0
+        # dense and the tables' evaluations stand where they exist
+        lsh = run["contender"] in ("per_sample", "shared")
+        assert ("accuracy_budget" in run) == (lsh or run["contender"] == "top")
+        assert ("accuracy" in run) == (run["contender"] != "top")
+    assert {r["contender"] for r in record["runs"]} == {
+        *("dense", "per_sample", "shared", "dropout", "top")
+    }
+    for point in record["times"]:
+        assert min(point["ms"].values()) > 0
+    assert len(record["crossovers"]) == 2
 
 
 def test_xmc_read(tmp_path):

@@ -22,6 +22,7 @@ NEEDED = {
 
 # sizes that are multiples of no vector width, of no tile, of no block of 64 or 256 rows
 N, D, B, BINS = 301, 45, 21, 8
+HIDDEN = ("output", "x", "weight", "bias", "second")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -127,6 +128,21 @@ def losses_and_gradients(i):
     return found
 
 
+def hidden_layers(i):
+    """A feed-forward with tanh over active neurons, the second matrix the first one's rows turned round."""
+    found = {}
+    for pattern, (arguments, *_) in active_sets(i).items():
+        active = arguments[:1] if pattern == "shared" else arguments[:5]
+        layer = [*leaves(i), i["weight"].flip(1).requires_grad_()]
+        values = getattr(ops, f"{pattern}_linear")(*layer[:3], *active, False)
+        rows = getattr(ops, f"{pattern}_weighted_rows")
+        out = rows(values.tanh(), layer[3].contiguous(), *active, False)
+        gradients = torch.autograd.grad((out * i["x"]).sum(), layer)
+        for name, value in zip(HIDDEN, (out.detach(), *gradients), strict=True):
+            found[f"hidden {pattern} {name}"] = value
+    return found
+
+
 def best(i):
     """The best 9 for batches that end in one sample, in part of a panel and in a whole one."""
     found = {}
@@ -157,6 +173,7 @@ def compute():
         i = inputs(dtype)
         result[name] = {**codes(i, 3), **codes(i, 20), **losses_and_gradients(i), **best(i)}
         result[name].update(kernel(i))
+        result[name] |= hidden_layers(i)
     return result
 
 
@@ -202,6 +219,13 @@ def truth():
             for name, value in zip(("loss", "x", "weight", "bias"), values, strict=True):
                 found[f"{kind}{pattern} {name}"] = value
                 sizes[f"{kind}{pattern} {name}"] = value.abs().max()
+        layer = [*leaves(i), i["weight"].flip(1).requires_grad_()]
+        values = torch.nn.functional.linear(*layer[:3]).tanh().masked_fill(~mask, 0)
+        out = values @ layer[3]
+        gradients = torch.autograd.grad((out * i["x"]).sum(), layer)
+        for name, value in zip(HIDDEN, (out.detach(), *gradients), strict=True):
+            found[f"hidden {pattern} {name}"] = value
+            sizes[f"hidden {pattern} {name}"] = value.abs().max()
     return found, sizes
 
 

@@ -219,6 +219,31 @@ def kernel_samples(kind):
                 yield sums, weight, bias, queries, 2.0, 7, asked, 3
 
 
+def linear_samples(pattern, grad=True):
+    for dtype in DTYPES:
+        for bias in (None, randn(N, dtype=dtype, grad=grad)):
+            x, weight = randn(B, D, dtype=dtype, grad=grad), randn(N, D, dtype=dtype, grad=grad)
+            yield (x, weight, bias, *active_arguments(pattern)[0], False)
+
+
+def linear_backward_samples(pattern):
+    forward = getattr(torch.ops.slide_torch, f"{pattern}_linear")
+    for x, weight, bias, *active, sparse in linear_samples(pattern, grad=False):
+        values = forward(x, weight, bias, *active, sparse)
+        yield (torch.randn_like(values), x, weight, *active, bias is not None)
+
+
+def weighted_rows_samples(pattern, grad=True):
+    for x, weight, bias, *active, sparse in linear_samples(pattern, grad=False):
+        values = getattr(ops, f"{pattern}_linear")(x, weight, bias, *active, sparse)
+        yield (values.requires_grad_(grad), weight.requires_grad_(grad), *active, sparse)
+
+
+def weighted_rows_backward_samples(pattern):
+    for values, weight, *active, _ in weighted_rows_samples(pattern, grad=False):
+        yield (randn(B, D, dtype=values.dtype), values, weight, *active)
+
+
 SAMPLES = {
     "simhash_hadamard": lambda: probing(hadamard),
     "simhash_dense": lambda: probing(dense),
@@ -261,6 +286,14 @@ SAMPLES = {
     "shared_binary_cross_entropy_backward": lambda: binary_backward_samples("shared"),
     "sample_binary_cross_entropy": lambda: binary_samples("sample"),
     "sample_binary_cross_entropy_backward": lambda: binary_backward_samples("sample"),
+    "shared_linear": lambda: linear_samples("shared"),
+    "shared_linear_backward": lambda: linear_backward_samples("shared"),
+    "shared_weighted_rows": lambda: weighted_rows_samples("shared"),
+    "shared_weighted_rows_backward": lambda: weighted_rows_backward_samples("shared"),
+    "sample_linear": lambda: linear_samples("sample"),
+    "sample_linear_backward": lambda: linear_backward_samples("sample"),
+    "sample_weighted_rows": lambda: weighted_rows_samples("sample"),
+    "sample_weighted_rows_backward": lambda: weighted_rows_backward_samples("sample"),
     "rows_to_dense": lambda: [
         (torch.tensor([0, 3, 39]), randn(3, *rest, dtype=dtype), N)
         for rest in ((), (D,))
@@ -306,6 +339,10 @@ def test_opcheck_of_sparse_gradients(pattern):
     op = getattr(torch.ops.slide_torch, f"{pattern}_cross_entropy").default
     for *arguments, _ in loss_samples(pattern):
         opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
+    for name, samples in (("linear", linear_samples), ("weighted_rows", weighted_rows_samples)):
+        op = getattr(torch.ops.slide_torch, f"{pattern}_{name}").default
+        for *arguments, _ in samples(pattern):
+            opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
     op = getattr(torch.ops.slide_torch, f"{pattern}_binary_cross_entropy").default
     for *arguments, _ in binary_samples(pattern):
         opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)

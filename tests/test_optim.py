@@ -517,6 +517,10 @@ def sample_inputs():
         OPS.adam_rows_.default,
         (matrix(), matrix(), matrix(), rows, grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 3, False),
     )
+    narrow, whole = matrix().bfloat16(), torch.randn(6, 5)
+    scalars = (0.1, 0.9, 0.99, 1e-8, 0.1, 3, False)
+    yield OPS.adam_rows_.default, (matrix(), narrow, narrow.clone(), rows, grad, *scalars)
+    yield OPS.adam_rows_.default, (matrix(), matrix(), matrix(), None, whole, *scalars)
     yield OPS.sgd_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 0.9, 0.1, True, False)
     yield OPS.sgd_rows_.default, (matrix(), None, rows, grad, 0.1, 0.0, 0.1, False, True)
     yield OPS.adagrad_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 1e-8, False)
@@ -526,7 +530,7 @@ def sample_inputs():
     yield OPS.touch_rows_.default, (matrix().double(), rows, True)
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(10))
 def test_opcheck(case):
     op, args = list(sample_inputs())[case]
     torch.library.opcheck(op, args)

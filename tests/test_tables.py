@@ -109,10 +109,11 @@ def test_defective_query_finds_nothing():
 
 
 @pytest.mark.parametrize(
-    "neurons,batch,mean", [(1, 3, 1), (7, 5, 3), (1000, 17, 60), (100_000, 9, 500)]
+    "neurons,batch,mean",
+    [(1, 3, 1), (7, 5, 3), (256, 9, 60), (1000, 17, 60), (100_000, 9, 500), (70_001, 60, 1200)],
 )
 def test_transpose_active(neurons, batch, mean):
-    lists = [torch.randperm(neurons)[: min(neurons, mean + b)] for b in range(batch)]
+    lists = [torch.randperm(neurons)[: min(neurons, mean + b) * (b != 4)] for b in range(batch)]
     offsets = torch.tensor([0, *[len(x) for x in lists]]).cumsum(0)
     active = torch.cat(lists).to(torch.int32)
     rows, pair_offsets, positions, samples = ops.transpose_active(offsets, active, neurons)
@@ -122,6 +123,7 @@ def test_transpose_active(neurons, batch, mean):
     owner = torch.arange(len(rows)).repeat_interleave(pair_offsets.diff())
     assert torch.equal(active[positions.long()].long(), rows[owner])
     assert torch.equal(positions.sort().values.long(), torch.arange(len(active)))
+    assert (positions.diff()[owner.diff() == 0] > 0).all()  # a neuron's pairs by sample
 
 
 def test_union_active():
@@ -262,6 +264,22 @@ def test_partial_rehash_keeps_other_marks():
     tables.mark_dirty(torch.tensor([1, 2, 3]))
     tables.rehash(weight, None, rows=torch.tensor([2]))
     assert tables.dirty.nonzero().flatten().tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("share", [0.7, 0.8])
+def test_rehash_of_most_rows(share):
+    """Whether these are gathered, or all are hashed, their codes and buckets are the same."""
+    tables, weight = make_tables(LSHOptions(K=4, L=6))
+    rows = torch.randperm(400)[: int(share * 400)].sort().values
+    tables.mark_dirty(rows)
+    weight[rows] = torch.randn(len(rows), weight.shape[1])
+    center = tables.family.center.clone()
+    tables.rehash(weight, None, rows=rows)
+    assert torch.equal(tables.family.center, center)
+    assert torch.equal(tables.codes, tables.family.row_codes(weight, None))
+    offsets, ids = ops.build_tables(tables.codes, tables.family.bits)
+    assert torch.equal(tables.offsets, offsets) and torch.equal(tables.ids, ids)
+    assert not tables.dirty.any()
 
 
 def test_marks_outlive_a_rehash_that_comes_before_the_change():

@@ -43,6 +43,8 @@ constexpr RealKernels<T> kernels_of() {
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
           sample_gradients<T>,
+          sample_weighted_rows<T>,
+          sample_grad_rows<T>,
           shared_softplus<T>,
           shared_sigmoid<T>,
           sample_softplus<T>,

@@ -118,18 +118,20 @@ struct CodedProblem {
 };
 
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
-// (count, width).
+// (count, width). States are of the parameter's type, or else bits of bfloat16.
 template <class T>
 struct RowUpdate {
   T* param;
   T* state[2];
+  uint16_t* bfloat16_state[2];
   const int64_t* rows;
   const T* gradient;
   int64_t count;
   int64_t width;
 };
 
-// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta.
+// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta; `step` seeds the rounding of
+// bfloat16 moments.
 template <class T>
 struct AdamScalars {
   T sign;
@@ -138,6 +140,7 @@ struct AdamScalars {
   T rate2;
   T step_size;
   T eps;
+  uint32_t step;
 };
 
 // The step is lr * (from_buffer * buffer + from_gradient * gradient): (1, 0), or (momentum, 1) for Nesterov's.
@@ -206,6 +209,8 @@ struct RealKernels {
   void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
   void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                            int64_t begin, int64_t end);
+  void (*sample_weighted_rows)(const SampleProblem<T>&, const T* values, T* y, int64_t begin, int64_t end);
+  void (*sample_grad_rows)(const SampleProblem<T>&, const T* values, T* grad_rows, int64_t begin, int64_t end);
   void (*shared_softplus)(const T* logits, const T* weight, int64_t active, int64_t batch, T* losses, int64_t begin,
                           int64_t end);
   void (*shared_sigmoid)(const T* logits, const T* weight, const T* scale, int64_t batch, T* gradient, int64_t begin,

@@ -1,6 +1,6 @@
 // Optimizers on the touched rows of a parameter, read and written once, and the sum of duplicate gradient rows.
-// The limit is memory: Adam moves 28 bytes an element, the gradient included, against a division and a square root
-// every 8 lanes.
+// The limit is memory: Adam moves 28 bytes an element, the gradient included (20 with moments in bfloat16), against a
+// division and a square root every 8 lanes.
 
 // gcc turns the lanes into one vsqrtps (given -fno-math-errno); clang has the operation.
 template <class V, class T>
@@ -30,9 +30,11 @@ inline bool worth_prefetching(int64_t width) {
   return bytes >= 16 && bytes <= 512;
 }
 
-// For rows [begin, end): step(param, state, gradient) on vectors, then on the scalars left over.
-template <class T, int States, class Step>
-inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, const Step& step) {
+// For rows [begin, end): step(param, state, gradient) on vectors, then on the scalars left over. `rounding` takes
+// states in and out of memory.
+template <class T, int States, class Rounding, class Step>
+inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, const Rounding& rounding,
+                        const Step& step) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes, L = W > line<T>() ? W : line<T>();
   const int64_t width = update.width;
@@ -42,51 +44,128 @@ inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, 
     const int64_t next = update.rows[min_of(u + kRowsAhead, update.count - 1)] * width;
     T* param = update.param + offset;
     const T* gradient = update.gradient + u * width;
+    const auto any_step = [&]<class X>(X& p, int64_t i, X g) {
+      X state[States + 1];
+      for (int s = 0; s < States; ++s) rounding.read(s, offset + i, state[s]);
+      step(p, state, g);
+      rounding.write(offset + i, state);
+    };
     const auto vector_step = [&](int64_t i) {
-      V p = load<V>(param + i), state[States + 1];
-      for (int s = 0; s < States; ++s) state[s] = load<V>(update.state[s] + offset + i);
-      step(p, state, load<V>(gradient + i));
-      for (int s = 0; s < States; ++s) store(update.state[s] + offset + i, state[s]);
+      V p = load<V>(param + i);
+      any_step(p, i, load<V>(gradient + i));
       store(param + i, p);
     };
     int64_t i = 0;
     for (; i + L <= width; i += L) {  // a cache line of each
       if (prefetch) {
         __builtin_prefetch(update.param + next + i, 1);
-        for (int s = 0; s < States; ++s) __builtin_prefetch(update.state[s] + next + i, 1);
+        for (int s = 0; s < States; ++s) __builtin_prefetch(rounding.at(s, next + i), 1);
       }
       for (int64_t k = 0; k < L; k += W) vector_step(i + k);
     }
     for (; i + W <= width; i += W) vector_step(i);
-    for (; i < width; ++i) {
-      T state[States + 1];
-      for (int s = 0; s < States; ++s) state[s] = update.state[s][offset + i];
-      step(param[i], state, gradient[i]);
-      for (int s = 0; s < States; ++s) update.state[s][offset + i] = state[s];
-    }
+    for (; i < width; ++i) any_step(param[i], i, gradient[i]);
   }
 }
+
+// States of the parameter's own type.
+template <class T, int States>
+struct Exact {
+  T* const* state;
+
+  const void* at(int s, int64_t i) const { return state[s] + i; }
+  template <class X>
+  void read(int s, int64_t i, X& value) const {
+    value = load<X>(state[s] + i);
+  }
+  template <class X>
+  void write(int64_t i, const X* value) const {
+    for (int s = 0; s < States; ++s) store(state[s] + i, value[s]);
+  }
+};
+
+// Two states in bfloat16, rounded up or down at random, with the probability that makes the mean right: rounded to
+// nearest, an average that moves by a thousandth a step would not move at all. The 16 random bits of each are a hash of
+// step and element, so it is the same at any number of threads and on every replica of a model.
+struct Stochastic {
+  typedef uint16_t Narrow __attribute__((vector_size(SLIDE_VECTOR_BYTES / 2)));
+  using Bits = Vec<uint32_t>;
+
+  uint16_t* const* state;
+  uint32_t random;
+
+  template <class U>
+  static U hash(U x) {  // Wellons, "lowbias32"
+    x = (x ^ (x >> 16)) * 0x7feb352dU;
+    x = (x ^ (x >> 15)) * 0x846ca68bU;
+    return x ^ (x >> 16);
+  }
+
+  const void* at(int s, int64_t i) const { return state[s] + i; }
+  void read(int s, int64_t i, Vec<float>& value) const {
+    const Bits bits = __builtin_convertvector(load<Narrow>(state[s] + i), Bits) << 16;
+    value = load<Vec<float>>(reinterpret_cast<const float*>(&bits));
+  }
+  void read(int s, int64_t i, float& value) const {
+    const uint32_t bits = uint32_t{state[s][i]} << 16;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+  }
+  void write(int64_t i, const Vec<float>* value) const {
+    const Bits noise = hash((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
+    store(state[0] + i, narrow(value[0], noise >> 16));
+    store(state[1] + i, narrow(value[1], noise & 0xffffU));
+  }
+  void write(int64_t i, const float* value) const {
+    const uint32_t noise = hash(static_cast<uint32_t>(i) ^ random_of(i));
+    state[0][i] = narrow(value[0], noise >> 16);
+    state[1][i] = narrow(value[1], noise & 0xffffU);
+  }
+
+ private:
+  uint32_t random_of(int64_t i) const { return random + static_cast<uint32_t>(i >> 32) * 0x9e3779b9U; }
+  static Bits lane_numbers() {
+    Bits numbers;
+    for (uint32_t lane = 0; lane < Simd<uint32_t>::lanes; ++lane) numbers[lane] = lane;
+    return numbers;
+  }
+  static Narrow narrow(Vec<float> value, Bits noise) {
+    Bits bits;
+    __builtin_memcpy(&bits, &value, sizeof(bits));
+    bits = value == value ? bits + noise : bits;  // NaN could carry into the sign
+    return __builtin_convertvector(bits >> 16, Narrow);
+  }
+  static uint16_t narrow(float value, uint32_t noise) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof(bits));
+    return static_cast<uint16_t>((value == value ? bits + noise : bits) >> 16);
+  }
+};
 
 // state = {exp_avg, exp_avg_sq}. The order of operations is torch.optim.SparseAdam's.
 template <class T>
 void adam_rows(const RowUpdate<T>& update, const AdamScalars<T>& c, int64_t begin, int64_t end) {
-  update_rows<T, 2>(update, begin, end, [&c]<class X>(X& param, X* state, X gradient) {
+  const auto step = [&c]<class X>(X& param, X* state, X gradient) {
     gradient *= c.sign;
     param *= c.keep;
     state[0] += (gradient - state[0]) * c.rate1;
     state[1] += (gradient * gradient - state[1]) * c.rate2;
     param -= c.step_size * (state[0] / (square_root<X, T>(state[1]) + c.eps));
-  });
+  };
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (update.bfloat16_state[0] != nullptr)
+      return update_rows<T, 2>(update, begin, end, Stochastic{update.bfloat16_state, Stochastic::hash(c.step)}, step);
+  }
+  update_rows<T, 2>(update, begin, end, Exact<T, 2>{update.state}, step);
 }
 
 // state = {momentum_buffer}, or none.
 template <class T>
 void sgd_rows(const RowUpdate<T>& update, const SgdScalars<T>& c, int64_t begin, int64_t end) {
   if (update.state[0] == nullptr)
-    return update_rows<T, 0>(update, begin, end, [&c]<class X>(X& param, X*, X gradient) {
+    return update_rows<T, 0>(update, begin, end, Exact<T, 0>{update.state}, [&c]<class X>(X& param, X*, X gradient) {
       param -= c.lr * (gradient * c.sign + param * c.weight_decay);
     });
-  update_rows<T, 1>(update, begin, end, [&c]<class X>(X& param, X* state, X gradient) {
+  update_rows<T, 1>(update, begin, end, Exact<T, 1>{update.state}, [&c]<class X>(X& param, X* state, X gradient) {
     gradient = gradient * c.sign + param * c.weight_decay;
     state[0] = state[0] * c.momentum + gradient;
     param -= c.lr * (state[0] * c.from_buffer + gradient * c.from_gradient);
@@ -96,7 +175,7 @@ void sgd_rows(const RowUpdate<T>& update, const SgdScalars<T>& c, int64_t begin,
 // state = {sum}.
 template <class T>
 void adagrad_rows(const RowUpdate<T>& update, T lr, T eps, T sign, int64_t begin, int64_t end) {
-  update_rows<T, 1>(update, begin, end, [=]<class X>(X& param, X* state, X gradient) {
+  update_rows<T, 1>(update, begin, end, Exact<T, 1>{update.state}, [=]<class X>(X& param, X* state, X gradient) {
     state[0] += gradient * gradient;
     param -= lr * sign * (gradient / (square_root<X, T>(state[0]) + eps));
   });

@@ -57,8 +57,7 @@ class CollisionCounter {
   }
 
   // Appends the `budget` most frequent candidates to `out` (ties: first found first) and forgets all of them.
-  template <class Out>
-  void take_best(int64_t budget, int64_t tables, Out&& append) {
+  void take_best(int64_t budget, int64_t tables, std::vector<int32_t>& out) {
     // Where enough candidates collided twice, the many that did so once need not be looked at.
     const bool twice = repeated_count_ >= budget;
     const int32_t* pool = twice ? repeated_.get() : found_.get();
@@ -68,11 +67,19 @@ class CollisionCounter {
       for (threshold = tables; threshold > 1 && reached_[threshold] <= budget;) --threshold;
       ties = budget - reached_[threshold + 1];
     }
-    for (int64_t i = 0; i < pool_count; ++i) {
-      const uint8_t c = count_[pool[i]];
-      if (!twice) count_[pool[i]] = 0;
-      if (c > threshold || (c == threshold && ties-- > 0)) append(pool[i]);
+    const size_t before = out.size();
+    out.resize(before + std::min(pool_count, budget) + 1);
+    int32_t* next = out.data() + before;
+    for (int64_t i = 0; i < pool_count; ++i) {  // every id is stored, and kept if it is one of the best: no branch
+      const int32_t id = pool[i];
+      const uint8_t c = count_[id];
+      if (!twice) count_[id] = 0;
+      const bool tied = c == threshold;
+      *next = id;
+      next += (c > threshold) | (tied & (ties > 0));
+      ties -= tied;
     }
+    out.resize(next - out.data());
     for (int64_t i = 0; twice && i < found_count_; ++i) count_[found_[i]] = 0;
     found_count_ = repeated_count_ = 0;
     std::fill(reached_, reached_ + kExcluded + 2, 0);
@@ -89,16 +96,22 @@ class CollisionCounter {
   static constexpr int kExcluded = 255;  // L is at most 254
 
   void read_ids(const int32_t* ids, int64_t length) {
+    // in registers: a store to `count` might change any member, for all the compiler knows
+    uint8_t* count = count_.get();
+    int32_t* found = found_.get() + found_count_;
+    int32_t* repeated = repeated_.get() + repeated_count_;
     for (int64_t i = 0; i < length; ++i) {
       const int32_t id = ids[i];
-      const uint8_t c = count_[id];
-      found_[found_count_] = id;  // kept only if it is new: a store is cheaper than a branch that is often wrong
-      found_count_ += c == 0;
-      repeated_[repeated_count_] = id;
-      repeated_count_ += c == 1;
+      const uint8_t c = count[id];
+      *found = id;  // kept only if it is new: a store is cheaper than a branch that is often wrong
+      found += c == 0;
+      *repeated = id;
+      repeated += c == 1;
       ++reached_[c + 1];
-      count_[id] = c + (c != kExcluded);
+      count[id] = c + (c != kExcluded);
     }
+    found_count_ = found - found_.get();
+    repeated_count_ = repeated - repeated_.get();
   }
 
   // calloc and malloc, not vectors: pages that no sample touches are never written.

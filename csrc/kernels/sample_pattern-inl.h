@@ -189,3 +189,59 @@ void sample_gradients(const SampleProblem<T>& s, const T* gradient, T* grad_inpu
     }
   }
 }
+
+// y[sample] += value weight[rows[u]] for the pairs of rows [begin, end), into this chunk's own sums y (B, features).
+// A few vectors of the row stay in registers while they meet the row's samples.
+template <class T>
+void sample_weighted_rows(const SampleProblem<T>& s, const T* values, T* y, int64_t begin, int64_t end) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, kVectors = 4;
+  for (int64_t u = begin; u < end; ++u) {
+    const T* w = s.weight + s.rows[u] * s.features;
+    const T* ahead = s.weight + s.rows[min_of(u + kRowsAhead, s.active - 1)] * s.features;
+    const int64_t first = s.pair_offsets[u], last = s.pair_offsets[u + 1];
+    int64_t i = 0;
+    for (; i + kVectors * W <= s.features; i += kVectors * W) {
+      V part[kVectors];
+      for (int64_t j = 0; j < kVectors; ++j) part[j] = load<V>(w + i + j * W);
+      for (int64_t k = 0; k < kVectors * W; k += line<T>()) __builtin_prefetch(ahead + i + k);
+      for (int64_t e = first; e < last; ++e) {
+        const T value = values[s.pair_positions[e]];
+        T* target = y + s.pair_samples[e] * s.features + i;
+        for (int64_t j = 0; j < kVectors; ++j) store(target + j * W, load<V>(target + j * W) + part[j] * value);
+      }
+    }
+    for (int64_t e = first; i < s.features && e < last; ++e) {
+      const T value = values[s.pair_positions[e]];
+      T* target = y + s.pair_samples[e] * s.features;
+      for (int64_t k = i; k < s.features; ++k) target[k] += w[k] * value;
+    }
+  }
+}
+
+// grad_rows[u] = sum over the row's pairs of value x[sample], rows [begin, end).
+template <class T>
+void sample_grad_rows(const SampleProblem<T>& s, const T* values, T* grad_rows, int64_t begin, int64_t end) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, kVectors = 8;
+  for (int64_t u = begin; u < end; ++u) {
+    T* out = grad_rows + u * s.features;
+    const int64_t first = s.pair_offsets[u], last = s.pair_offsets[u + 1];
+    int64_t i = 0;
+    for (; i + kVectors * W <= s.features; i += kVectors * W) {
+      V sum[kVectors] = {};
+      for (int64_t e = first; e < last; ++e) {
+        const T value = values[s.pair_positions[e]];
+        const T* x = s.input + s.pair_samples[e] * s.features + i;
+        for (int64_t j = 0; j < kVectors; ++j) sum[j] += load<V>(x + j * W) * value;
+      }
+      for (int64_t j = 0; j < kVectors; ++j) store(out + i + j * W, sum[j]);
+    }
+    for (int64_t k = i; k < s.features; ++k) out[k] = T(0);
+    for (int64_t e = first; i < s.features && e < last; ++e) {
+      const T value = values[s.pair_positions[e]];
+      const T* x = s.input + s.pair_samples[e] * s.features;
+      for (int64_t k = i; k < s.features; ++k) out[k] += x[k] * value;
+    }
+  }
+}

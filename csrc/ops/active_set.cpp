@@ -67,7 +67,7 @@ int64_t retrieve_sample(const RetrieveInput& in, const Code* codes, int64_t batc
     counter.read_bucket(bucket[r].ids, bucket[r].length, bucket[r].start, in.bucket_cap);
   }
   const size_t labels = active.size();
-  counter.take_best(room, all_reads, [&](int32_t id) { active.push_back(id); });
+  counter.take_best(room, all_reads, active);
   const int64_t tail_start = static_cast<int64_t>(active.size());
   if (in.tail_count > 0) {
     for (size_t i = labels; i < active.size(); ++i) counter.exclude(active[i]);
@@ -158,7 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
 }
 
 // Transposes sample-major active sets: rows (U) increasing, pair_offsets (U + 1), pair_positions and pair_samples
-// (pairs). A counting sort by neuron: a thread owns a range of neurons, and reads all ids to pick its own.
+// (pairs). Blocks of pairs are dealt into at most 256 ranges of neurons, and each range is sorted by counting: its
+// counters and its part of the results stay in the cache.
 std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tensor active, int64_t neurons) {
   constexpr const char* op = "transpose_active";
   check_tensor(op, "offsets", offsets, ScalarType::Long, {-1});
@@ -170,33 +171,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tens
   const int64_t* start = data<int64_t>(offsets);
   const int32_t* id = data<int32_t>(active);
 
-  constexpr int64_t kRanges = 64;  // most threads that share the work
-  const int64_t width = (neurons + kRanges - 1) / kRanges;
-  const int64_t range_grain = grain(pairs / kRanges + width);
-  Tensor counters = empty({neurons}, ScalarType::Int);  // pairs of a neuron; then the place of its next pair
-  int32_t* next = mutable_data<int32_t>(counters);
-  std::vector<int64_t> range_rows(kRanges + 1, 0), range_pairs(kRanges + 1, 0);
-  parallel_for(0, kRanges, range_grain, [&](int64_t first, int64_t last) {
-    const int64_t low = std::min(first * width, neurons), high = std::min(last * width, neurons);
-    std::fill(next + low, next + high, 0);
-    const uint32_t mine = static_cast<uint32_t>(high - low);
-    int32_t others = 0;  // where the ids of other threads are counted: no branch to guess wrong
-    for (int64_t i = 0; i < pairs; ++i) {
-      int32_t* counter = static_cast<uint32_t>(id[i] - low) < mine ? next + id[i] : &others;
-      ++*counter;
+  constexpr int64_t kBlockPairs = 8192;
+  int shift = 0;
+  while ((neurons - 1) >> shift > 255) ++shift;
+  const int64_t ranges = ((neurons - 1) >> shift) + 1, blocks = (pairs + kBlockPairs - 1) / kBlockPairs;
+  std::vector<int64_t> place(blocks * ranges, 0), range_pairs(ranges + 1, 0), range_rows(ranges + 1, 0);
+  const auto for_blocks = [&](const auto& body) {
+    parallel_for(0, blocks, 2, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b)
+        for (int64_t i = b * kBlockPairs; i < std::min(pairs, (b + 1) * kBlockPairs); ++i)
+          body(i, place[b * ranges + (id[i] >> shift)]);
+    });
+  };
+  for_blocks([](int64_t, int64_t& slot) { ++slot; });
+  int64_t dealt = 0;
+  for (int64_t r = 0; r < ranges; ++r) {
+    range_pairs[r] = dealt;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t here = place[b * ranges + r];
+      place[b * ranges + r] = dealt;
+      dealt += here;
     }
-    for (int64_t r = first; r < last; ++r)
-      for (int64_t n = std::min(r * width, neurons); n < std::min((r + 1) * width, neurons); ++n) {
-        range_rows[r + 1] += next[n] > 0;
-        range_pairs[r + 1] += next[n];
-      }
-  });
-  for (int64_t r = 0; r < kRanges; ++r) {
-    range_rows[r + 1] += range_rows[r];
-    range_pairs[r + 1] += range_pairs[r];
   }
+  range_pairs[ranges] = pairs;
+  // In each range the pairs keep their order. The numbers of the neurons' pairs are counted meanwhile, then become the
+  // places of their next pairs.
+  Tensor dealt_ids = empty({pairs}, ScalarType::Int), dealt_positions = empty({pairs}, ScalarType::Int);
+  Tensor counters = empty({neurons}, ScalarType::Int);
+  int32_t* ids = mutable_data<int32_t>(dealt_ids);
+  int32_t* from = mutable_data<int32_t>(dealt_positions);
+  int32_t* next = mutable_data<int32_t>(counters);
+  for_blocks([&](int64_t i, int64_t& slot) {
+    ids[slot] = id[i];
+    from[slot++] = static_cast<int32_t>(i);
+  });
+  const int64_t range_grain = grain((8 * pairs + neurons) / ranges);
+  parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t low = r << shift, high = std::min(low + (int64_t{1} << shift), neurons);
+      std::fill(next + low, next + high, 0);
+      for (int64_t e = range_pairs[r]; e < range_pairs[r + 1]; ++e) ++next[ids[e]];
+      for (int64_t n = low; n < high; ++n) range_rows[r + 1] += next[n] > 0;
+    }
+  });
+  for (int64_t r = 0; r < ranges; ++r) range_rows[r + 1] += range_rows[r];
 
-  const int64_t count = range_rows[kRanges];
+  const int64_t count = range_rows[ranges];
   Tensor rows = empty({count}, ScalarType::Long), pair_offsets = empty({count + 1}, ScalarType::Long);
   Tensor pair_positions = empty({pairs}, ScalarType::Int), pair_samples = empty({pairs}, ScalarType::Int);
   int64_t* row = mutable_data<int64_t>(rows);
@@ -204,24 +224,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tens
   int32_t* positions = mutable_data<int32_t>(pair_positions);
   int32_t* samples = mutable_data<int32_t>(pair_samples);
   begins[count] = pairs;
-  parallel_for(0, kRanges, range_grain, [&](int64_t first, int64_t last) {
-    const int64_t low = std::min(first * width, neurons), high = std::min(last * width, neurons);
-    int64_t u = range_rows[first], place = range_pairs[first];
-    for (int64_t n = low; n < high; ++n) {
-      if (next[n] == 0) continue;
-      row[u] = n;
-      begins[u++] = place;
-      place += next[n];
-      next[n] = static_cast<int32_t>(place - next[n]);
-    }
-    const uint32_t mine = static_cast<uint32_t>(high - low);
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t i = start[b]; i < start[b + 1]; ++i) {
-        if (static_cast<uint32_t>(id[i] - low) >= mine) continue;
-        const int32_t target = next[id[i]]++;
-        positions[target] = static_cast<int32_t>(i);
-        samples[target] = static_cast<int32_t>(b);
+  parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t low = r << shift, high = std::min(low + (int64_t{1} << shift), neurons);
+      int64_t u = range_rows[r], target = range_pairs[r];
+      for (int64_t n = low; n < high; ++n) {
+        if (next[n] == 0) continue;
+        row[u] = n;
+        begins[u++] = target;
+        target += next[n];
+        next[n] = static_cast<int32_t>(target - next[n]);
       }
+      int64_t sample = 0;
+      for (int64_t e = range_pairs[r]; e < range_pairs[r + 1]; ++e) {
+        while (from[e] >= start[sample + 1]) ++sample;
+        const int32_t at = next[ids[e]]++;
+        positions[at] = from[e];
+        samples[at] = static_cast<int32_t>(sample);
+      }
+    }
   });
   return {rows, pair_offsets, pair_positions, pair_samples};
 }

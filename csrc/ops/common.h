@@ -34,6 +34,10 @@ constexpr ScalarType scalar_type_of<double>() {
   return ScalarType::Double;
 }
 template <>
+constexpr ScalarType scalar_type_of<uint16_t>() {  // its bits
+  return ScalarType::BFloat16;
+}
+template <>
 constexpr ScalarType scalar_type_of<int64_t>() {
   return ScalarType::Long;
 }
@@ -192,7 +196,23 @@ AdamScalars<T> adam_scalars(const char* op, double lr, double beta1, double beta
           static_cast<T>(1 - beta1),
           static_cast<T>(1 - beta2),
           static_cast<T>(lr * std::sqrt(correction2) / correction1),
-          static_cast<T>(eps)};
+          static_cast<T>(eps),
+          static_cast<uint32_t>(step)};
+}
+
+// What Adam's moments of a parameter of type T are to be, given the first of them: bfloat16, or T.
+template <class T>
+ScalarType moments_dtype(const Tensor& moment) {
+  const bool narrow = sizeof(T) == sizeof(float) && moment.scalar_type() == ScalarType::BFloat16;
+  return narrow ? ScalarType::BFloat16 : scalar_type_of<T>();
+}
+
+template <class T>
+void set_state(RowUpdate<T>& update, size_t index, const Tensor& state) {
+  if (state.scalar_type() == scalar_type_of<T>())
+    update.state[index] = mutable_data<T>(state);
+  else
+    update.bfloat16_state[index] = mutable_data<uint16_t>(state);
 }
 
 }  // namespace slide_torch

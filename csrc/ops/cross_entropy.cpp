@@ -77,9 +77,14 @@ template <class T>
 RowAdam<T> row_adam(const char* op, const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                     const AdamScalars<T>& scalars) {
   const std::vector<int64_t> shape = {weight.size(0), weight.size(1)};
-  check_tensor(op, "exp_avg", exp_avg, weight.scalar_type(), shape);
-  check_tensor(op, "exp_avg_sq", exp_avg_sq, weight.scalar_type(), shape);
-  return {mutable_data<T>(weight), mutable_data<T>(exp_avg), mutable_data<T>(exp_avg_sq), scalars};
+  const ScalarType dtype = moments_dtype<T>(exp_avg);
+  check_tensor(op, "exp_avg", exp_avg, dtype, shape);
+  check_tensor(op, "exp_avg_sq", exp_avg_sq, dtype, shape);
+  RowUpdate<T> states{};
+  states.param = mutable_data<T>(weight);
+  set_state(states, 0, exp_avg);
+  set_state(states, 1, exp_avg_sq);
+  return {states, scalars};
 }
 
 }  // namespace

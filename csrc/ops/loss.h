@@ -69,9 +69,7 @@ SampleProblem<T> sample_problem(const char* op, const Tensor& input, const Tenso
 // Adam applied to the active rows inside backward, right after each row's gradient, instead of handing them over.
 template <class T>
 struct RowAdam {
-  T* param;
-  T* exp_avg;
-  T* exp_avg_sq;
+  RowUpdate<T> states;  // of the whole parameter
   AdamScalars<T> scalars;
 };
 
@@ -79,8 +77,12 @@ struct RowAdam {
 template <class T>
 void update_rows(const RowAdam<T>& adam, const int64_t* rows, const T* gradients, int64_t active, int64_t features,
                  int64_t count) {
-  real_kernels<T>().adam_rows({adam.param, {adam.exp_avg, adam.exp_avg_sq}, rows, gradients, active, features},
-                              adam.scalars, 0, count);
+  RowUpdate<T> update = adam.states;
+  update.rows = rows;
+  update.gradient = gradients;
+  update.count = active;
+  update.width = features;
+  real_kernels<T>().adam_rows(update, adam.scalars, 0, count);
 }
 
 // grad_input (B, d), grad_rows (U, d; empty where Adam has used them, or nobody asks), grad_bias (U, or empty
@@ -123,22 +125,14 @@ Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const
   return result;
 }
 
-// From gradient (pairs, sample-major). grad_input meets every thread's rows: these are cut into a fixed number of
-// chunks with equal pairs, each chunk has an accumulator of its own, and these are added in order: the same sum at any
-// number of threads.
-template <class T>
-Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64_t pairs, const T* gradient,
-                           bool has_rows, bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
+// output (B, width) = the sum over active rows of what body(sums, first, last) adds to `sums` for rows
+// [first, last). Any row may meet any sample: rows are cut into a fixed number of chunks with equal pairs, each chunk
+// has sums of its own, and these are added in order: the same result at any number of threads.
+template <class T, class F>
+void sum_of_chunks(const SampleProblem<T>& s, int64_t pairs, const Tensor& output, const F& body) {
   constexpr int64_t kChunks = 16, kAccumulatorBytes = int64_t{64} << 20;
-  // With Adam, so few rows at a time that their gradients and all they touch stay in the first-level cache.
-  constexpr int64_t kAdamRows = 2;
-  const auto& k = real_kernels<T>();
-  Gradients result = empty_gradients<T>(input, s.active, has_bias, has_rows && !adam);
-  auto& [grad_input, grad_rows, grad_bias] = result;
-  T* to_input = mutable_data<T>(grad_input);
-  T* to_rows = has_rows && !adam ? mutable_data<T>(grad_rows) : nullptr;
-  T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
-  const int64_t values = input.numel();
+  T* out = mutable_data<T>(output);
+  const int64_t values = output.numel();
   int64_t chunks = kAccumulatorBytes / (values * static_cast<int64_t>(sizeof(T)) + 1);
   chunks = chunks < 2 ? 2 : chunks > kChunks ? kChunks : chunks;
   std::vector<int64_t> cut(chunks + 1, s.active);
@@ -146,26 +140,39 @@ Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64
     cut[c] = std::lower_bound(s.pair_offsets, s.pair_offsets + s.active, pairs * c / chunks) - s.pair_offsets;
   std::vector<T> accumulators(chunks * values, T(0));
   parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    std::vector<T> few(adam ? kAdamRows * s.features : 0);
-    for (int64_t c = first; c < last; ++c) {
-      T* accumulator = accumulators.data() + c * values;
-      if (!adam) k.sample_gradients(s, gradient, accumulator, to_rows, to_bias, cut[c], cut[c + 1]);
-      for (int64_t u = cut[c]; adam && u < cut[c + 1]; u += kAdamRows) {
-        const int64_t count = std::min(kAdamRows, cut[c + 1] - u);
-        SampleProblem<T> part = s;
-        part.rows += u;
-        part.pair_offsets += u;
-        part.active -= u;
-        k.sample_gradients(part, gradient, accumulator, few.data(), to_bias ? to_bias + u : nullptr, 0, count);
-        update_rows(*adam, part.rows, few.data(), part.active, s.features, count);
-      }
-    }
+    for (int64_t c = first; c < last; ++c) body(accumulators.data() + c * values, cut[c], cut[c + 1]);
   });
   parallel_for(0, values, grain(chunks), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       T sum = T(0);
       for (int64_t c = 0; c < chunks; ++c) sum += accumulators[c * values + i];
-      to_input[i] = sum;
+      out[i] = sum;
+    }
+  });
+}
+
+// From gradient (pairs, sample-major).
+template <class T>
+Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64_t pairs, const T* gradient,
+                           bool has_rows, bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
+  // With Adam, so few rows at a time that their gradients and all they touch stay in the first-level cache.
+  constexpr int64_t kAdamRows = 2;
+  const auto& k = real_kernels<T>();
+  Gradients result = empty_gradients<T>(input, s.active, has_bias, has_rows && !adam);
+  auto& [grad_input, grad_rows, grad_bias] = result;
+  T* to_rows = has_rows && !adam ? mutable_data<T>(grad_rows) : nullptr;
+  T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
+  sum_of_chunks<T>(s, pairs, grad_input, [&](T* accumulator, int64_t first, int64_t last) {
+    if (!adam) return k.sample_gradients(s, gradient, accumulator, to_rows, to_bias, first, last);
+    std::vector<T> few(kAdamRows * s.features);
+    for (int64_t u = first; u < last; u += kAdamRows) {
+      const int64_t count = std::min(kAdamRows, last - u);
+      SampleProblem<T> part = s;
+      part.rows += u;
+      part.pair_offsets += u;
+      part.active -= u;
+      k.sample_gradients(part, gradient, accumulator, few.data(), to_bias ? to_bias + u : nullptr, 0, count);
+      update_rows(*adam, part.rows, few.data(), part.active, s.features, count);
     }
   });
   return result;

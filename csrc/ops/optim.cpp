@@ -10,18 +10,44 @@ namespace {
 constexpr int kDigitBits = 11;             // a digit's 2048 counters fit the first-level cache
 constexpr int64_t kSerialEntries = 16384;  // below, sorting on one thread is quicker than waking the others
 constexpr int64_t kBlockEntries = 8192;    // entries a thread counts or scatters at a time
+constexpr int64_t kDenseWidth = 1024;      // elements a thread updates at a time where all are
 
-// Checks param (N, ...), states like it, rows (U) and grad_rows (U, numbers of a row).
+using States = std::vector<std::pair<const char*, Tensor>>;
+
+// Checks param (N, ...) and states like it; the update knows them alone.
 template <class T>
-RowUpdate<T> check_update(const char* op, const Tensor& param,
-                          const std::vector<std::pair<const char*, Tensor>>& states, const Tensor& rows,
-                          const Tensor& grad_rows) {
-  check(param.dim() >= 1, op, "param: expected at least one dimension, got shape ()");
+RowUpdate<T> check_states(const char* op, const Tensor& param, const States& states, ScalarType state_dtype) {
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < param.dim(); ++i) shape.push_back(param.size(i));
   check_tensor(op, "param", param, scalar_type_of<T>(), shape);
-  for (const auto& [name, state] : states) check_tensor(op, name, state, scalar_type_of<T>(), shape);
-  const int64_t neurons = shape[0], width = neurons > 0 ? param.numel() / neurons : 0;
+  for (const auto& [name, state] : states) check_tensor(op, name, state, state_dtype, shape);
+  RowUpdate<T> update{};
+  update.param = mutable_data<T>(param);
+  for (size_t i = 0; i < states.size(); ++i) set_state(update, i, states[i].second);
+  return update;
+}
+
+// And grad_rows like it, for an update of all elements.
+template <class T>
+RowUpdate<T> check_every_row(const char* op, const Tensor& param, const States& states, const Tensor& grad_rows,
+                             ScalarType state_dtype) {
+  RowUpdate<T> update = check_states<T>(op, param, states, state_dtype);
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < param.dim(); ++i) shape.push_back(param.size(i));
+  check_tensor(op, "grad_rows", grad_rows, scalar_type_of<T>(), shape);
+  update.gradient = data<T>(grad_rows);
+  update.count = param.numel();
+  update.width = 1;
+  return update;
+}
+
+// And rows (U) and grad_rows (U, numbers of a row).
+template <class T>
+RowUpdate<T> check_update(const char* op, const Tensor& param, const States& states, const Tensor& rows,
+                          const Tensor& grad_rows, ScalarType state_dtype = scalar_type_of<T>()) {
+  check(param.dim() >= 1, op, "param: expected at least one dimension, got shape ()");
+  RowUpdate<T> update = check_states<T>(op, param, states, state_dtype);
+  const int64_t neurons = param.size(0), width = neurons > 0 ? param.numel() / neurons : 0;
   check_tensor(op, "rows", rows, ScalarType::Long, {-1});
   const int64_t count = rows.numel();
   check_rows(op, data<int64_t>(rows), count, neurons);
@@ -29,9 +55,10 @@ RowUpdate<T> check_update(const char* op, const Tensor& param,
   check_tensor(op, "grad_rows", grad_rows, scalar_type_of<T>(), grad_shape);
   check(grad_rows.dim() >= 1 && grad_rows.size(0) == count && grad_rows.numel() == count * width, op,
         "grad_rows: expected ", count, " rows of ", width, " numbers, got shape ", shape_of(grad_rows));
-  RowUpdate<T> update{
-      mutable_data<T>(param), {nullptr, nullptr}, data<int64_t>(rows), data<T>(grad_rows), count, width};
-  for (size_t i = 0; i < states.size(); ++i) update.state[i] = mutable_data<T>(states[i].second);
+  update.rows = data<int64_t>(rows);
+  update.gradient = data<T>(grad_rows);
+  update.count = count;
+  update.width = width;
   return update;
 }
 
@@ -121,15 +148,34 @@ std::vector<int64_t> starts_of(const std::vector<RowEntry>& sorted) {
 
 }  // namespace
 
-void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, Tensor rows, Tensor grad_rows, double lr, double beta1,
-                double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
+// Without `rows` every row has a gradient.
+void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, std::optional<Tensor> rows, Tensor grad_rows,
+                double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
   constexpr const char* op = "adam_rows_";
   dispatch_real(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto scalars = adam_scalars<T>(op, lr, beta1, beta2, eps, weight_decay, step, maximize);
-    const auto update = check_update<T>(op, param, {{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}}, rows, grad_rows);
-    parallel_for(0, rows.numel(), grain(update.width * 4),
-                 [&](int64_t first, int64_t last) { real_kernels<T>().adam_rows(update, scalars, first, last); });
+    const States moments = {{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}};
+    const ScalarType dtype = moments_dtype<T>(exp_avg);
+    const auto& k = real_kernels<T>();
+    if (rows) {
+      const auto update = check_update<T>(op, param, moments, *rows, grad_rows, dtype);
+      parallel_for(0, update.count, grain(update.width * 4),
+                   [&](int64_t first, int64_t last) { k.adam_rows(update, scalars, first, last); });
+      return;
+    }
+    // Every element, in rows of kDenseWidth whatever the shape; what is left over in rows of one.
+    auto update = check_every_row<T>(op, param, moments, grad_rows, dtype);
+    const int64_t count = update.count, wide = count / kDenseWidth, left = count - wide * kDenseWidth;
+    std::vector<int64_t> numbers(wide + left);
+    for (int64_t i = 0; i < wide; ++i) numbers[i] = i;
+    for (int64_t i = 0; i < left; ++i) numbers[wide + i] = wide * kDenseWidth + i;
+    auto rest = update;
+    update.rows = numbers.data(), update.count = wide, update.width = kDenseWidth;
+    rest.rows = numbers.data() + wide, rest.count = left, rest.gradient += wide * kDenseWidth;
+    parallel_for(0, wide, grain(kDenseWidth * 4),
+                 [&](int64_t first, int64_t last) { k.adam_rows(update, scalars, first, last); });
+    k.adam_rows(rest, scalars, 0, left);
   });
 }
 
@@ -138,7 +184,7 @@ void sgd_rows_(Tensor param, std::optional<Tensor> momentum_buffer, Tensor rows,
   constexpr const char* op = "sgd_rows_";
   dispatch_real(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    std::vector<std::pair<const char*, Tensor>> states;
+    States states;
     if (momentum_buffer) states.emplace_back("momentum_buffer", *momentum_buffer);
     check(momentum_buffer || momentum == 0, op, "momentum_buffer: expected a tensor for momentum ", momentum,
           ", got None");

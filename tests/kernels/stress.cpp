@@ -205,6 +205,38 @@ void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
 }
 
 template <class T>
+void hidden_layers(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
+  const RealKernels<T>& k = real_kernels<T>();
+  const auto weight = normal<T>(random, N * d), x = normal<T>(random, batch * d), values = normal<T>(random, N * batch);
+  std::vector<int64_t> rows(N), offsets(N + 1);
+  std::vector<int32_t> samples, positions;
+  for (int64_t u = 0; u < N; ++u) {  // neuron u meets u % (batch + 1) samples
+    rows[u] = u;
+    for (int64_t b = 0; b < u % (batch + 1); ++b) {
+      positions.push_back(static_cast<int32_t>(samples.size()));
+      samples.push_back(static_cast<int32_t>(b));
+    }
+    offsets[u + 1] = static_cast<int64_t>(samples.size());
+  }
+  const SampleProblem<T> s{weight.data(),    nullptr,        x.data(), rows.data(), offsets.data(),
+                           positions.data(), samples.data(), N,        d};
+  compare("sample_weighted_rows", [&](int threads) {
+    const int64_t chunks = 4;
+    std::vector<T> sums(chunks * batch * d);
+    parallel(threads, chunks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c)
+        k.sample_weighted_rows(s, values.data(), sums.data() + c * batch * d, N * c / chunks, N * (c + 1) / chunks);
+    });
+    return sums;
+  });
+  compare("sample_grad_rows", [&](int threads) {
+    std::vector<T> out(N * d);
+    parallel(threads, N, 1, [&](int64_t b, int64_t e) { k.sample_grad_rows(s, values.data(), out.data(), b, e); });
+    return out;
+  });
+}
+
+template <class T>
 void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   const RealKernels<T>& k = real_kernels<T>();
   const int64_t best = std::min<int64_t>(N, 7), panels = (batch + k.tile_columns - 1) / k.tile_columns;
@@ -244,7 +276,7 @@ void retrieval(std::mt19937& random, int64_t N) {
         counter.exclude(static_cast<int32_t>(b % N));
         for (int64_t t = 0; t < 9; ++t)
           counter.read_bucket(ids.data() + (t * b) % N, N - (t * b) % N, (N - (t * b) % N) / 3, N / 2 + 1);
-        counter.take_best(N / 3, 9, [&](int32_t id) { found[b].push_back(id); });
+        counter.take_best(N / 3, 9, found[b]);
         counter.release_excluded();
       }
     });
@@ -262,6 +294,7 @@ void all(std::mt19937& random) {
     shared_pattern<T>(random, 90, d, 1, 1);
     shared_pattern<T>(random, 300, d, 73, 37);
     sample_pattern<T>(random, 90, d, 11);
+    hidden_layers<T>(random, 33, d, 11);
     for (int64_t batch : {1, 5, 37}) prediction<T>(random, 203, d, batch);
   }
 }
