@@ -40,12 +40,14 @@ class LSHOptions:
             every sample's softmax runs over its own active set, as in SLIDE (Chen et al. 2020).
         budget: most active neurons per sample, its labels included; labels are active even beyond it.
             ``out_features`` or more makes every neuron active: the layer is then exact. 0 retrieves
-            nothing: only labels and tail, and no tables. ``"auto"``: 16 shared, 1,024 per sample.
+            nothing: only labels and tail, and no tables. ``"auto"``: 10 shared (16 where the family is not
+            ``"kmeans"``), 1,024 per sample.
         batch_budget: with the shared pattern, most candidates that are active for the whole batch: those that
             most samples have retrieved (equal ones by smaller index); labels and tail come on top. 0 for no
             limit. ``"auto"``: 0 in an output layer; in a hidden layer the budget.
         tail: neurons drawn at random once a batch, on top of the budget. ``"auto"``: 1,024 (fewer where that
-            would be over a quarter of the layer).
+            would be over a quarter of the layer); 0 where k-means finds hard candidates for a shared set and
+            no correction asks for a tail: easy ones then slow the learning down.
         tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
             replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
             decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
@@ -65,8 +67,9 @@ class LSHOptions:
             densified one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for
             sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
             (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
-            angle: more of the largest logits in fewer buckets, for more upkeep. ``"exact"`` hashes nothing:
-            the candidates are the largest logits themselves, at the cost of all N: a reference.
+            angle: most of the largest logits in few buckets, for more upkeep. ``"exact"`` hashes nothing:
+            the candidates are the largest logits themselves, at the cost of all N: a reference. ``"auto"``:
+            ``"kmeans"`` with the shared pattern if neither K nor L is given, else ``"simhash"``.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
             or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
             Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
@@ -98,11 +101,12 @@ class LSHOptions:
             renewed with the tables; where there are none, at each look.)
         drift: that share, from 0 to 1; 0 rehashes at any change.
         rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
-            from one look to the next.
+            from one look to the next. ``"auto"``: 50; 25 for ``"kmeans"``, whose candidates are worth it.
         rehash_growth: factor by which that period grows at each rehash, as weights settle (the SLIDE
-            paper's exponential decay); 1 keeps it fixed. Not under ``"drift"``.
+            paper's exponential decay); 1 keeps it fixed. Not under ``"drift"``. ``"auto"``: 1.1; 1.02 for
+            ``"kmeans"``.
         rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never. ``"auto"``:
-            20; 5 for ``"kmeans"``.
+            20.
 
     Raises:
         ValueError: an option is out of its range; the message names it.
@@ -113,7 +117,7 @@ class LSHOptions:
     batch_budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = "simhash"
+    family: Literal["auto", "simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = "auto"
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
     center: bool = True
     augment_norms: bool | Literal["auto"] = "auto"
@@ -125,8 +129,8 @@ class LSHOptions:
     bucket_cap: int | Literal["auto"] = "auto"
     schedule: Literal["growing", "drift"] = "growing"
     drift: float = 0.1
-    rehash_every: int = 50
-    rehash_growth: float = 1.1
+    rehash_every: int | Literal["auto"] = "auto"
+    rehash_growth: float | Literal["auto"] = "auto"
     rebuild_every: int | Literal["auto"] = "auto"
     tail_distribution: str | tuple[str, ...] = "uniform"
     kernel_alpha: float = 100.0
@@ -134,7 +138,7 @@ class LSHOptions:
     def __post_init__(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
         _check_choice("correction", self.correction, ("none", "importance"))
-        _check_choice("family", self.family, (*FAMILIES, "exact"))
+        _check_choice("family", self.family, ("auto", *(*FAMILIES, "exact")))
         _check_choice("schedule", self.schedule, ("growing", "drift"))
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
@@ -146,6 +150,7 @@ class LSHOptions:
             ("probes", 1, MAX_TABLES),
             ("rerank", 0, None),
             ("bucket_cap", 1, None),
+            ("rehash_every", 1, None),
             ("rebuild_every", 0, None),
         ):
             if getattr(self, name) != "auto":
@@ -159,11 +164,10 @@ class LSHOptions:
             raise ValueError(
                 f"LSHOptions: augment_norms: expected a bool or 'auto', got {self.augment_norms!r}"
             )
-        _check_int("rehash_every", self.rehash_every, 1, None)
-        if not isinstance(self.rehash_growth, (int, float)) or not 1 <= self.rehash_growth <= 100:
+        growth = self.rehash_growth
+        if growth != "auto" and not (isinstance(growth, (int, float)) and 1 <= growth <= 100):
             raise ValueError(
-                "LSHOptions: rehash_growth: expected a number from 1 to 100, "
-                f"got {self.rehash_growth!r}"
+                f"LSHOptions: rehash_growth: expected a number from 1 to 100 or 'auto', got {growth!r}"
             )
         is_number = isinstance(self.drift, (int, float)) and not isinstance(self.drift, bool)
         if not is_number or not 0 <= self.drift <= 1:
@@ -203,7 +207,7 @@ class LSHOptions:
                 "LSHOptions: rerank: expected 0 with family='exact', whose candidates are the best already, "
                 f"got {self.rerank}"
             )
-        most_bits = MAX_CENTROID_BITS if self.family == "kmeans" else MAX_CODE_BITS
+        most_bits = MAX_CENTROID_BITS if self.settled_family == "kmeans" else MAX_CODE_BITS
         if self.K != "auto" and self.code_bits > most_bits:
             raise ValueError(
                 f"LSHOptions: K: a table's code would have {self.code_bits} bits, more than "
@@ -240,12 +244,21 @@ class LSHOptions:
         return given if isinstance(given, tuple) else (given,)
 
     @property
+    def settled_family(self) -> str:
+        """The family, or what ``"auto"`` stands for."""
+        if self.family != "auto":
+            return self.family
+        learnt = self.pattern == "shared" and self.K == "auto" and self.L == "auto"
+        return "kmeans" if learnt else "simhash"
+
+    @property
     def bits_per_hash(self) -> int:
         """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA and MinHash, one more
         for cross-polytope."""
-        if self.family in ("simhash", "kmeans", "exact"):
+        family = self.settled_family
+        if family in ("simhash", "kmeans", "exact"):
             return 1
-        return self.bin_size.bit_length() - (self.family != "cross_polytope")
+        return self.bin_size.bit_length() - (family != "cross_polytope")
 
     @property
     def code_bits(self) -> int:
@@ -268,6 +281,8 @@ class LSHOptions:
                 "normaliser, and a hidden layer has none"
             )
         chosen: dict[str, Any] = {}
+        if self.family == "auto":
+            chosen["family"] = "simhash"
         if self.budget == "auto":
             chosen["budget"] = -(-out_features // 20)
         if self.tail == "auto":
@@ -283,16 +298,24 @@ class LSHOptions:
 
     def resolve(self, out_features: int, in_features: int) -> LSHOptions:
         """These options with every ``"auto"`` replaced by its value for a layer of that shape."""
-        chosen: dict[str, Any] = {}
+        family = self.settled_family
+        kmeans = family == "kmeans"
+        chosen: dict[str, Any] = {"family": family}
         if self.budget == "auto":
-            chosen["budget"] = 16 if self.pattern == "shared" else 1024
+            shared = 10 if kmeans else 16
+            chosen["budget"] = shared if self.pattern == "shared" else 1024
         if self.batch_budget == "auto":
             chosen["batch_budget"] = 0
         if self.tail == "auto":
-            chosen["tail"] = min(1024, max(1, out_features // 4))
+            learnt = kmeans and self.pattern == "shared" and self.budget != 0
+            none = learnt and self.correction == "none"
+            chosen["tail"] = 0 if none else min(1024, max(1, out_features // 4))
         if self.projection == "auto":
             chosen["projection"] = "hadamard" if in_features >= 32 else "gaussian"
-        kmeans = self.family == "kmeans"
+        if self.rehash_every == "auto":
+            chosen["rehash_every"] = 25 if kmeans else 50
+        if self.rehash_growth == "auto":
+            chosen["rehash_growth"] = 1.02 if kmeans else 1.1
         budget = chosen.get("budget", self.budget)
         if self.augment_norms == "auto":
             chosen["augment_norms"] = kmeans
@@ -300,7 +323,7 @@ class LSHOptions:
             chosen["L"] = 1 if kmeans else 50
         tables = chosen.get("L", self.L)
         if self.rebuild_every == "auto":
-            chosen["rebuild_every"] = 5 if kmeans else 20
+            chosen["rebuild_every"] = 20
         if self.probes == "auto":
             chosen["probes"] = min(16, MAX_TABLES // tables) if kmeans else 1
         if self.rerank == "auto":
