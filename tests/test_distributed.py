@@ -78,7 +78,7 @@ def work(rank, file, result, sparse, budget, built):
 def run_both(*arguments):
     """Runs work in two processes; one that hangs fails the test instead of stopping it."""
     context = mp.spawn(work, arguments, nprocs=2, join=False)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     try:
         while not context.join(timeout=1):
             assert time.monotonic() < deadline, "the processes hang"
