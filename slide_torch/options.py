@@ -117,7 +117,9 @@ class LSHOptions:
     batch_budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["auto", "simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = "auto"
+    family: Literal["auto", "simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = (
+        "auto"
+    )
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
     center: bool = True
     augment_norms: bool | Literal["auto"] = "auto"

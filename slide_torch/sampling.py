@@ -248,7 +248,9 @@ def _searches(tables: HashTables) -> bool:
     """Whether candidates are all that an input's buckets hold, ranked by their logits: with one table nothing
     collides twice, so that counting tells nothing."""
     options = tables.options
-    return options.L == 1 and bool(options.rerank) and tables.uses_tables and options.family != "exact"
+    return (
+        options.L == 1 and bool(options.rerank) and tables.uses_tables and options.family != "exact"
+    )
 
 
 def _search(

@@ -153,7 +153,7 @@ def test_layer_arguments(arguments, message):
 
 
 INT_FIELDS = dict(
-    budget=-1, tail=-1, K=0, L=255, bin_size=1, probes=0, rerank=-1, bucket_cap=0, rehash_every=0,
+    budget=-1, batch_budget=-1, tail=-1, K=0, L=255, bin_size=1, probes=0, rerank=-1, bucket_cap=0, rehash_every=0,
     rebuild_every=-1,
 )  # fmt: skip
 
@@ -176,7 +176,7 @@ INT_FIELDS = dict(
         ("drift", 1.5, "drift: expected a number from 0 to 1, got 1.5"),
         ("drift", True, "drift: expected a number from 0 to 1, got True"),
         ("drift", float("nan"), "drift: expected a number from 0 to 1, got nan"),
-        ("rehash_growth", 0.5, "rehash_growth: expected a number from 1 to 100, got 0.5"),
+        ("rehash_growth", 0.5, "rehash_growth: expected a number from 1 to 100 or 'auto', got 0.5"),
         ("rehash_growth", math.nan, "rehash_growth: expected a number"),
         ("rehash_growth", "2", "rehash_growth: expected a number"),
         ("tail_distribution", "zipf", "tail_distribution: expected one of .*got 'zipf'"),

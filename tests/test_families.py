@@ -475,9 +475,93 @@ def test_options_are_checked(options, message):
 def test_auto_options_of_kmeans():
     options = LSHOptions(family="kmeans").resolve(234_908, 128)
     assert (options.K, options.L, options.probes, options.augment_norms) == (10, 1, 16, True)
-    assert options.rerank >= 4 * options.budget and options.rebuild_every == 5
-    options = LSHOptions().resolve(234_908, 128)
-    assert (options.probes, options.rerank, options.augment_norms) == (1, 0, False)
+    assert options.rerank >= 4 * options.budget and options.rehash_every == 25
+    assert (options.budget, options.tail) == (10, 0)
+    assert LSHOptions().resolve(234_908, 128) == options
+    # importance needs a tail; SLIDE's pattern, and options of other families, get SimHash
+    assert LSHOptions(correction="importance").resolve(234_908, 128).tail == 1024
+    for own in (LSHOptions(pattern="per_sample"), LSHOptions(K=9), LSHOptions(L=50)):
+        options = own.resolve(234_908, 128)
+        assert (options.family, options.probes, options.rerank) == ("simhash", 1, 0)
+        assert (options.tail, options.rehash_every, options.rehash_growth) == (1024, 50, 1.1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_best_in_buckets_are_those_of_a_search(dtype, bias):
+    torch.manual_seed(0)
+    N, d, B, k, bits = 300, 24, 9, 7, 4
+    w, x = torch.randn(N, d, dtype=dtype), torch.randn(B, d, dtype=dtype)
+    b = torch.randn(N, dtype=dtype) if bias else None
+    row_codes = torch.randint(1 << bits, (1, N), dtype=torch.int16)
+    row_codes[row_codes == 5] = 6  # an empty bucket
+    table = ops.build_tables(row_codes, bits)
+    codes = torch.rand(B, 1 << bits).argsort(1)[:, :3].T.short().contiguous()
+    codes[:, 0] = torch.tensor([5, -1, -1])  # nothing at all
+    codes[2, 1] = -1
+    offsets, ids, read = ops.best_in_buckets(x, w, b, codes, *table, k, 10**6, 0)
+    logits = torch.nn.functional.linear(x, w, b)
+    sizes = torch.bincount(row_codes[0].long(), minlength=1 << bits)
+    for sample in range(B):
+        probed = codes[:, sample][codes[:, sample] >= 0].long()
+        held = torch.isin(row_codes[0].long(), probed).nonzero().flatten()
+        best = held[logits[sample, held].argsort(descending=True)][:k]
+        assert ids[offsets[sample] : offsets[sample + 1]].tolist() == best.tolist()
+    assert read.item() == sum(sizes[c].item() for c in codes.flatten().long() if c >= 0)
+    offsets, ids, read = ops.best_in_buckets(x, w, b, codes, *table, 10**3, 2, 0)
+    assert read.item() == sum(min(2, sizes[c].item()) for c in codes.flatten().long() if c >= 0)
+    assert ids.shape[0] == read.item() == offsets[-1].item()
+
+
+def test_best_in_buckets_puts_nan_last_and_refuses_bad_input():
+    w, x = torch.randn(40, 8), torch.randn(2, 8)
+    w[3] = math.nan
+    offsets, ids = ops.build_tables(torch.zeros(1, 40, dtype=torch.int16), 1)
+    codes = torch.zeros(1, 2, dtype=torch.int16)
+    found = ops.best_in_buckets(x, w, None, codes, offsets, ids, 40, 100, 0)[1]
+    assert found.view(2, 40)[:, -1].tolist() == [3, 3]
+    arguments = [x, w, None, codes, offsets, ids, 3, 100, 0]
+    for place, wrong, message in (
+        (0, torch.randn(2, 7), "input"),
+        (3, codes + 2, "codes: expected values below 2, got 2"),
+        (4, offsets.flip(1).contiguous(), "table_offsets: expected non-decreasing"),
+        (5, ids + 1, "table_ids: expected values in"),
+        (6, 0, "k and bucket_cap must be positive"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.best_in_buckets(*arguments[:place], wrong, *arguments[place + 1 :])
+
+
+def test_a_shared_set_holds_the_best_of_the_buckets():
+    """The default: as many probes as there are buckets find the exact top k, and the set has just these."""
+    torch.manual_seed(0)
+    layer = LSHLinear(16, 400, options=LSHOptions(budget=6, probes=32))
+    assert layer.tables.options.family == "kmeans" and layer.tables.options.K == 5
+    x = torch.randn(5, 16)
+    assert layer.recall(x, 6) == 1.0
+    labels = torch.tensor([1, 2, 3, 4, 5])
+    torch.nn.functional.cross_entropy(layer(x), labels).backward()
+    best = torch.nn.functional.linear(x, layer.weight, layer.bias).topk(6).indices
+    wanted = set(best.flatten().tolist()) | set(labels.tolist())
+    assert set(layer.weight.grad.abs().sum(1).nonzero().flatten().tolist()) == wanted
+
+
+def test_queries_rank_buckets_by_mean_and_spread():
+    torch.manual_seed(0)
+    weight, bias = torch.randn(500, 12), torch.randn(500)
+    tables = HashTables(LSHOptions(family="kmeans", K=3, probes=8), 500, 12, has_bias=True)
+    tables.rebuild(weight, bias)
+    rows, x = torch.cat([weight, bias[:, None]], 1), torch.randn(4, 12)
+    query = torch.cat([x, torch.ones(4, 1)], 1)
+    scores = torch.full((4, 8), -math.inf)
+    picked = torch.arange(0, 500, 2)  # 32 for each of 8 centroids stand for all
+    for c in range(8):
+        own = rows[picked][tables.codes[0, picked] == c]
+        if len(own):
+            spread = (own - own.mean(0)).square().sum(1).mean().sqrt()
+            scores[:, c] = query @ own.mean(0) + 0.2 * query.norm(dim=1) * spread
+    ranked = tables.family.query_codes(x, 8).T.long()
+    assert ranked.tolist() == scores.argsort(1, descending=True).tolist()
 
 
 def test_operators_refuse_bad_input():
