@@ -342,7 +342,7 @@ def test_images_reads_numbers(example, capsys, tmp_path):
 def test_a_contest_goes_on_after_sigkill(example, capsys, tmp_path):
     text = counting_text(tmp_path / "text.txt")
     options = ["--text", text, "--width", 8, "--context", 4, "--batch", 2, "--threads", 1]
-    options += ["--steps", 300, "--equal", "steps", "--lsh", "budget=4", "tail=8"]
+    options += ["--steps", 150, "--equal", "steps", "--lsh", "budget=4", "tail=8"]
     checkpoint = tmp_path / "run.pt"
     kept = tmp_path / "run.pt.LSHLinear"
     command = (EXAMPLES / "language_model.py", *options, "--checkpoint", checkpoint)
@@ -351,10 +351,10 @@ def test_a_contest_goes_on_after_sigkill(example, capsys, tmp_path):
     process.kill()
     process.communicate()
     steps = torch.load(kept, weights_only=True)["run"]["steps"]
-    assert 0 < steps < 300 and steps % 20 == 0 and not (tmp_path / "none.pt").exists()
+    assert 0 < steps < 150 and steps % 20 == 0 and not (tmp_path / "none.pt").exists()
     parts = ["--checkpoint", checkpoint, "--save", tmp_path / "parts.pt"]
     assert f"going on after {steps}" in example("language_model", capsys, *options, *parts)
-    example("language_model", capsys, *options, "--save", tmp_path / "whole.pt")
+    example("language_model", capsys, *options, "--head", "lsh", "--save", tmp_path / "whole.pt")
     one, other = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)["model"]
         for name in ("parts", "whole")
@@ -366,7 +366,7 @@ def test_a_contest_goes_on_after_sigkill(example, capsys, tmp_path):
         "run.pt.dense-torch",
     }
     again = example("language_model", capsys, *options, *parts)  # nothing is left to train
-    assert again.count("going on after 300 steps") == 3
+    assert again.count("going on after 150 steps") == 3
     with pytest.raises(SystemExit, match="lr: expected"):
         example("language_model", capsys, *options, *parts, "--lr", 0.5)
 
