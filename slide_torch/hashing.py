@@ -353,8 +353,9 @@ class KMeans(HashFamily):
     Modha 2001) as an inverted file's coarse quantizer (Jégou et al. 2011). A further probe takes the next
     nearest.
 
-    Rows are assigned by angle, but a query ranks buckets by what logits they may hold: the mean of its logits with
-    a bucket's rows, and their spread, ``<mean row, x> + 0.2 |x| * root mean square distance from the mean``.
+    Rows are assigned by angle, but a query ranks buckets by what logits they may hold: the mean of its
+    logits with a bucket's rows, and their spread, ``<mean row, x> + 0.2 |x| * root mean square distance
+    from the mean``.
 
     A rehash of dirty rows first moves each centroid to the mean of the rows that have its code, then
     assigns the dirty ones: one round of k-means that leaves the other rows where they are (mini-batch

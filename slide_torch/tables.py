@@ -265,10 +265,12 @@ class HashTables:
         self._since_rehash += advance
 
     def _begin_next_period(self) -> None:
+        every, growth = self.options.rehash_every, self.options.rehash_growth
+        assert every != "auto" and growth != "auto"
         if self.options.schedule == "drift":
-            self._period = float(self.options.rehash_every)
+            self._period = float(every)
         else:
-            self._period *= self.options.rehash_growth
+            self._period *= growth
 
     def _is_due(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether to rehash now that the period is over: under ``schedule="drift"`` only if the codes of
@@ -281,6 +283,7 @@ class HashTables:
         started = time.perf_counter()
         self.drift = (self._codes_of_probe(weight, bias) != before).float().mean().item()
         self.drift_checks += 1
+        assert self.options.rehash_every != "auto"
         self._period += self.options.rehash_every
         self.upkeep_seconds += time.perf_counter() - started
         return self.drift > self.options.drift

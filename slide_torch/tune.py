@@ -279,6 +279,7 @@ def tune(
                     tables, built, rehashed = build(setting, weight, bias, generator)
                 tables.options = setting
                 found = measure(tables, weight, bias, own, exact)
+                assert setting.rehash_every != "auto"
                 upkeep = rehashed * 1e6 / (setting.rehash_every * batch)
                 cost = found["us_query"] + upkeep
                 line = Measurement(

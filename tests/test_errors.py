@@ -153,8 +153,8 @@ def test_layer_arguments(arguments, message):
 
 
 INT_FIELDS = dict(
-    budget=-1, batch_budget=-1, tail=-1, K=0, L=255, bin_size=1, probes=0, rerank=-1, bucket_cap=0, rehash_every=0,
-    rebuild_every=-1,
+    budget=-1, batch_budget=-1, tail=-1, K=0, L=255, bin_size=1, probes=0, rerank=-1, bucket_cap=0,
+    rehash_every=0, rebuild_every=-1,
 )  # fmt: skip
 
 
