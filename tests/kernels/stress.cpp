@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/kernels/dispatch.h"
@@ -218,8 +219,8 @@ void hidden_layers(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     }
     offsets[u + 1] = static_cast<int64_t>(samples.size());
   }
-  const SampleProblem<T> s{weight.data(),    nullptr,        x.data(), rows.data(), offsets.data(),
-                           positions.data(), samples.data(), N,        d};
+  const SampleProblem<T> s{weight.data(),  nullptr, x.data(), rows.data(), offsets.data(), positions.data(),
+                           samples.data(), N,       d};
   compare("sample_weighted_rows", [&](int threads) {
     const int64_t chunks = 4;
     std::vector<T> sums(chunks * batch * d);
@@ -236,32 +237,73 @@ void hidden_layers(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   });
 }
 
+// Calls body(values, ids, range) for four ranges, each with heaps of `best` for every sample of its own.
+template <class T, class F>
+std::vector<T> ranged_heaps(int threads, int64_t batch, int64_t best, const F& body) {
+  const int64_t ranges = 4;
+  std::vector<T> values(ranges * batch * best, -std::numeric_limits<T>::infinity());
+  std::vector<int64_t> ids(values.size(), std::numeric_limits<int64_t>::max());
+  parallel(threads, ranges, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r)
+      body(Best<T>{values.data() + r * batch * best, ids.data() + r * batch * best, best}, r, ranges);
+  });
+  return values;
+}
+
 template <class T>
 void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   const RealKernels<T>& k = real_kernels<T>();
   const int64_t best = std::min<int64_t>(N, 7), panels = (batch + k.tile_columns - 1) / k.tile_columns;
   const auto weight = normal<T>(random, N * d), bias = normal<T>(random, N), x = normal<T>(random, batch * d);
-  std::vector<int32_t> rows(N);
-  for (int64_t i = 0; i < N; ++i) rows[i] = static_cast<int32_t>(N - 1 - i);
-  std::vector<int64_t> samples(batch);
-  for (int64_t b = 0; b < batch; ++b) samples[b] = batch - 1 - b;
   std::vector<T> packed(panels * k.tile_columns * d);
-  k.pack_samples(x.data(), samples.data(), batch, d, packed.data());
-  for (const int32_t* chosen : {static_cast<const int32_t*>(nullptr), static_cast<const int32_t*>(rows.data())}) {
-    const TopkProblem<T> s{weight.data(), bias.data(), chosen, x.data(), d};
-    compare("topk_rows", [&](int threads) {  // every range has heaps of its own
-      const int64_t ranges = 4;
-      std::vector<T> values(ranges * batch * best, -std::numeric_limits<T>::infinity());
-      std::vector<int64_t> ids(values.size(), std::numeric_limits<int64_t>::max());
-      parallel(threads, ranges, 1, [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; ++r)
-          k.topk_rows(s, packed.data(), samples.data(), batch,
-                      {values.data() + r * batch * best, ids.data() + r * batch * best, best}, N * r / ranges,
-                      N * (r + 1) / ranges);
+  k.pack_transposed(x.data(), batch, d, 0, panels, packed.data());
+  const TopkProblem<T> s{weight.data(), bias.data(), x.data(), d, batch};
+  compare("topk_rows", [&](int threads) {
+    return ranged_heaps<T>(threads, batch, best, [&](const Best<T>& heaps, int64_t r, int64_t ranges) {
+      k.topk_rows(s, packed.data(), heaps, N * r / ranges, N * (r + 1) / ranges);
+    });
+  });
+  std::vector<int32_t> ids(batch);
+  for (int64_t b = 0; b < batch; ++b) ids[b] = static_cast<int32_t>(batch - 1 - b);
+  compare("score_rows", [&](int threads) {  // every input for a row, as where buckets are searched
+    std::vector<T> scores(N * batch);
+    parallel(threads, N, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        k.score_rows(x.data(), nullptr, weight.data() + i * d, d, ids.data(), batch, scores.data() + i * batch);
+    });
+    return scores;
+  });
+  if constexpr (std::is_same_v<T, float>) {
+    const int64_t pairs = (d + 1) / 2, blocks = (N + kBlockRows - 1) / kBlockRows;
+    std::vector<int8_t> codes(blocks * pairs * 2 * kBlockRows);
+    for (int8_t& code : codes) code = static_cast<int8_t>(random() % 255) - 127;
+    const auto terms = normal<float>(random, blocks * 2 * kBlockRows);
+    std::vector<int32_t> inputs(batch * pairs), rows(N);
+    for (int32_t& input : inputs) input = static_cast<int32_t>(random() & 0x00ff00ff);
+    for (int64_t i = 0; i < N; ++i) rows[i] = static_cast<int32_t>(N - 1 - i);
+    std::vector<int64_t> samples(ids.begin(), ids.end());
+    const std::vector<float> scales(batch, 0.5F);
+    const CodedProblem coded{inputs.data(), scales.data(), pairs};
+    compare("topk_coded", [&](int threads) {
+      return ranged_heaps<float>(threads, batch, best, [&](const Best<float>& heaps, int64_t r, int64_t ranges) {
+        const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges;
+        const int64_t begin = first * kBlockRows, end = std::min(N, last * kBlockRows);
+        kernels().topk_coded(coded, codes.data() + first * pairs * 2 * kBlockRows,
+                             terms.data() + first * 2 * kBlockRows, rows.data() + begin, end - begin, samples.data(),
+                             batch, heaps);
       });
-      return values;
     });
   }
+  const int64_t width = d + 1, size = width * (width + 1) / 2;
+  compare("outer_sum", [&](int threads) {
+    const int64_t leaves = 4;
+    std::vector<T> sums(leaves * size);
+    parallel(threads, leaves, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        k.outer_sum(weight.data(), bias.data(), d, N * i / leaves, N * (i + 1) / leaves, sums.data() + i * size);
+    });
+    return sums;
+  });
 }
 
 void retrieval(std::mt19937& random, int64_t N) {
