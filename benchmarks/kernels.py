@@ -86,7 +86,9 @@ class Problem:
             LSHOptions(pattern="per_sample", budget=budget, tail=0, L=50)
         )
         self.sample = draw_active_set(self.sample_tables, self.input, self.labels)
-        self.shared = draw_active_set(self._tables(LSHOptions()), self.input, self.labels)
+        self.shared = draw_active_set(
+            self._tables(LSHOptions(family="simhash")), self.input, self.labels
+        )
         assert isinstance(self.sample, SampleActiveSets) and isinstance(
             self.shared, SharedActiveSet
         )
@@ -181,6 +183,33 @@ def retrieve(p: Problem) -> Case:
             options.budget, options.bucket_cap, 0,
         ),
         traffic,
+    )  # fmt: skip
+
+
+@case
+def best_in_buckets(p: Problem) -> Case:
+    tables = p._tables(LSHOptions())
+    options, codes = tables.options, tables.family.query_codes(p.input, tables.options.probes)
+    read = ops.best_in_buckets(
+        p.input,
+        p.weight,
+        p.bias,
+        codes,
+        tables.offsets,
+        tables.ids,
+        options.budget,
+        options.bucket_cap,
+        0,
+    )[2].item()
+    probed = codes.long().flatten().unique()
+    rows = tables.offsets[0].diff()[probed].clamp(max=options.bucket_cap).sum().item()
+    return Case(
+        lambda: ops.best_in_buckets(
+            p.input, p.weight, p.bias, codes, tables.offsets, tables.ids, options.budget,
+            options.bucket_cap, 0,
+        ),
+        {"row_read": 4 * p.width * rows},
+        2 * p.width * read,
     )  # fmt: skip
 
 

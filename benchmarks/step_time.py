@@ -119,6 +119,7 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
     else:
         options = {
             "lsh_shared": LSHOptions(),
+            "lsh_shared_simhash": LSHOptions(family="simhash"),
             "lsh_per_sample": LSHOptions(pattern="per_sample", budget=3840, tail=0),
             "lsh_dense_grad": LSHOptions(),
         }[name.removesuffix(NARROW)]
@@ -168,6 +169,11 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
         answer["memory_gb"] = memory_held()
         if name.startswith("lsh"):
             answer |= head.stats()
+            settled = head.tables.options
+            answer["schedule"] = {
+                name: getattr(settled, name)
+                for name in ("rehash_every", "rehash_growth", "rebuild_every")
+            }
         return answer
 
     def memory_held() -> dict[str, float]:
@@ -190,7 +196,7 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
     def upkeep() -> tuple[float, float]:
         """Milliseconds of a rehash after one whole period of steps, and of a rebuild."""
         head.rehash()
-        run(head.options.rehash_every)
+        run(head.tables.options.rehash_every)
         t0 = time.perf_counter()
         rows = head.tables.dirty.nonzero().flatten() if sparse else None
         head.tables.rehash(head.weight, head.bias, rows=rows)
@@ -215,6 +221,7 @@ CONTENDERS = (
     "lsh_per_sample",
     "lsh_per_sample_bf16_moments",
     "lsh_shared",
+    "lsh_shared_simhash",
     "lsh_shared_bf16_moments",
     "lsh_dense_grad",
 )
@@ -357,15 +364,13 @@ def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]
     held = turns[-1]["memory_gb"]
     result["memory_gb"] = held | {"other_at_peak": result["peak_gb"] - sum(held.values())}
     if name in upkeep:
-        from slide_torch import LSHOptions
-
-        options = LSHOptions().resolve(LABELS, HIDDEN)
+        schedule = turns[-1]["schedule"]
         result["rehash_ms"], result["rebuild_ms"] = upkeep[name]
-        rehashes = rehashes_within(UPKEEP_STEPS, options)
-        rebuilds = rehashes // options.rebuild_every
+        rehashes = rehashes_within(UPKEEP_STEPS, schedule)
+        rebuilds = rehashes // schedule["rebuild_every"]
         spent = (rehashes - rebuilds) * result["rehash_ms"] + rebuilds * result["rebuild_ms"]
         phases["upkeep"] = spent / UPKEEP_STEPS
-        result["upkeep_first_period"] = result["rehash_ms"] / options.rehash_every
+        result["upkeep_first_period"] = result["rehash_ms"] / schedule["rehash_every"]
         ms += phases["upkeep"]
         for key in ("active_per_sample", "union", "ids_read"):
             result[key] = median([turn[key] for turn in turns])
@@ -373,11 +378,11 @@ def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]
     return result
 
 
-def rehashes_within(steps: int, options) -> int:
+def rehashes_within(steps: int, schedule: dict[str, float]) -> int:
     """Rehashes that the schedule does in the first ``steps`` training steps."""
-    count, period, at = 0, float(options.rehash_every), 0.0
+    count, period, at = 0, float(schedule["rehash_every"]), 0.0
     while (at := at + math.ceil(period)) < steps:
-        count, period = count + 1, period * options.rehash_growth
+        count, period = count + 1, period * schedule["rehash_growth"]
     return count
 
 
