@@ -5,14 +5,23 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test bench figures examples lint format clean
+.PHONY: demo test test-programs test-library bench figures examples lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
 
+# Tests that start programs or compilers wait for these: they run beside the others.
+PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,benchmarks distributed examples sanitizers trainers))
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(MAKE) -j 2 test-programs test-library
+
+test-programs:
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PROGRAMS)
+
+test-library:
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAMS))
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
 BENCHMARKS := step_time kernels scaling retrieval prediction sampling hidden xmc_read
