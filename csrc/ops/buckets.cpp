@@ -134,13 +134,12 @@ std::tuple<Tensor, Tensor, Tensor> best_in_buckets(Tensor input, Tensor weight, 
             real_kernels<T>().score_rows(x, nullptr, w + id * d, d, samples, count, scores.data());
             for (int64_t j = 0; j < count; ++j) {
               const T score = scores[j] + (shift ? shift[id] : T(0));
-              best[worker].offer(samples[j],
-                                 {score == score ? score : -std::numeric_limits<T>::infinity(), id});
+              best[worker].offer(samples[j], {score == score ? score : -std::numeric_limits<T>::infinity(), id});
             }
           }
         }
     });
-  
+
     std::vector<std::vector<int32_t>> found(batch);
     parallel_for(0, batch, grain(64 * k * workers), [&](int64_t first, int64_t last) {
       std::vector<Scored<T>> all;
