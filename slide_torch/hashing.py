@@ -13,7 +13,7 @@ from . import ops
 from .options import LSHOptions
 
 # How much the spread of a bucket's logits, as against their mean, says for probing it: of 0.1, 0.2, 0.3 the
-# one that finds most of the top 10 in a hundredth of the rows on weights trained with k-means' candidates.
+# one that found most of the top 10 in a hundredth of the rows, in one trial that is not kept.
 _SPREAD_WEIGHT = 0.2
 _NOT_WORTH_PROBING = -1e9  # the spread of a bucket that holds nothing
 

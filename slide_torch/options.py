@@ -47,7 +47,7 @@ class LSHOptions:
             limit. ``"auto"``: 0 in an output layer; in a hidden layer the budget.
         tail: neurons drawn at random once a batch, on top of the budget. ``"auto"``: 1,024 (fewer where that
             would be over a quarter of the layer); 0 where k-means finds hard candidates for a shared set and
-            no correction asks for a tail: easy ones then slow the learning down.
+            no correction asks for a tail (in trials on places easy ones then did no good).
         tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
             replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
             decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
@@ -91,8 +91,10 @@ class LSHOptions:
             (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 16 for
             ``"kmeans"``.
         rerank: score this many of the candidates, those that collide most often (labels counted), exactly
-            and keep the ``budget`` best; 0 keeps the budget by collision counts. ``"auto"``: 0; for
-            ``"kmeans"``, whose candidates mostly collide once, 4,096 or four times the budget.
+            and keep the ``budget`` best; 0 keeps the budget by collision counts. With one table and the
+            shared pattern, where nothing collides twice, any other number scores all that the buckets hold.
+            ``"auto"``: 0; for ``"kmeans"``, whose candidates mostly collide once, 4,096 or four times the
+            budget.
         bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
             ``"auto"``: 8 times the mean bucket, at least 128.
         schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
