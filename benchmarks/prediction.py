@@ -37,8 +37,8 @@ from slide_torch.optim import Adam
 
 RECALLS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SWEPT = {
-    "LISTS_PER_ROOT": (0.5, 1, 2, 4),
-    "RADIUS_WEIGHT": (0.0, 0.1, 0.2, 0.4),
+    "LISTS_PER_ROOT": (1, 2, 4, 8),
+    "RADIUS_WEIGHTS": ((0.1,), (0.2,), (0.3,), (0.4,)),
     "ITERATIONS": (5, 10, 20),
     "SAMPLE_PER_LIST": (64, 256),
     "RESCORED_PER_K": (1, 2, 4),

@@ -284,7 +284,13 @@ class LSHLinear(nn.Linear):
                     "not known to hold any more: call it again, or predict(..., exact=True)"
                 )
             values, indices = calibration.partition.topk(
-                flat, weight, bias, k, calibration.probes, calibration.rescored
+                flat,
+                weight,
+                bias,
+                k,
+                calibration.probes,
+                calibration.radius_weight,
+                calibration.rescored,
             )
         return values.view(shape), indices.view(shape)
 

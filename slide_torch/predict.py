@@ -6,15 +6,19 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
 
-# Chosen in trials on trained weights of the quickstart; no sweep of them is kept.
-LISTS_PER_ROOT = 2  # lists: this times the square root of the number of rows
-SAMPLE_PER_LIST = 256  # rows that k-means learns from, at most
+# benchmarks/prediction.py --sweep tries them on trained weights of the quickstart.
+LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
+SAMPLE_PER_LIST = 64  # rows that k-means learns from, at most
 ITERATIONS = 10
-RADIUS_WEIGHT = 0.1  # how much a list's spread, as against its mean row, says for probing it
+# How much a list's spread, as against its mean row, may say for probing it: calibration takes the best.
+# Too small a weight hides the few long rows of a wide list behind lists of long rows: what is best differs by
+# the weights' history, and reading three times the rows is the price of a wrong one.
+RADIUS_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 RESCORED_PER_K = 2  # rows scored exactly to find k, at first
 _ROWS_AT_ONCE = 65536
 _INPUTS_AT_ONCE = 4096
@@ -22,10 +26,10 @@ _INPUTS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class RowPartition:
-    """Rows of a weight matrix in lists of neighbours (an inverted file), by k-means.
+    """Rows of a weight matrix in lists of like direction (an inverted file), by spherical k-means.
 
     A list is worth probing for an input x where the score of its mean row, and the spread of its rows,
-    are large: ``<mean row, x> + mean bias + 0.1 |(x, 1)| radius``.
+    are large: ``<mean row, x> + mean bias + radius_weight |(x, 1)| radius``.
 
     Rows are first scored by int8 codes, a fourth of the bytes, list by list; the best of them exactly, where
     they stand. Memory: d + 12 bytes a row (and blocks of 16 rows begin with a list), d + 4 numbers a list.
@@ -62,7 +66,7 @@ class RowPartition:
         sample = torch.randperm(neurons, generator=generator)[:count]
         points = weight[sample]
         shift = None if bias is None else bias[sample]
-        centers = _with_bias(points[:lists], None if shift is None else shift[:lists])
+        centers = F.normalize(_with_bias(points[:lists], None if shift is None else shift[:lists]))
         if not bool(torch.isfinite(weight.sum(1) if bias is None else weight.sum(1) + bias).all()):
             raise ValueError(
                 "LSHLinear.calibrate: weight: expected finite rows, got NaN or Inf: restore the weights"
@@ -71,7 +75,7 @@ class RowPartition:
             offsets, rows = _lists_of(_nearest(points, shift, centers), lists)
             fresh, _ = ops.list_centers(points, shift, offsets, rows)
             # a center without rows stays where it is
-            centers = torch.where(offsets.diff().unsqueeze(1) > 0, fresh, centers)
+            centers = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(fresh), centers)
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
         centers, radius = ops.list_centers(weight, bias, offsets, rows)
@@ -89,24 +93,33 @@ class RowPartition:
     def lists(self) -> int:
         return self.center_bias.shape[0]
 
-    def probes(self, input: Tensor, count: int) -> Tensor:
+    def probes(self, input: Tensor, count: int, radius_weight: float) -> Tensor:
         """The best ``count`` lists of each input (B, d), best first: int64 (B, count)."""
         length = input.square().sum(1, keepdim=True).add_(1).sqrt_()
-        query = torch.cat([input, length.mul_(RADIUS_WEIGHT)], 1)
+        query = torch.cat([input, length.mul_(radius_weight)], 1)
         return ops.topk_linear(query, self.centers, self.center_bias, count)[1]
 
     def lists_holding(self, k: int) -> int:
         """How many lists hold k rows, whichever they are."""
         return int(torch.searchsorted(self.rows_in_smallest, k)) + 1
 
-    def ranks(self, input: Tensor, rows: Tensor) -> Tensor:
-        """Places among each input's probes, from 0, of the lists that hold ``rows`` (B, k)."""
-        order = self.probes(input, self.lists)
-        place = torch.empty_like(order)
-        place.scatter_(1, order, torch.arange(self.lists).expand_as(order))
+    def held(self, input: Tensor, rows: Tensor, radius_weight: float) -> tuple[Tensor, Tensor]:
+        """What probing so many lists, from 1 on, means for ``input`` (n, d): of its ``rows`` (n, k) the share
+        that they hold, and the number of rows that they have, in the mean. Both float64 (lists)."""
+        sizes, count = self.offsets.diff(), input.shape[0]
         list_of = torch.empty_like(self.rows, dtype=torch.int64)
-        list_of[self.rows.long()] = torch.arange(self.lists).repeat_interleave(self.offsets.diff())
-        return place.gather(1, list_of[rows])
+        list_of[self.rows.long()] = torch.arange(self.lists).repeat_interleave(sizes)
+        found = torch.zeros(self.lists, dtype=torch.int64)
+        read = torch.zeros(self.lists, dtype=torch.int64)
+        for some, own in zip(
+            input.split(_INPUTS_AT_ONCE), rows.split(_INPUTS_AT_ONCE), strict=True
+        ):
+            order = self.probes(some, self.lists, radius_weight)
+            place = torch.empty_like(order)
+            place.scatter_(1, order, torch.arange(self.lists).expand_as(order))
+            found += torch.bincount(place.gather(1, list_of[own]).flatten(), minlength=self.lists)
+            read += sizes[order].sum(0)
+        return found.cumsum(0) / rows.numel(), read.cumsum(0) / count
 
     def topk(
         self,
@@ -115,6 +128,7 @@ class RowPartition:
         bias: Tensor | None,
         k: int,
         probes: int,
+        radius_weight: float,
         rescored: int,
     ) -> tuple[Tensor, Tensor]:
         """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
@@ -134,7 +148,7 @@ class RowPartition:
                 max(k, rescored),
             )
 
-        probed = self.probes(input, probes)
+        probed = self.probes(input, probes, radius_weight)
         if probes >= self.lists_holding(k):
             return search(input, probed)
         short = self.offsets.diff()[probed].sum(1) < k
@@ -144,7 +158,7 @@ class RowPartition:
         indices = torch.empty((input.shape[0], k), dtype=torch.int64)
         values[~short], indices[~short] = search(input[~short], probed[~short])
         some = input[short]
-        found = search(some, self.probes(some, self.lists_holding(k)))
+        found = search(some, self.probes(some, self.lists_holding(k), radius_weight))
         values[short], indices[short] = found
         return values, indices
 
@@ -159,6 +173,7 @@ class Calibration:
     Attributes:
         partition: the lists.
         probes: how many of them each input looks into.
+        radius_weight: how much a list's spread says for looking into it.
         rescored: how many of the best by their codes are scored exactly.
         recall: share of the exact top k found so on the inputs of the calibration.
         state: address and version of weight and bias when it was made.
@@ -166,6 +181,7 @@ class Calibration:
 
     partition: RowPartition
     probes: int
+    radius_weight: float
     rescored: int
     recall: float
     state: tuple[int, ...]
@@ -186,35 +202,40 @@ def calibrate(
     partition: RowPartition,
     state: tuple[int, ...],
 ) -> Calibration:
-    """The fewest probes that find the share ``recall`` of the exact top k of ``input`` (n, d).
+    """The probes that find the share ``recall`` of the exact top k of ``input`` (n, d), at the weight of the
+    spread with which they have the fewest rows.
 
     How many lists hold that share is counted, without a search. What the int8 codes lose on the way is
     measured by searches: as many rows are rescored as make it at most a tenth of what recall may miss.
     """
     _, best = ops.topk_linear(input, weight, bias, k)
-    blocks = zip(input.split(_INPUTS_AT_ONCE), best.split(_INPUTS_AT_ONCE), strict=True)
-    ranks = torch.cat([partition.ranks(x, rows) for x, rows in blocks])
-    held = torch.bincount(ranks.flatten(), minlength=partition.lists).cumsum(0) / ranks.numel()
 
-    def fewest(share: float) -> int:
+    def fewest(held: Tensor, share: float) -> int:
         # the division rounds: a share that is the target exactly must not be missed by half a unit
         return min(int((held < share - 1e-6).sum()) + 1, partition.lists)
+
+    def rows_read(of: tuple[Tensor, Tensor]) -> float:
+        return of[1][fewest(of[0], recall) - 1].item()
+
+    choices = {w: partition.held(input, best, w) for w in RADIUS_WEIGHTS}
+    radius_weight = min(choices, key=lambda w: rows_read(choices[w]))
+    held, _ = choices[radius_weight]
 
     def found(probes: int, rescored: int) -> float:
         hits = 0
         for x, rows in zip(input.split(_INPUTS_AT_ONCE), best.split(_INPUTS_AT_ONCE), strict=True):
-            mine = partition.topk(x, weight, bias, k, probes, rescored)[1]
+            mine = partition.topk(x, weight, bias, k, probes, radius_weight, rescored)[1]
             hits += int((mine.unsqueeze(2) == rows.unsqueeze(1)).sum())
         return hits / best.numel()
 
-    probes, rescored = fewest(recall), min(RESCORED_PER_K * k, weight.shape[0])
+    probes, rescored = fewest(held, recall), min(RESCORED_PER_K * k, weight.shape[0])
     while (measured := found(probes, rescored)) < recall - 1e-6:
         lost = held[probes - 1].item() - measured
         if lost > (1 - recall) / 10 and rescored < weight.shape[0]:
             rescored = min(2 * rescored, weight.shape[0])
         else:
-            probes = min(max(probes + 1, fewest(recall + lost)), partition.lists)
-    return Calibration(partition, probes, rescored, measured, state)
+            probes = min(max(probes + 1, fewest(held, recall + lost)), partition.lists)
+    return Calibration(partition, probes, radius_weight, rescored, measured, state)
 
 
 def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -222,13 +243,12 @@ def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _nearest(points: Tensor, bias: Tensor | None, centers: Tensor) -> Tensor:
-    """Index of the nearest center of each point, int64 (n)."""
-    offset = centers.square().sum(1).mul_(-0.5)
+    """Index of the center, of length 1, at the smallest angle to each point, int64 (n)."""
     found = []
     for begin in range(0, points.shape[0], _ROWS_AT_ONCE):
         part = slice(begin, begin + _ROWS_AT_ONCE)
         block = _with_bias(points[part], None if bias is None else bias[part])
-        found.append(ops.topk_linear(block, centers, offset, 1)[1].flatten())
+        found.append(ops.topk_linear(block, centers, None, 1)[1].flatten())
     return torch.cat(found)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from slide_torch import LSHLinear, ops
-from slide_torch.predict import RowPartition
+from slide_torch.predict import RADIUS_WEIGHTS, RowPartition
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -159,9 +159,37 @@ def test_recall_asked_for_is_reached(recall, bias):
     if recall < 1:  # far from all rows are looked at
         assert calibration.probes < calibration.partition.lists / 4
     partition, probes, rescored = calibration.partition, calibration.probes, calibration.rescored
+    spread = calibration.radius_weight
     if probes > partition.lists_holding(10):  # and no fewer lists would do, but for what codes lose
-        _, fewer = partition.topk(x, layer.weight, layer.bias, 10, probes - 1, rescored)
+        _, fewer = partition.topk(x, layer.weight, layer.bias, 10, probes - 1, spread, rescored)
         assert share_found(fewer, exact[1]) < recall + (1 - recall) / 10
+
+
+def test_calibration_finds_how_much_a_spread_must_say():
+    """Most rows are short and alike; the few long ones among them are the best, and their list's mean hides them."""
+    torch.manual_seed(3)
+    N, d = 4000, 16
+    direction = F.normalize(torch.randn(1, d))
+    weight = direction * 2 + torch.randn(N, d) * 0.3
+    long = torch.arange(0, N, 8)
+    weight[long] += torch.randn(len(long), d) * 2.5
+    layer = LSHLinear(d, N)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.zero_()
+    x = weight[long[torch.randperm(len(long))[:200]]] - direction * 2
+    measured = layer.calibrate(x, 10, 0.9)
+    calibration = layer.calibration
+    assert measured >= 0.9 - 1e-6
+    best = layer.predict(x, 10)[1]
+
+    def rows_read(spread):
+        held, read = calibration.partition.held(x, best, spread)
+        return read[int((held < 0.9 - 1e-6).sum())].item()
+
+    own = rows_read(calibration.radius_weight)
+    assert own == min(rows_read(spread) for spread in RADIUS_WEIGHTS)
+    assert own < rows_read(0.0)
 
 
 def test_other_inputs_get_about_the_recall():
@@ -421,7 +449,7 @@ def test_few_rescored_rows_find_nearly_all():
     layer.calibrate(x, 10, 1.0)
     partition = layer.calibration.partition
     exact = layer.predict(x, 10)[1]
-    _, found = partition.topk(x, layer.weight, layer.bias, 10, partition.lists, 20)
+    _, found = partition.topk(x, layer.weight, layer.bias, 10, partition.lists, 0.2, 20)
     assert share_found(found, exact) > 0.99
 
 
