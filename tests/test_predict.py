@@ -166,7 +166,7 @@ def test_recall_asked_for_is_reached(recall, bias):
 
 
 def test_calibration_finds_how_much_a_spread_must_say():
-    """Most rows are short and alike; the few long ones among them are the best, and their list's mean hides them."""
+    """Most rows are short and alike; a list's mean hides the few long ones among them, which are the best."""
     torch.manual_seed(3)
     N, d = 4000, 16
     direction = F.normalize(torch.randn(1, d))
