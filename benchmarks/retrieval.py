@@ -112,7 +112,7 @@ def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
                 for probes in (2, 4, 8, 16, 32, 64):
                     if (K, probes) != (auto.K, auto.probes):
                         yield LSHOptions(family=family, K=K, probes=probes, **common)
-            yield LSHOptions(family=family, augment_norms=False, **common)
+            yield LSHOptions(family=family, augment_norms=True, **common)
             yield LSHOptions(family=family, center=False, **common)
             continue
         common["L"] = args.tables

@@ -77,8 +77,8 @@ class LSHOptions:
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
             inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
-            norms; longer rows get 0. Not for ``"minhash"``. ``"auto"``: only for ``"kmeans"``. (There is no
-            option to normalise rows: no family's code depends on a vector's length.)
+            norms; longer rows get 0. Not for ``"minhash"``. (No option normalises rows: no family's code
+            depends on a vector's length.)
         K: hashes per table. A SimHash is one bit, a DWTA or MinHash hash log2(``bin_size``) bits, a
             cross-polytope hash one more; ``"kmeans"`` has 2^K centroids a table. A table's code may have at
             most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
@@ -124,7 +124,7 @@ class LSHOptions:
     )
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
     center: bool = True
-    augment_norms: bool | Literal["auto"] = "auto"
+    augment_norms: bool = False
     K: int | Literal["auto"] = "auto"
     L: int | Literal["auto"] = "auto"
     bin_size: int = 8
@@ -164,9 +164,9 @@ class LSHOptions:
             raise ValueError(f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}")
         if not isinstance(self.center, bool):
             raise ValueError(f"LSHOptions: center: expected a bool, got {self.center!r}")
-        if not isinstance(self.augment_norms, bool) and self.augment_norms != "auto":
+        if not isinstance(self.augment_norms, bool):
             raise ValueError(
-                f"LSHOptions: augment_norms: expected a bool or 'auto', got {self.augment_norms!r}"
+                f"LSHOptions: augment_norms: expected a bool, got {self.augment_norms!r}"
             )
         growth = self.rehash_growth
         if growth != "auto" and not (isinstance(growth, (int, float)) and 1 <= growth <= 100):
@@ -224,7 +224,7 @@ class LSHOptions:
                     "LSHOptions: probes: a MinHash tells nothing about which buckets it missed by "
                     f"least: expected 1 with family='minhash', got {self.probes}"
                 )
-            if self.augment_norms is True:
+            if self.augment_norms:
                 raise ValueError(
                     "LSHOptions: augment_norms: a MinHash sees only which coordinates are positive: "
                     "expected False with family='minhash', got True"
@@ -321,8 +321,6 @@ class LSHOptions:
         if self.rehash_growth == "auto":
             chosen["rehash_growth"] = 1.02 if kmeans else 1.1
         budget = chosen.get("budget", self.budget)
-        if self.augment_norms == "auto":
-            chosen["augment_norms"] = kmeans
         if self.L == "auto":
             chosen["L"] = 1 if kmeans else 50
         tables = chosen.get("L", self.L)

@@ -323,14 +323,14 @@ def _ladders(
     )
     free["family"] = family
     # resolved with all that depends on the family left to it
-    auto = dataclasses.replace(base, augment_norms="auto", **free).resolve(neurons, features)
+    auto = dataclasses.replace(base, augment_norms=False, **free).resolve(neurons, features)
     assert isinstance(auto.K, int) and isinstance(auto.L, int) and isinstance(auto.budget, int)
     kmeans = family == "kmeans"
     rerank = max(4096, 4 * auto.budget)
     variants: list[dict[str, Any]] = [{}]
     if kmeans:
-        variants += [{"K": auto.K + 1}, {"K": auto.K - 1}, {"augment_norms": False}]
-    elif family != "minhash":
+        variants += [{"K": auto.K + 1}, {"K": auto.K - 1}]
+    if family != "minhash":
         variants += [{"augment_norms": True}]
     most = 1 if family == "minhash" else MAX_TABLES // auto.L
     for variant in variants:

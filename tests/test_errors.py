@@ -171,7 +171,7 @@ INT_FIELDS = dict(
         ("family", "faiss", "family: expected one of .*'dwta'"),
         ("projection", "dense", "projection: expected one of .*'gaussian'"),
         ("center", 1, "center: expected a bool, got 1"),
-        ("augment_norms", 1, "augment_norms: expected a bool or 'auto', got 1"),
+        ("augment_norms", 1, "augment_norms: expected a bool, got 1"),
         ("schedule", "fixed", "schedule: expected one of .*'drift'"),
         ("drift", 1.5, "drift: expected a number from 0 to 1, got 1.5"),
         ("drift", True, "drift: expected a number from 0 to 1, got True"),

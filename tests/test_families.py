@@ -464,7 +464,7 @@ def test_rerank_puts_nan_last_and_refuses_bad_input():
         (dict(family="cross_polytope", K=7), "28 bits, more than 24: expected K of at most 6"),
         (dict(rerank=-1), "rerank: expected an int of at least 0"),
         (dict(budget=100, rerank=99), "rerank: expected 0 or at least the budget, 100, got 99"),
-        (dict(augment_norms=1.5), "augment_norms: expected a bool or 'auto'"),
+        (dict(augment_norms=1.5), "augment_norms: expected a bool"),
     ],
 )
 def test_options_are_checked(options, message):
@@ -474,7 +474,7 @@ def test_options_are_checked(options, message):
 
 def test_auto_options_of_kmeans():
     options = LSHOptions(family="kmeans").resolve(234_908, 128)
-    assert (options.K, options.L, options.probes, options.augment_norms) == (10, 1, 16, True)
+    assert (options.K, options.L, options.probes, options.augment_norms) == (10, 1, 16, False)
     assert options.rerank >= 4 * options.budget and options.rehash_every == 25
     assert (options.budget, options.tail) == (10, 0)
     assert LSHOptions().resolve(234_908, 128) == options
