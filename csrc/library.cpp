@@ -23,9 +23,6 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "nearest_centroids(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
       "float? norm_bound=None, int probes=1) -> Tensor");
-  m.def(
-      "nearest_neighbours(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
-      "float? norm_bound, Tensor present, Tensor neighbours) -> Tensor");
   m.def("hashed_rows(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, float? norm_bound) -> Tensor");
   m.def("group_means(Tensor values, Tensor groups, int count) -> (Tensor means, Tensor counts)");
   m.def("mean_row(Tensor weight, Tensor? bias, int most) -> Tensor");

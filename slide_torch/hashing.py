@@ -17,9 +17,6 @@ from .options import LSHOptions
 _SPREAD_WEIGHT = 0.2
 _NOT_WORTH_PROBING = -1e9  # the spread of a bucket that holds nothing
 
-# Centroids among which a row that has one looks for its next: rows move little between two rehashes.
-_NEIGHBOURS = 64
-
 _SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
 
 
@@ -141,19 +138,10 @@ class HashFamily(nn.Module, abc.ABC):
         """
         bias = None if bias is None else bias.detach()
         center = None if self.center is None else self.center.to(weight.dtype)
-        return self._codes(weight.detach(), bias, rows, center, self._bound())
-
-    def _bound(self) -> float | None:
-        """What norms are brought up to, if they are."""
-        if not self.augment_norms:
-            return None
-        return 1.0 if self.norm_bound is None else float(self.norm_bound)
-
-    def fresh_codes(
-        self, weight: Tensor, bias: Tensor | None, rows: Tensor | None, codes: Tensor
-    ) -> Tensor:
-        """:meth:`row_codes` of rows that had ``codes`` (L, N), which a family may use to look less far."""
-        return self.row_codes(weight, bias, rows)
+        norm_bound = None
+        if self.augment_norms:
+            norm_bound = 1.0 if self.norm_bound is None else float(self.norm_bound)
+        return self._codes(weight.detach(), bias, rows, center, norm_bound)
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         """Codes of inputs: a 1 is appended where rows append their bias.
@@ -464,32 +452,6 @@ class KMeans(HashFamily):
         length = query.square().sum(1, keepdim=True).sqrt_()
         query = torch.cat([query, length.mul_(_SPREAD_WEIGHT)], 1)
         return ops.nearest_centroids(query, None, None, None, self.buckets, None, probes)
-
-    @torch.no_grad()
-    def fresh_codes(
-        self, weight: Tensor, bias: Tensor | None, rows: Tensor | None, codes: Tensor
-    ) -> Tensor:
-        """The best of the centroids nearest to the one that a row has."""
-        if 1 << self.K < 4 * _NEIGHBOURS:  # looking at all costs hardly more
-            return self.row_codes(weight, bias, rows)
-        # in rising order, so that of equally near ones the first wins, as where all are looked at
-        near = [
-            ops.nearest_centroids(own, None, None, None, own[None], None, _NEIGHBOURS)
-            for own in self.centroids.float()
-        ]
-        neighbours = torch.stack(near).long().transpose(1, 2).sort(2).values.contiguous()
-        present = (codes if rows is None else codes[:, rows]).long()
-        fresh = ops.nearest_neighbours(
-            weight.detach(),
-            None if bias is None else bias.detach(),
-            rows,
-            None if self.center is None else self.center.to(weight.dtype),
-            self.centroids.float(),
-            self._bound(),
-            present,
-            neighbours,
-        )
-        return fresh.to(codes.dtype)
 
     def _picked(self, weight: Tensor) -> Tensor:
         """Rows, up to ``points`` for each centroid, that stand for all."""

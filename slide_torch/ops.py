@@ -121,23 +121,6 @@ def nearest_centroids(
     return _ops.nearest_centroids(input, bias, rows, center, centroids, norm_bound, probes)
 
 
-def nearest_neighbours(
-    input: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    center: Tensor | None,
-    centroids: Tensor,
-    norm_bound: float | None,
-    present: Tensor,
-    neighbours: Tensor,
-) -> Tensor:
-    """As :func:`nearest_centroids`, int32 (L, n), but among the ``neighbours`` int64 (L, 2^bits, m) of the
-    centroid that a row has at ``present`` int64 (L, n)."""
-    return _ops.nearest_neighbours(
-        input, bias, rows, center, centroids, norm_bound, present, neighbours
-    )
-
-
 def hashed_rows(
     input: Tensor,
     bias: Tensor | None,
@@ -246,20 +229,6 @@ def _(
 ) -> Any:
     tables, size, _ = centroids.shape
     return _fake_codes(input, rows, size.bit_length() - 1, tables, probes)
-
-
-@_fake("slide_torch::nearest_neighbours")
-def _(
-    input: Any,
-    bias: Any,
-    rows: Any,
-    center: Any,
-    centroids: Any,
-    norm_bound: Any,
-    present: Any,
-    neighbours: Any,
-) -> Any:
-    return present.new_empty(present.shape, dtype=torch.int32)
 
 
 @_fake("slide_torch::hashed_rows")

@@ -192,21 +192,16 @@ class HashTables:
         started = time.perf_counter()
         before = dict(self.family.named_buffers())
         try:
-            if self.codes is None:
+            if rows is None or self.codes is None:
                 self.family.adapt(weight, bias)
                 codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
-            elif rows is None:
-                self.family.adapt(weight, bias)
-                codes = _finite(self.family.fresh_codes(weight, bias, None, self.codes), None)
-                dirty = None
             else:
                 assert self.dirty is not None
                 self.family.follow(weight, bias, self.codes)
                 if rows.shape[0] > _MOST * self.out_features:
-                    codes = _finite(self.family.fresh_codes(weight, bias, None, self.codes), None)
-                    dirty = None
+                    codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
                 else:
-                    fresh = _finite(self.family.fresh_codes(weight, bias, rows, self.codes), rows)
+                    fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
                     codes, dirty = self.codes, self.dirty.index_fill(0, rows, False)
         except ValueError:
             for name, value in before.items():

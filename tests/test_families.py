@@ -319,43 +319,6 @@ def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
     assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kmeans_among_all_neighbours_is_exact(dtype):
-    rows, center = torch.randn(300, 9, dtype=dtype), torch.randn(10, dtype=dtype)
-    bias, picked = torch.randn(300, dtype=dtype), torch.randperm(300)[:211]
-    centroids, present = torch.randn(2, 16, 11), torch.randint(16, (2, 211))
-    everyone = torch.arange(16).expand(2, 16, 16).contiguous()
-    of = (rows, bias, picked, center, centroids, 4.0)
-    exact, threads = ops.nearest_centroids(*of), torch.get_num_threads()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        found = ops.nearest_neighbours(*of, present, everyone)
-        torch.set_num_threads(threads)
-        assert torch.equal(found, exact.int())
-    with pytest.raises(RuntimeError, match="present"):
-        ops.nearest_neighbours(*of, present + 16, everyone)
-
-
-@pytest.mark.parametrize("all_rows", [False, True])
-def test_kmeans_rehash_among_neighbours_loses_little(all_rows):
-    """Of rows that have moved by a third of their length nearly all find the nearest of all centroids."""
-    torch.manual_seed(0)
-    kinds = torch.randn(400, 32)
-    w = kinds[torch.randint(400, (20_000,))] + 0.7 * torch.randn(20_000, 32)
-    options = LSHOptions(family="kmeans", K=8, rebuild_every=0)
-    tables = HashTables(options, 20_000, 32, has_bias=False)
-    tables.rebuild(w, None)
-    dirty = torch.arange(0, 20_000, 3)
-    w[dirty] += 0.33 * torch.randn(len(dirty), 32)
-    tables.rehash(w, None, rows=None if all_rows else dirty)
-    family = tables.family
-    exact, found = family.row_codes(w, None, dirty)[0].long(), tables.codes[0, dirty].long()
-    assert (found == exact).float().mean() > 0.98
-    rows = F.normalize(ops.hashed_rows(w, None, dirty, family.center, None), dim=1)
-    best, own = ((rows * family.centroids[0, code]).sum(1) for code in (exact, found))
-    assert (best - own).mean() < 0.002
-
-
 def test_kmeans_rebuilds_from_its_old_centroids():
     """One round from where it was is better than one from random rows."""
     rows, _ = clouds(32, 60)

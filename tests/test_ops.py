@@ -251,13 +251,6 @@ SAMPLES = {
     "minhash": lambda: hash_samples(winners),
     "cross_polytope": lambda: probing(polytope),
     "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
-    "nearest_neighbours": lambda: [
-        (
-            *(randn(N, D, dtype=t), None, torch.tensor([3, 0]), None, randn(L, 8, D), None),
-            *(torch.ones(L, 2, dtype=torch.int64), torch.arange(4).expand(L, 8, 4).contiguous()),
-        )
-        for t in DTYPES
-    ],
     "hashed_rows": lambda: [
         (randn(N, D), None, None, None, None),
         (randn(N, D), randn(N), torch.tensor([3, 0]), randn(D + 1), 2.0),

@@ -193,77 +193,6 @@ Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional
   });
 }
 
-namespace {
-
-// The rows of each present code, CSR: places in `rows`, and which rows these are.
-struct RowsOfCodes {
-  std::vector<int64_t> start, place, row;
-};
-
-template <class T>
-RowsOfCodes rows_of_codes(const char* op, const HashInput<T>& in, int64_t count, const int64_t* present, int64_t size) {
-  RowsOfCodes sorted{std::vector<int64_t>(size + 1), std::vector<int64_t>(count), std::vector<int64_t>(count)};
-  for (int64_t i = 0; i < count; ++i) {
-    check(present[i] >= 0 && present[i] < size, op, "present: expected values in [0, ", size, "), got ", present[i]);
-    ++sorted.start[present[i] + 1];
-  }
-  for (int64_t c = 0; c < size; ++c) sorted.start[c + 1] += sorted.start[c];
-  std::vector<int64_t> next(sorted.start.begin(), sorted.start.end() - 1);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = next[present[i]]++;
-    sorted.place[at] = i;
-    sorted.row[at] = in.rows ? in.rows[i] : i;
-  }
-  return sorted;
-}
-
-}  // namespace
-
-// As nearest_centroids, but a row looks only at `neighbours` (L, 2^bits, m) of its `present` (L, n) centroid. Rows of
-// one present centroid share a panel, and its neighbours are gathered once for all of them.
-Tensor nearest_neighbours(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
-                          std::optional<Tensor> center, Tensor centroids, std::optional<double> norm_bound,
-                          Tensor present, Tensor neighbours) {
-  constexpr const char* op = "nearest_neighbours";
-  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
-    const int64_t width = in.width();
-    check_tensor(op, "centroids", centroids, ScalarType::Float, {-1, -1, width});
-    const int64_t tables = centroids.size(0), size = centroids.size(1);
-    check_tensor(op, "present", present, ScalarType::Long, {tables, count});
-    check_tensor(op, "neighbours", neighbours, ScalarType::Long, {tables, size, -1});
-    const int64_t near = neighbours.size(2);
-    check(near >= 1, op, "neighbours: expected at least 1 of each centroid");
-    check_range(op, "neighbours", data<int64_t>(neighbours), neighbours.numel(), size);
-    const auto& k = real_kernels<T>();
-    Tensor codes = empty({tables, count}, ScalarType::Int);
-    std::vector<int32_t> nearest(count);
-    for (int64_t table = 0; table < tables; ++table) {
-      const RowsOfCodes sorted = rows_of_codes<T>(op, in, count, data<int64_t>(present) + table * count, size);
-      HashInput<T> ordered = in;
-      ordered.rows = sorted.row.data();
-      const float* all = data<float>(centroids) + table * size * width;
-      int32_t* code = mutable_data<int32_t>(codes) + table * count;
-      parallel_for(0, size, grain((count / size + 1) * near * width), [&](int64_t first, int64_t last) {
-        std::vector<T> scratch(width * k.tile_columns), some(near * width);
-        for (int64_t c = first; c < last; ++c) {
-          const int64_t begin = sorted.start[c], end = sorted.start[c + 1];
-          if (begin == end) continue;
-          const int64_t* list = data<int64_t>(neighbours) + (table * size + c) * near;
-          for (int64_t i = 0; i < near; ++i)
-            std::copy(all + list[i] * width, all + (list[i] + 1) * width, some.data() + i * width);
-          k.hash32.nearest_centroids(ordered, {some.data(), near}, {nearest.data(), count, 1, 1, 1}, begin, end,
-                                     scratch.data());
-          for (int64_t e = begin; e < end; ++e)
-            code[sorted.place[e]] = nearest[e] < 0 ? -1 : static_cast<int32_t>(list[nearest[e]]);
-        }
-      });
-    }
-    return codes;
-  });
-}
-
 // What the families hash of each row, as a matrix (n, width): bias appended, center subtracted, norm augmented.
 Tensor hashed_rows(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
                    std::optional<double> norm_bound) {
@@ -358,7 +287,6 @@ STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("minhash", TORCH_BOX(&minhash));
   m.impl("cross_polytope", TORCH_BOX(&cross_polytope));
   m.impl("nearest_centroids", TORCH_BOX(&nearest_centroids));
-  m.impl("nearest_neighbours", TORCH_BOX(&nearest_neighbours));
   m.impl("hashed_rows", TORCH_BOX(&hashed_rows));
   m.impl("group_means", TORCH_BOX(&group_means));
 }
