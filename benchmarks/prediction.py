@@ -266,14 +266,12 @@ def sweep(args) -> list[dict]:
     names, _ = hidden_of(model, data.validation, args.queries, args.seed)
     ours, queries = names.chunk(2)
     best = head.predict(queries, args.k)[1]
-    tried: list[tuple[str, float]] = []
     settings, results = [], []
     for name, values in SWEPT.items():
         default = getattr(constants, name)
         for value in values:
-            if value == default and tried:
+            if value == default and any(r["default"] for r in results):
                 continue  # the defaults once
-            tried.append((name, value))
             setattr(constants, name, value)
             head.calibration = None
             started = time.perf_counter()

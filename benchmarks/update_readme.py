@@ -92,9 +92,8 @@ def scaling() -> str:
 
 def prediction() -> str:
     record = json.loads((RESULTS / "prediction.json").read_text())
-    shown = [
-        c for c in record["contenders"] if c["recall"] >= 0.5
-    ]  # rivals find less at some settings
+    # rivals find less at some settings
+    shown = [c for c in record["contenders"] if c["recall"] >= 0.5]
     table = markdown(
         ["contender", "setting", "recall@10", "queries/s, batch 1", "queries/s, batch 256"],
         [
