@@ -47,11 +47,6 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "rerank(Tensor offsets, Tensor active, Tensor label_offsets, Tensor label_positions, Tensor tail, Tensor input, "
       "Tensor weight, Tensor? bias, int budget) -> (Tensor offsets, Tensor active, Tensor tail_starts)");
 
-  // buckets.cpp
-  m.def(
-      "best_in_buckets(Tensor input, Tensor weight, Tensor? bias, Tensor codes, Tensor table_offsets, Tensor table_ids, "
-      "int k, int bucket_cap, int seed) -> (Tensor offsets, Tensor ids, Tensor ids_read)");
-
   // kernel_tree.cpp
   m.def("kernel_sums(Tensor weight, Tensor? bias, int leaves) -> Tensor");
   m.def(
@@ -143,10 +138,14 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // predict.cpp
   m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
   m.def(
-      "code_lists(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) -> (Tensor codes, Tensor terms)");
+      "code_lists(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
+      "-> (Tensor codes, Tensor terms, Tensor places)");
+  m.def(
+      "recode_rows_(Tensor(a!) codes, Tensor(b!) terms, Tensor places, Tensor weight, Tensor? bias, Tensor rows) "
+      "-> ()");
   m.def(
       "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor codes, "
-      "Tensor terms, Tensor probes, int k, int rescored) -> (Tensor values, Tensor indices)");
+      "Tensor terms, Tensor probes, int k, int rescored, int list_cap, int seed) -> (Tensor values, Tensor indices)");
   m.def(
       "list_centers(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
       "-> (Tensor centers, Tensor radius)");

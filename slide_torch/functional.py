@@ -460,7 +460,7 @@ def draw_step(
         tables, input, labels, weight=linear_weight, bias=linear_bias, seed=seed
     )
     if moving:
-        tables.mark_dirty(active.rows, linear_weight._version if sparse else None)
+        tables.mark_dirty(active.rows, linear_weight._version)
         tables.record(active)
     if upkeep == "after":
         maintain()

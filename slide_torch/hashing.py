@@ -101,12 +101,13 @@ class HashFamily(nn.Module, abc.ABC):
         a data-dependent family learns from them, setting out from a ``previous`` one of the same shape."""
         self.adapt(weight, bias)
 
-    def follow(self, weight: Tensor, bias: Tensor | None, codes: Tensor) -> None:
+    def follow(self, weight: Tensor, bias: Tensor | None) -> None:
         """Before some rows are hashed anew: moves functions that may move while the other rows keep their
-        ``codes`` (L, N). Those that a seed determines may not."""
+        codes. Those that a seed determines may not."""
 
-    def describe(self, weight: Tensor, bias: Tensor | None, codes: Tensor) -> None:
-        """After rows have been hashed: takes note, for queries, of the buckets of ``codes`` (L, N)."""
+    def describe(self, weight: Tensor, bias: Tensor | None, offsets: Tensor, ids: Tensor) -> None:
+        """After rows have been hashed: takes note of what lies in the buckets, ``offsets`` and ``ids`` as of
+        :func:`slide_torch.ops.build_tables`."""
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
         """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
@@ -414,33 +415,30 @@ class KMeans(HashFamily):
         self.fitted = torch.tensor(True)
 
     @torch.no_grad()
-    def follow(self, weight: Tensor, bias: Tensor | None, codes: Tensor) -> None:
+    def follow(self, weight: Tensor, bias: Tensor | None) -> None:
         super().adapt(weight, bias)
-        count = 1 << self.K
-        picked = self._picked(weight)
-        sample = self._sample(weight, bias, picked)
-        moved = []
-        for table in range(self.L):
-            means, sizes = ops.group_means(sample, codes[table, picked].long(), count)
-            # one without rows in the sample stays; so does one whose rows hold NaN, which hashing refuses
-            usable = (sizes > 0) & means.isfinite().all(1)
-            means = torch.where(usable[:, None], means, self.centroids[table].float())
-            moved.append(F.normalize(means, dim=1))
-        self.centroids = torch.stack(moved)
+        if self.buckets is None:
+            return
+        means, spread = self.buckets[..., :-1], self.buckets[..., -1:]
+        if self.center is not None:
+            means = means - self.center.float()
+        if self.augment_norms:
+            assert self.norm_bound is not None
+            squares = means.square().sum(2, keepdim=True) + spread.square()
+            missing = (self.norm_bound.float().square() - squares).clamp_(min=0).sqrt_()
+            means = torch.cat([means, missing], 2)
+        # an empty bucket's centroid stays
+        usable = (spread >= 0) & means.isfinite().all(2, keepdim=True)
+        self.centroids = torch.where(usable, F.normalize(means, dim=2), self.centroids)
 
     @torch.no_grad()
-    def describe(self, weight: Tensor, bias: Tensor | None, codes: Tensor) -> None:
-        picked = self._picked(weight)
-        bias = None if bias is None else bias.detach()
-        rows = ops.hashed_rows(weight.detach(), bias, picked, None, None).float()
-        rows = torch.cat([rows, rows.square().sum(1, keepdim=True)], 1)
+    def describe(self, weight: Tensor, bias: Tensor | None, offsets: Tensor, ids: Tensor) -> None:
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
         described = []
-        for table in range(self.L):
-            means, sizes = ops.group_means(rows, codes[table, picked].long(), 1 << self.K)
-            mean, squares = means[:, :-1], means[:, -1]
-            spread = (squares - mean.square().sum(1)).clamp_(min=0).sqrt_()
-            spread.masked_fill_(sizes == 0, _NOT_WORTH_PROBING)
-            described.append(torch.cat([mean, spread.unsqueeze(1)], 1))
+        for begin, rows in zip(offsets.long(), ids, strict=True):
+            means, spread = ops.list_centers(weight, bias, begin, rows)
+            spread.masked_fill_(begin.diff() == 0, _NOT_WORTH_PROBING)
+            described.append(torch.cat([means, spread.unsqueeze(1)], 1).float())
         self.buckets = torch.stack(described)
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
@@ -451,7 +449,13 @@ class KMeans(HashFamily):
             query = torch.cat([query, query.new_ones(query.shape[0], 1)], 1)
         length = query.square().sum(1, keepdim=True).sqrt_()
         query = torch.cat([query, length.mul_(_SPREAD_WEIGHT)], 1)
-        return ops.nearest_centroids(query, None, None, None, self.buckets, None, probes)
+        broken = ~query.sum(1).isfinite()
+        found = []
+        for buckets in self.buckets.to(query.dtype):
+            codes = ops.topk_linear(query, buckets, None, min(probes, buckets.shape[0]))[1]
+            codes[broken] = -1
+            found.append(F.pad(codes.T, (0, 0, 0, probes - codes.shape[1]), value=-1))
+        return torch.cat(found).to(torch.int16 if self.bits <= 15 else torch.int32)
 
     def _picked(self, weight: Tensor) -> Tensor:
         """Rows, up to ``points`` for each centroid, that stand for all."""

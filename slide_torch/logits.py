@@ -259,7 +259,7 @@ class SampledLogits:
         labels = Labels.none(flat.shape[0], flat.dtype)
         active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
         if moving:
-            tables.mark_dirty(active.rows, self._weight._version if layer.sparse else None)
+            tables.mark_dirty(active.rows, self._weight._version)
         weight = F.embedding(active.rows, self._weight, sparse=layer.sparse)
         with torch.autocast("cpu", enabled=False):
             values = flat @ weight.T

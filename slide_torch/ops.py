@@ -350,45 +350,6 @@ def _(offsets: Any, active: Any, *rest: Any) -> Any:
     )
 
 
-def best_in_buckets(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    codes: Tensor,
-    table_offsets: Tensor,
-    table_ids: Tensor,
-    k: int,
-    bucket_cap: int,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all neurons in the buckets that an input probes in one table, those with the k largest logits.
-
-    Args:
-        input: float32 or float64 (B, d).
-        weight, bias: (N, d); (N) or None.
-        codes: int16 or int32 (probes, B), distinct for an input; -1 is no bucket.
-        table_offsets, table_ids: of :func:`build_tables`, one table.
-        k: at least 1.
-        bucket_cap: most neurons read from a bucket, from a place on that ``seed`` determines.
-
-    Returns:
-        offsets int64 (B + 1); ids int32 (up to B k), largest logit first; ids_read int64 (1), for all inputs.
-    """
-    return _ops.best_in_buckets(
-        input, weight, bias, codes, table_offsets, table_ids, k, bucket_cap, seed
-    )
-
-
-@_fake("slide_torch::best_in_buckets")
-def _(input: Any, *rest: Any) -> Any:
-    pairs = torch.library.get_ctx().new_dynamic_size()
-    return (
-        input.new_empty((input.shape[0] + 1,), dtype=torch.int64),
-        input.new_empty((pairs,), dtype=torch.int32),
-        input.new_empty((1,), dtype=torch.int64),
-    )
-
-
 def transpose_active(
     offsets: Tensor, active: Tensor, neurons: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -523,7 +484,7 @@ def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
 
 def code_lists(
     weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of some lists as int8 codes, each row scaled by its largest magnitude, for
     :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
 
@@ -532,7 +493,8 @@ def code_lists(
 
     Returns:
         codes int8 (blocks, (d + 1) // 2, 16, 2), two features next to each other; terms float32
-        (blocks, 2, 16), the scale and the bias of each row.
+        (blocks, 2, 16), the scale and the bias of each row; places int32 (N), that of each row among the
+        rows of all blocks, -1 for those in no list.
     """
     return _ops.code_lists(weight, bias, list_offsets, list_rows)
 
@@ -543,7 +505,26 @@ def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
     return (
         weight.new_empty((blocks, (weight.shape[1] + 1) // 2, 16, 2), dtype=torch.int8),
         weight.new_empty((blocks, 2, 16), dtype=torch.float32),
+        weight.new_empty((weight.shape[0],), dtype=torch.int32),
     )
+
+
+def recode_rows_(
+    codes: Tensor,
+    terms: Tensor,
+    places: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+) -> None:
+    """Renews what :func:`code_lists` returned for ``rows``, int64 (n), strictly increasing, that have changed
+    since."""
+    _ops.recode_rows_(codes, terms, places, weight, bias, rows)
+
+
+@_fake("slide_torch::recode_rows_")
+def _(*arguments: Any) -> None:
+    return None
 
 
 def topk_lists(
@@ -557,18 +538,34 @@ def topk_lists(
     probes: Tensor,
     k: int,
     rescored: int,
+    list_cap: int = 2**31 - 1,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`topk_linear`, among the rows of some lists only: the k best, scored exactly, of the
-    ``rescored`` rows that score best by their codes.
+    ``rescored`` rows that score best by their codes. Where a sample's lists hold fewer than k rows, the last
+    values are -inf and their indices -1.
 
     Args:
         list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.
         codes, terms: from :func:`code_lists`.
-        probes: int64 (B, any), distinct lists of each sample, which together hold at least k rows.
+        probes: int64 (B, any), distinct lists of each sample; -1 is none.
         rescored: at least k.
+        list_cap: most rows looked at of a list, rounded up to blocks of 16, from a block on that ``seed``
+            determines.
     """
     return _ops.topk_lists(
-        input, weight, bias, list_offsets, list_rows, codes, terms, probes, k, rescored
+        input,
+        weight,
+        bias,
+        list_offsets,
+        list_rows,
+        codes,
+        terms,
+        probes,
+        k,
+        rescored,
+        list_cap,
+        seed,
     )
 
 
@@ -583,7 +580,7 @@ def _(
     terms: Any,
     probes: Any,
     k: Any,
-    rescored: Any,
+    *rest: Any,
 ) -> Any:
     shape = (input.shape[0], k)
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)

@@ -86,7 +86,7 @@ class RowPartition:
             torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1),
             center_bias,
             offsets.diff().sort().values.cumsum(0),
-            *ops.code_lists(weight, bias, offsets, rows),
+            *ops.code_lists(weight, bias, offsets, rows)[:2],
         )
 
     @property

@@ -12,6 +12,9 @@ from . import ops
 from .proposals import QUERIES
 from .tables import HashTables, draw_seed
 
+# Rows scored exactly for each one wanted of a search: codes are as old as the last rehash, and round.
+_RESCORED = 4
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -181,12 +184,12 @@ def draw_active_set(
     shared = options.pattern == "shared"
     if shared and options.budget == 0:
         return _share(label_ids, tail, labels, tables, input.dtype, 0)
-    if shared and _searches(tables):
+    if shared and tables.searches:
         _, best, ids_read = _search(tables, input, weight, bias, seed)
         if options.batch_budget:
             best = _most_retrieved(best, options.batch_budget, neurons)  # type: ignore[arg-type]
         certain = torch.cat([label_ids, best])
-        return _share(certain, tail, labels, tables, input.dtype, int(ids_read))
+        return _share(certain, tail, labels, tables, input.dtype, ids_read)
     own_tail = tail.ids[:0] if shared else tail.ids
     offsets, active, tail_starts, label_positions, ids_read = _retrieve(
         tables, input, weight, bias, labels.offsets, label_ids, own_tail, seed
@@ -235,7 +238,7 @@ def candidates(
         return None
     if tables.uses_tables:
         tables.maintain(weight, bias, advance=False, all_rows_move=False)
-    if _searches(tables):
+    if tables.searches:
         offsets, active, _ = _search(tables, input, weight, bias, seed=0)
         return offsets, active.to(torch.int64)
     labels = Labels.none(input.shape[0], input.dtype)
@@ -244,33 +247,37 @@ def candidates(
     return offsets, active.to(torch.int64)
 
 
-def _searches(tables: HashTables) -> bool:
-    """Whether candidates are all that an input's buckets hold, ranked by their logits: with one table nothing
-    collides twice, so that counting tells nothing."""
-    options = tables.options
-    return (
-        options.L == 1 and bool(options.rerank) and tables.uses_tables and options.family != "exact"
-    )
-
-
 def _search(
     tables: HashTables, input: Tensor, weight: Tensor | None, bias: Tensor | None, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
+    """The best of what each input's buckets hold: offsets int64 (B + 1) into ids int32 (pairs), the largest
+    logit first, and how many ids the buckets have for all inputs."""
     options = tables.options
     assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
     assert isinstance(options.probes, int) and weight is not None
     assert tables.family is not None and tables.offsets is not None and tables.ids is not None
-    return ops.best_in_buckets(
+    assert tables.row_codes is not None and tables.row_terms is not None
+    probes = tables.family.query_codes(input, options.probes).T.long().contiguous()
+    offsets = tables.offsets[0].long()
+    _, found = ops.topk_lists(
         input.detach().contiguous(),
         weight.detach(),
         None if bias is None else bias.detach(),
-        tables.family.query_codes(input, options.probes),
-        tables.offsets,
-        tables.ids,
+        offsets,
+        tables.ids[0],
+        tables.row_codes,
+        tables.row_terms,
+        probes,
         options.budget,
+        _RESCORED * options.budget,
         options.bucket_cap,
         seed,
     )
+    read = offsets.diff().clamp_(max=options.bucket_cap)[probes].masked_fill_(probes < 0, 0).sum()
+    given = found >= 0
+    starts = torch.zeros(input.shape[0] + 1, dtype=torch.int64)
+    torch.cumsum(given.sum(1), 0, out=starts[1:])
+    return starts, found[given].to(torch.int32), int(read)
 
 
 def _retrieve(

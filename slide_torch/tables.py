@@ -73,6 +73,9 @@ class HashTables:
     ids: Tensor | None
     dirty: Tensor | None
     family: HashFamily | None
+    row_codes: Tensor | None
+    row_terms: Tensor | None
+    row_places: Tensor | None
     kernel_sums: Tensor | None
     frequencies: Tensor | None
 
@@ -107,6 +110,7 @@ class HashTables:
     def clear(self) -> None:
         """Forgets tables, functions and schedule; the next use builds anew."""
         self.codes = self.offsets = self.ids = self.dirty = None
+        self.row_codes = self.row_terms = self.row_places = None
         self.family = None
         self.kernel_sums = None
         self.steps = 0
@@ -137,6 +141,13 @@ class HashTables:
         """Whether anything is retrieved from tables: not if nothing, or everything, is active."""
         options = self.options
         return options.budget != 0 and options.family != "exact" and not self.exact
+
+    @property
+    def searches(self) -> bool:
+        """Whether candidates are the best of all that an input's buckets hold: with one table nothing
+        collides twice, so that counting tells nothing."""
+        options = self.options
+        return options.L == 1 and bool(options.rerank) and self.uses_tables
 
     @property
     def uses_kernel(self) -> bool:
@@ -174,7 +185,6 @@ class HashTables:
         family.fit(weight, bias, self.family)
         codes = _finite(family.row_codes(weight, bias), None)
         self.family = family
-        family.describe(weight, bias, codes)
         self._install(codes)
         self.rebuilds += 1
         self._finish(weight, bias, started)
@@ -197,7 +207,7 @@ class HashTables:
                 codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
             else:
                 assert self.dirty is not None
-                self.family.follow(weight, bias, self.codes)
+                self.family.follow(weight, bias)
                 if rows.shape[0] > _MOST * self.out_features:
                     codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
                 else:
@@ -214,7 +224,6 @@ class HashTables:
                 self._install(codes)
             self.dirty = dirty
             self._keep_pending()
-        self.family.describe(weight, bias, codes)
         self.rehashes += 1
         self._finish(weight, bias, started)
 
@@ -233,8 +242,9 @@ class HashTables:
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
         """
-        if weight._version != self._pending_version:
-            self._pending = []  # the change has happened
+        if weight._version != self._pending_version:  # the change has happened
+            self._recode_changed(weight, bias)
+            self._pending = []
         due = advance and self._since_rehash >= self._period
         if not self.uses_tables:
             if due:
@@ -347,6 +357,15 @@ class HashTables:
             self.dirty[rows] = True
 
     def _finish(self, weight: Tensor, bias: Tensor | None, started: float) -> None:
+        assert self.family is not None and self.offsets is not None and self.ids is not None
+        self.family.describe(weight, bias, self.offsets, self.ids)
+        if self.searches:
+            self.row_codes, self.row_terms, self.row_places = ops.code_lists(
+                weight.detach(),
+                None if bias is None else bias.detach(),
+                self.offsets[0].long(),
+                self.ids[0],
+            )
         self._since_rehash = 0
         self.kernel_sums = None  # of weights as old as the codes were
         if self.options.schedule == "drift":
@@ -383,8 +402,24 @@ class HashTables:
             self._fixed = FixedProposal.of_shares(mixed, count)
         return self._fixed
 
-    def sampler_state(self, weight: Tensor) -> dict[str, Any]:
-        """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight``."""
+    def _recode_changed(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Brings the int8 codes of the rows that the last step changed up to date: a search that sees rows as
+        they were at the last rehash finds negatives that are hard no longer."""
+        if self.row_codes is None or weight._version == self._pending_version or not self._pending:
+            return
+        assert self.row_terms is not None and self.row_places is not None
+        ops.recode_rows_(
+            self.row_codes,
+            self.row_terms,
+            self.row_places,
+            weight.detach(),
+            None if bias is None else bias.detach(),
+            torch.cat(self._pending).unique(),
+        )
+
+    def sampler_state(self, weight: Tensor, bias: Tensor | None) -> dict[str, Any]:
+        """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight`` and ``bias``."""
+        self._recode_changed(weight, bias)  # the next step would, but will not know of these rows
         changing = self._pending if weight._version == self._pending_version else []
         return {
             "format": 1,
@@ -396,6 +431,9 @@ class HashTables:
             "dirty": None if self.dirty is None else self.dirty.nonzero().flatten(),
             "changing": torch.cat(changing) if changing else None,
             "schedule": {name: getattr(self, name) for name in _SCHEDULE},
+            "row_codes": self.row_codes,
+            "row_terms": self.row_terms,
+            "row_places": self.row_places,
             "probe_codes": self._probe_codes,
             "last": dict(self._last),
             "kernel_sums": self.kernel_sums,
@@ -419,7 +457,7 @@ class HashTables:
             self._pending, self._pending_version = [state["changing"].clone()], weight._version
         self._last = dict(state["last"])
         # states of format 1 did not always have these, nor all counters
-        for name in ("_probe_codes", "kernel_sums", "frequencies"):
+        for name in ("row_codes", "row_terms", "row_places", "_probe_codes", "kernel_sums", "frequencies"):
             kept = state.get(name.lstrip("_"))
             setattr(self, name, None if kept is None else kept.clone())
         self._fixed = None
@@ -458,7 +496,8 @@ class HashTables:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables' tensors, those of the hash functions included, by name."""
-        names = ("codes", "offsets", "ids", "dirty", "kernel_sums", "frequencies")
+        names = ("codes", "offsets", "ids", "dirty", "row_codes", "row_terms")
+        names += ("row_places", "kernel_sums", "frequencies")
         own = {name: getattr(self, name) for name in names}
         functions = {} if self.family is None else dict(self.family.named_buffers(prefix="family"))
         return {name: value for name, value in (own | functions).items() if value is not None}

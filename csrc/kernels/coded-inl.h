@@ -24,6 +24,133 @@ inline CodedInts multiply_pairs(CodedShorts a, CodedShorts b) {
 #endif
 }
 
+// x (features) as int8, scaled by its largest magnitude; returns the scale. Zeros for what holds NaN or Inf, and NaN
+// for a scale; what is too small for a scale counts as zero. Halves are rounded away from zero, in integers, so that
+// codes are the same at every instruction set.
+template <class T>
+inline float code_row(const T* x, int64_t features, int8_t* codes) {
+  using V = Vec<T>;
+  using Int = typename IntegerOf<T>::type;
+  constexpr int64_t W = Simd<T>::lanes;
+  typedef int8_t Bytes __attribute__((vector_size(W)));
+  V largest{}, defect{};
+  int64_t p = 0;
+  for (; p + W <= features; p += W) {
+    const V value = load<V>(x + p), magnitude = value < T(0) ? -value : value;
+    defect += value * T(0);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  T lane[W], broken[W];
+  store(lane, largest);
+  store(broken, defect);
+  T most = T(0), bad = T(0);
+  for (int64_t i = 0; i < W; ++i) {
+    most = lane[i] > most ? lane[i] : most;
+    bad += broken[i];
+  }
+  for (int64_t i = p; i < features; ++i) {
+    const T magnitude = x[i] < T(0) ? -x[i] : x[i];
+    bad += x[i] * T(0);
+    most = magnitude > most ? magnitude : most;
+  }
+  const float scale = static_cast<float>(most / T(127));
+  const bool any = bad == T(0) && scale >= __FLT_MIN__;
+  if (!any) {
+    for (int64_t i = 0; i < features; ++i) codes[i] = 0;
+    return bad == T(0) ? 0.0f : __builtin_nanf("");
+  }
+  const T twice = T(254) / most;
+  for (p = 0; p + W <= features; p += W) {
+    const IntVec<T> doubled = __builtin_convertvector(load<V>(x + p) * twice, IntVec<T>);
+    const IntVec<T> sign = doubled >> (8 * sizeof(T) - 1);
+    const IntVec<T> rounded = (((((doubled ^ sign) - sign) + 1) >> 1) ^ sign) - sign;
+    const Bytes narrow = __builtin_convertvector(rounded, Bytes);
+    __builtin_memcpy(codes + p, &narrow, W);
+  }
+  for (; p < features; ++p) {
+    const Int doubled = static_cast<Int>(x[p] * twice), magnitude = doubled < 0 ? -doubled : doubled;
+    codes[p] = static_cast<int8_t>(doubled < 0 ? -((magnitude + 1) >> 1) : (magnitude + 1) >> 1);
+  }
+  return scale;
+}
+
+// Codes and terms of `count` rows, from the beginning of a block on; the last block is filled up with zeros.
+// `scratch` has room for kBlockRows rows of an even number of features.
+template <class T>
+void code_rows(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, int8_t* codes,
+               float* terms, int8_t* scratch) {
+  const int64_t pairs = (features + 1) / 2, ahead = 8;
+  for (int64_t first = 0; first < count; first += kBlockRows) {
+    for (int64_t r = 0; r < kBlockRows; ++r) {
+      int8_t* own = scratch + r * 2 * pairs;
+      if (first + r + ahead < count)
+        for (int64_t p = 0; p < features; p += 64 / int64_t(sizeof(T)))
+          __builtin_prefetch(weight + ids[first + r + ahead] * features + p);
+      own[2 * pairs - 1] = 0;
+      if (first + r < count) {
+        const int64_t id = ids[first + r];
+        terms[r] = code_row(weight + id * features, features, own);
+        terms[kBlockRows + r] = bias ? static_cast<float>(bias[id]) : 0.0f;
+      } else {
+        for (int64_t p = 0; p < features; ++p) own[p] = 0;
+        terms[r] = terms[kBlockRows + r] = 0.0f;
+      }
+    }
+    for (int64_t p = 0; p < pairs; ++p)
+      for (int64_t r = 0; r < kBlockRows; ++r)
+        __builtin_memcpy(codes + 2 * (p * kBlockRows + r), scratch + 2 * (r * pairs + p), 2);
+    codes += kBlockRows * 2 * pairs;
+    terms += 2 * kBlockRows;
+  }
+}
+
+// Codes and terms, at their places (block * kBlockRows + row of the block), of rows that have changed.
+template <class T>
+void recode_rows(const T* weight, const T* bias, int64_t features, const int64_t* ids, int64_t count,
+                 const int32_t* places, int8_t* codes, float* terms, int8_t* scratch) {
+  const int64_t pairs = (features + 1) / 2;
+  scratch[2 * pairs - 1] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t block = places[ids[i]] / kBlockRows, lane = places[ids[i]] % kBlockRows;
+    terms[2 * block * kBlockRows + lane] = code_row(weight + ids[i] * features, features, scratch);
+    if (bias) terms[(2 * block + 1) * kBlockRows + lane] = static_cast<float>(bias[ids[i]]);
+    for (int64_t p = 0; p < pairs; ++p)
+      __builtin_memcpy(codes + 2 * ((block * pairs + p) * kBlockRows + lane), scratch + 2 * p, 2);
+  }
+}
+
+// The mean of some rows, center (features), that of their biases, and the root mean square distance from both.
+template <class T>
+void rows_center(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, T* center,
+                 T* bias_center, T* radius) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, strip = 4;
+  const T share = T(1) / static_cast<T>(count > 0 ? count : 1);
+  V squares{};
+  T rest = T(0);
+  int64_t p = 0;
+  for (; p + strip * W <= features; p += strip * W) {
+    V sum[strip] = {};
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < strip; ++j) sum[j] += load<V>(weight + ids[i] * features + p + j * W);
+    for (int64_t j = 0; j < strip; ++j) store(center + p + j * W, sum[j] *= share);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < strip; ++j) {
+        const V apart = load<V>(weight + ids[i] * features + p + j * W) - sum[j];
+        squares += apart * apart;
+      }
+  }
+  for (int64_t q = p; q < features + (bias ? 1 : 0); ++q) {
+    const auto value = [&](int64_t i) { return q < features ? weight[ids[i] * features + q] : bias[ids[i]]; };
+    T sum = T(0);
+    for (int64_t i = 0; i < count; ++i) sum += value(i);
+    sum *= share;
+    (q < features ? center[q] : *bias_center) = sum;
+    for (int64_t i = 0; i < count; ++i) rest += (value(i) - sum) * (value(i) - sum);
+  }
+  *radius = static_cast<T>(__builtin_sqrt((horizontal_sum<T>(squares) + rest) * share));
+}
+
 // One block against some samples.
 template <int64_t Samples>
 inline void offer_block(const CodedProblem& s, const int8_t* codes, const float* terms, const int32_t* ids,

@@ -222,6 +222,12 @@ struct RealKernels {
   void (*outer_sum)(const T* weight, const T* bias, int64_t features, int64_t begin, int64_t end, T* sums);
   T (*dot_product)(const T* a, const T* b, int64_t n);
   void (*topk_rows)(const TopkProblem<T>&, const T* packed, const Best<T>&, int64_t begin, int64_t end);
+  void (*code_rows)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, int8_t* codes,
+                    float* terms, int8_t* scratch);
+  void (*recode_rows)(const T* weight, const T* bias, int64_t features, const int64_t* ids, int64_t count,
+                      const int32_t* places, int8_t* codes, float* terms, int8_t* scratch);
+  void (*rows_center)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, T* center,
+                      T* bias_center, T* radius);
   void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
   void (*sgd_rows)(const RowUpdate<T>&, const SgdScalars<T>&, int64_t begin, int64_t end);
   void (*adagrad_rows)(const RowUpdate<T>&, T lr, T eps, T sign, int64_t begin, int64_t end);

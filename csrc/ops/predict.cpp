@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../kernels/retrieve.h"
 #include "common.h"
 
 namespace slide_torch {
@@ -164,15 +165,17 @@ struct ListPart {
   int64_t end;
 };
 
-// Samples of each list, CSR.
+// Samples of each list, CSR; a probe of -1 is no list.
 void samples_of_lists(const int64_t* probes, int64_t batch, int64_t probed, int64_t lists,
                       std::vector<int64_t>& offsets, std::vector<int64_t>& samples) {
   offsets.assign(lists + 1, 0);
   samples.resize(batch * probed);
-  for (int64_t i = 0; i < batch * probed; ++i) ++offsets[probes[i] + 1];
+  for (int64_t i = 0; i < batch * probed; ++i)
+    if (probes[i] >= 0) ++offsets[probes[i] + 1];
   for (int64_t l = 0; l < lists; ++l) offsets[l + 1] += offsets[l];
   std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
-  for (int64_t i = 0; i < batch * probed; ++i) samples[next[probes[i]]++] = i / probed;
+  for (int64_t i = 0; i < batch * probed; ++i)
+    if (probes[i] >= 0) samples[next[probes[i]]++] = i / probed;
 }
 
 void check_lists(const char* op, const Tensor& offsets, const Tensor& rows) {
@@ -216,11 +219,12 @@ int64_t input_limit(int64_t pairs) {
 }  // namespace
 
 // Rows of lists as int8 codes: codes (blocks, pairs, 16, 2), of 16 rows of one list and all pairs of features, and
-// terms (blocks, 2, 16), what a row's codes are to be multiplied by, and its bias.
-std::tuple<Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
+// terms (blocks, 2, 16), what a row's codes are to be multiplied by, and its bias; places (N), where each row stands
+// among the rows of all blocks, or -1.
+std::tuple<Tensor, Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
                                       Tensor list_rows) {
   constexpr const char* op = "code_lists";
-  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
     check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
@@ -232,30 +236,58 @@ std::tuple<Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias,
     const std::vector<int64_t> block_of = blocks_of_lists(offset, lists);
     Tensor codes = empty({block_of[lists], pairs, kBlockRows, 2}, ScalarType::Char);
     Tensor terms = empty({block_of[lists], 2, kBlockRows}, ScalarType::Float);
+    Tensor places = empty({weight.size(0)}, ScalarType::Int);
+    check(block_of[lists] < INT32_MAX / kBlockRows, op, "list_rows: expected fewer than 2^31 places");
+    int32_t* place = mutable_data<int32_t>(places);
+    std::fill(place, place + weight.size(0), -1);
     int8_t* code = mutable_data<int8_t>(codes);
     float* term = mutable_data<float>(terms);
     const T *w = data<T>(weight), *b = data_or_null<T>(bias);
-    parallel_for(0, lists, grain(8 * d * (list_rows.numel() / (lists + 1) + 1)), [&](int64_t first, int64_t last) {
-      std::fill(code + block_of[first] * pairs * 2 * kBlockRows, code + block_of[last] * pairs * 2 * kBlockRows, 0);
-      std::fill(term + block_of[first] * 2 * kBlockRows, term + block_of[last] * 2 * kBlockRows, 0.0f);
-      for (int64_t l = first; l < last; ++l)
-        for (int64_t i = offset[l]; i < offset[l + 1]; ++i) {
-          const int64_t block = block_of[l] + (i - offset[l]) / kBlockRows, lane = (i - offset[l]) % kBlockRows;
-          int8_t* own = code + block * pairs * 2 * kBlockRows + lane * 2;
-          term[block * 2 * kBlockRows + lane] = quantize(w + rows[i] * d, d, 127, [&](int64_t p, int32_t value) {
-            own[p / 2 * 2 * kBlockRows + p % 2] = static_cast<int8_t>(value);
-          });
-          if (b) term[(block * 2 + 1) * kBlockRows + lane] = static_cast<float>(b[rows[i]]);
-        }
+    share_out(lists, workers_for(lists), [&](int64_t, int64_t l) {
+      std::vector<int8_t> scratch(kBlockRows * 2 * pairs);
+      real_kernels<T>().code_rows(w, b, d, rows + offset[l], offset[l + 1] - offset[l],
+                                  code + block_of[l] * pairs * 2 * kBlockRows, term + block_of[l] * 2 * kBlockRows,
+                                  scratch.data());
+      for (int64_t i = offset[l]; i < offset[l + 1]; ++i)
+        place[rows[i]] = static_cast<int32_t>(block_of[l] * kBlockRows + i - offset[l]);
     });
-    return {codes, terms};
+    return {codes, terms, places};
   });
 }
 
-// The best k of the `rescored` rows that score best by their codes.
+// Codes and terms anew of `rows`, distinct, which have changed since code_lists.
+void recode_rows_(Tensor codes, Tensor terms, Tensor places, Tensor weight, std::optional<Tensor> bias, Tensor rows) {
+  constexpr const char* op = "recode_rows_";
+  dispatch_real(op, weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
+    const int64_t neurons = weight.size(0), d = weight.size(1), pairs = (d + 1) / 2;
+    if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {neurons});
+    check_tensor(op, "codes", codes, ScalarType::Char, {-1, pairs, kBlockRows, 2});
+    check_tensor(op, "terms", terms, ScalarType::Float, {codes.size(0), 2, kBlockRows});
+    check_tensor(op, "places", places, ScalarType::Int, {neurons});
+    check_tensor(op, "rows", rows, ScalarType::Long, {-1});
+    check_rows(op, data<int64_t>(rows), rows.numel(), neurons);
+    const int32_t* place = data<int32_t>(places);
+    const int64_t* id = data<int64_t>(rows);
+    for (int64_t i = 0; i < rows.numel(); ++i)
+      check(0 <= place[id[i]] && place[id[i]] < codes.size(0) * kBlockRows, op, "places: expected values in [0, ",
+            codes.size(0) * kBlockRows, "), got ", place[id[i]]);
+    const T *w = data<T>(weight), *b = data_or_null<T>(bias);
+    int8_t* code = mutable_data<int8_t>(codes);
+    float* term = mutable_data<float>(terms);
+    parallel_for(0, rows.numel(), grain(8 * d), [&](int64_t first, int64_t last) {
+      std::vector<int8_t> scratch(2 * pairs);
+      real_kernels<T>().recode_rows(w, b, d, id + first, last - first, place, code, term, scratch.data());
+    });
+  });
+}
+
+// The best k of the `rescored` rows that score best by their codes. Of a list longer than `list_cap` only so many rows
+// are looked at, rounded up to blocks, from a block on that `seed` determines, around the end.
 std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
                                       Tensor list_rows, Tensor codes, Tensor terms, Tensor probes, int64_t k,
-                                      int64_t rescored) {
+                                      int64_t rescored, int64_t list_cap, int64_t seed) {
   constexpr const char* op = "topk_lists";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
@@ -268,16 +300,33 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     check_tensor(op, "codes", codes, ScalarType::Char, {block_of[lists], pairs, kBlockRows, 2});
     check_tensor(op, "terms", terms, ScalarType::Float, {block_of[lists], 2, kBlockRows});
     check_tensor(op, "probes", probes, ScalarType::Long, {batch, -1});
-    check_range(op, "probes", data<int64_t>(probes), probes.numel(), lists);
+    const int64_t* probe = data<int64_t>(probes);
+    for (int64_t i = 0; i < probes.numel(); ++i)
+      check(-1 <= probe[i] && probe[i] < lists, op, "probes: expected values in [-1, ", lists, "), got ", probe[i]);
     check(k >= 1, op, "k: expected at least 1, got ", k);
     check(rescored >= k, op, "rescored: expected at least k, got ", rescored);
+    check(list_cap >= 1, op, "list_cap: expected at least 1, got ", list_cap);
     std::vector<int64_t> sample_offsets, samples;
-    samples_of_lists(data<int64_t>(probes), batch, probes.size(1), lists, sample_offsets, samples);
+    samples_of_lists(probe, batch, probes.size(1), lists, sample_offsets, samples);
     std::vector<ListPart> parts;
-    for (int64_t l = 0; l < lists; ++l)
-      for (int64_t row = offset[l]; row < offset[l + 1] && sample_offsets[l] < sample_offsets[l + 1];
-           row += kListRowsATime)
-        parts.push_back({l, row, std::min(offset[l + 1], row + kListRowsATime)});
+    const auto add_parts = [&](int64_t l, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row += kListRowsATime)
+        parts.push_back({l, row, std::min(end, row + kListRowsATime)});
+    };
+    for (int64_t l = 0; l < lists; ++l) {
+      if (sample_offsets[l] == sample_offsets[l + 1]) continue;
+      const int64_t blocks = block_of[l + 1] - block_of[l], taken = (list_cap - 1) / kBlockRows + 1;
+      if (taken >= blocks) {
+        add_parts(l, offset[l], offset[l + 1]);
+        continue;
+      }
+      const uint64_t random = splitmix64(static_cast<uint64_t>(seed) ^ splitmix64(static_cast<uint64_t>(l)));
+      const int64_t first = static_cast<int64_t>(random % static_cast<uint64_t>(blocks));
+      const int64_t before = std::max<int64_t>(0, first + taken - blocks);
+      add_parts(l, offset[l], offset[l] + before * kBlockRows);
+      add_parts(l, offset[l] + first * kBlockRows,
+                std::min(offset[l + 1], offset[l] + (first + taken) * kBlockRows));
+    }
 
     std::vector<int32_t> inputs(batch * pairs);
     std::vector<float> scales(batch);
@@ -307,7 +356,7 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
     T* value = mutable_data<T>(values);
     int64_t* index = mutable_data<int64_t>(indices);
-    std::atomic<bool> stray{false}, few{false};
+    std::atomic<bool> stray{false};
     parallel_for(0, batch, grain(2 * rescored * d), [&](int64_t first, int64_t last) {
       std::vector<Entry<float>> found;
       std::vector<int32_t> ids;
@@ -329,19 +378,18 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
           inside &= 0 <= found[i].id && found[i].id < weight.size(0);
         }
         if (!inside) stray = true;
-        if (count < k) few = true;
-        if (!inside || count < k) continue;
+        if (!inside) continue;
         real_kernels<T>().score_rows(s.weight, s.bias, s.input + b * d, d, ids.data(), count, scores.data());
         for (int64_t i = 0; i < count; ++i) best[i] = {scores[i], ids[i]};
-        std::partial_sort(best.begin(), best.begin() + k, best.end());
+        const int64_t given = std::min(k, count);
+        std::partial_sort(best.begin(), best.begin() + given, best.end());
         for (int64_t i = 0; i < k; ++i) {
-          value[b * k + i] = best[i].value;
-          index[b * k + i] = best[i].id;
+          value[b * k + i] = i < given ? best[i].value : -std::numeric_limits<T>::infinity();
+          index[b * k + i] = i < given ? best[i].id : -1;
         }
       }
     });
     check(!stray, op, "list_rows: expected values in [0, ", weight.size(0), ")");
-    check(!few, op, "k: expected at most as many as the rows of a sample's lists, got ", k);
     return {values, indices};
   });
 }
@@ -363,23 +411,9 @@ std::tuple<Tensor, Tensor> list_centers(Tensor weight, std::optional<Tensor> bia
     const int64_t* offset = data<int64_t>(list_offsets);
     const int32_t* rows = data<int32_t>(list_rows);
     T *center = mutable_data<T>(centers), *distance = mutable_data<T>(radius);
-    parallel_for(0, lists, grain(2 * width * (list_rows.numel() / (lists + 1) + 1)), [&](int64_t first, int64_t last) {
-      std::vector<double> mean(width);
-      for (int64_t l = first; l < last; ++l) {
-        const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, offset[l + 1] - offset[l]));
-        std::fill(mean.begin(), mean.end(), 0.0);
-        for (int64_t i = offset[l]; i < offset[l + 1]; ++i) {
-          for (int64_t p = 0; p < d; ++p) mean[p] += w[rows[i] * d + p];
-          if (b) mean[d] += b[rows[i]];
-        }
-        for (int64_t p = 0; p < width; ++p) center[l * width + p] = static_cast<T>(mean[p] *= share);
-        double squares = 0.0;
-        for (int64_t i = offset[l]; i < offset[l + 1]; ++i) {
-          for (int64_t p = 0; p < d; ++p) squares += (w[rows[i] * d + p] - mean[p]) * (w[rows[i] * d + p] - mean[p]);
-          if (b) squares += (b[rows[i]] - mean[d]) * (b[rows[i]] - mean[d]);
-        }
-        distance[l] = static_cast<T>(std::sqrt(squares * share));
-      }
+    share_out(lists, workers_for(lists), [&](int64_t, int64_t l) {
+      real_kernels<T>().rows_center(w, b, d, rows + offset[l], offset[l + 1] - offset[l], center + l * width,
+                                    center + l * width + d, distance + l);
     });
     return {centers, radius};
   });
@@ -388,6 +422,7 @@ std::tuple<Tensor, Tensor> list_centers(Tensor weight, std::optional<Tensor> bia
 STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("topk_linear", TORCH_BOX(&topk_linear));
   m.impl("code_lists", TORCH_BOX(&code_lists));
+  m.impl("recode_rows_", TORCH_BOX(&recode_rows_));
   m.impl("topk_lists", TORCH_BOX(&topk_lists));
   m.impl("list_centers", TORCH_BOX(&list_centers));
 }
