@@ -23,6 +23,9 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "nearest_centroids(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
       "float? norm_bound=None, int probes=1) -> Tensor");
+  m.def(
+      "nearest_in_groups(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
+      "Tensor group_centroids, Tensor offsets, Tensor members, int looked, float? norm_bound=None) -> Tensor");
   m.def("hashed_rows(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, float? norm_bound) -> Tensor");
   m.def("group_means(Tensor values, Tensor groups, int count) -> (Tensor means, Tensor counts)");
   m.def("mean_row(Tensor weight, Tensor? bias, int most) -> Tensor");
@@ -139,7 +142,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
   m.def(
       "code_lists(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
-      "-> (Tensor codes, Tensor terms, Tensor places)");
+      "-> (Tensor codes, Tensor terms, Tensor places, Tensor centers, Tensor radius)");
   m.def(
       "recode_rows_(Tensor(a!) codes, Tensor(b!) terms, Tensor places, Tensor weight, Tensor? bias, Tensor rows) "
       "-> ()");

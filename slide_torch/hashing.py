@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from .options import LSHOptions
 # one that found most of the top 10 in a hundredth of the rows, in one trial that is not kept.
 _SPREAD_WEIGHT = 0.2
 _NOT_WORTH_PROBING = -1e9  # the spread of a bucket that holds nothing
+
+# From so many centroids on, rows look only into their nearest groups of centroids: so many of sqrt(centroids).
+_GROUPED = 512
+_LOOKED = 4
+_GROUP_ROUNDS = 3
 
 _SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
 
@@ -48,6 +54,7 @@ class HashFamily(nn.Module, abc.ABC):
 
     center: Tensor | None
     norm_bound: Tensor | None
+    describes = False
 
     def __init__(
         self,
@@ -105,9 +112,10 @@ class HashFamily(nn.Module, abc.ABC):
         """Before some rows are hashed anew: moves functions that may move while the other rows keep their
         codes. Those that a seed determines may not."""
 
-    def describe(self, weight: Tensor, bias: Tensor | None, offsets: Tensor, ids: Tensor) -> None:
-        """After rows have been hashed: takes note of what lies in the buckets, ``offsets`` and ``ids`` as of
-        :func:`slide_torch.ops.build_tables`."""
+    def describe(self, centers: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
+        """After rows have been hashed: takes note of what lies in the buckets, where ``describes`` says that
+        it is wanted: for each table mean rows and radius as of :func:`slide_torch.ops.list_centers`;
+        ``offsets`` (L, 2^bits + 1)."""
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
         """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
@@ -372,6 +380,7 @@ class KMeans(HashFamily):
     centroids: Tensor
     fitted: Tensor
     buckets: Tensor | None
+    describes = True
 
     def __init__(
         self,
@@ -431,15 +440,10 @@ class KMeans(HashFamily):
         usable = (spread >= 0) & means.isfinite().all(2, keepdim=True)
         self.centroids = torch.where(usable, F.normalize(means, dim=2), self.centroids)
 
-    @torch.no_grad()
-    def describe(self, weight: Tensor, bias: Tensor | None, offsets: Tensor, ids: Tensor) -> None:
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
-        described = []
-        for begin, rows in zip(offsets.long(), ids, strict=True):
-            means, spread = ops.list_centers(weight, bias, begin, rows)
-            spread.masked_fill_(begin.diff() == 0, _NOT_WORTH_PROBING)
-            described.append(torch.cat([means, spread.unsqueeze(1)], 1).float())
-        self.buckets = torch.stack(described)
+    def describe(self, centers: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
+        spread = torch.stack([radius for _, radius in centers]).unsqueeze(2)
+        spread.masked_fill_(offsets.diff().unsqueeze(2) == 0, _NOT_WORTH_PROBING)
+        self.buckets = torch.cat([torch.stack([mean for mean, _ in centers]), spread], 2).float()
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         if self.buckets is None:
@@ -478,7 +482,7 @@ class KMeans(HashFamily):
             sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
         )
         for _ in range(self.iterations if start is None else self.refinements):
-            codes = ops.nearest_centroids(sample, None, None, None, centroids[None])[0]
+            codes = _nearest(sample, None, None, None, centroids)[0]
             means, sizes = ops.group_means(sample, codes.long(), count)
             # one that has lost its rows starts again from a row
             again = sample[torch.randint(sample.shape[0], (count,), generator=generator)]
@@ -495,12 +499,41 @@ class KMeans(HashFamily):
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor:
-        return ops.nearest_centroids(
-            input, bias, rows, center, self.centroids.float(), norm_bound, probes
-        )
+        of = (input, bias, rows, center)
+        if probes == 1:
+            codes = [_nearest(*of, own.float(), norm_bound) for own in self.centroids]
+            return codes[0] if len(codes) == 1 else torch.cat(codes)
+        return ops.nearest_centroids(*of, self.centroids.float(), norm_bound, probes)
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}"
+
+
+def _nearest(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    centroids: Tensor,
+    norm_bound: float | None = None,
+) -> Tensor:
+    """Codes (1, n) of rows by ``centroids`` (2^bits, width): the nearest, or where there are many the nearest
+    of those in the nearest groups, made by a few rounds of k-means of the centroids themselves."""
+    of = (input, bias, rows, center)
+    count = centroids.shape[0]
+    if count < _GROUPED or (input if rows is None else rows).shape[0] < count:
+        return ops.nearest_centroids(*of, centroids.unsqueeze(0), norm_bound)
+    size = 1 << (count.bit_length() // 2)
+    groups = centroids[:: count // size].contiguous()
+    for _ in range(_GROUP_ROUNDS):
+        assigned = ops.nearest_centroids(centroids, None, None, None, groups.unsqueeze(0))[0].long()
+        means, sizes = ops.group_means(centroids, assigned, size)
+        groups = torch.where(sizes.unsqueeze(1) > 0, F.normalize(means, dim=1), groups)
+    used = sizes > 0
+    offsets = F.pad(sizes[used].cumsum(0), (1, 0))
+    members = assigned.argsort(stable=True).to(torch.int32)
+    looked = min(_LOOKED, offsets.shape[0] - 1)
+    return ops.nearest_in_groups(*of, centroids, groups[used], offsets, members, looked, norm_bound)
 
 
 def make_family(options: LSHOptions, in_features: int, *, has_bias: bool, seed: int) -> HashFamily:

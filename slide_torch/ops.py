@@ -121,6 +121,40 @@ def nearest_centroids(
     return _ops.nearest_centroids(input, bias, rows, center, centroids, norm_bound, probes)
 
 
+def nearest_in_groups(
+    input: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    center: Tensor | None,
+    centroids: Tensor,
+    group_centroids: Tensor,
+    offsets: Tensor,
+    members: Tensor,
+    looked: int,
+    norm_bound: float | None = None,
+) -> Tensor:
+    """As :func:`nearest_centroids` for one table, (1, n), among the centroids of each row's nearest groups.
+
+    Args:
+        centroids: float32 (2^bits, width).
+        group_centroids: float32 (groups, width).
+        offsets, members: int64 (groups + 1) into int32 (2^bits), the centroids of each group, at least one.
+        looked: groups that a row looks into.
+    """
+    return _ops.nearest_in_groups(
+        input,
+        bias,
+        rows,
+        center,
+        centroids,
+        group_centroids,
+        offsets,
+        members,
+        looked,
+        norm_bound,
+    )
+
+
 def hashed_rows(
     input: Tensor,
     bias: Tensor | None,
@@ -146,6 +180,11 @@ def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
 @_fake("slide_torch::mean_row")
 def _(weight: Any, bias: Any, most: Any) -> Any:
     return weight.new_empty((weight.shape[1] + (bias is not None),))
+
+
+@_fake("slide_torch::nearest_in_groups")
+def _(input: Any, bias: Any, rows: Any, center: Any, centroids: Any, *rest: Any) -> Any:
+    return _fake_codes(input, rows, centroids.shape[0].bit_length() - 1, 1)
 
 
 def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int, probes: int = 1) -> Tensor:
@@ -484,7 +523,7 @@ def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
 
 def code_lists(
     weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The rows of some lists as int8 codes, each row scaled by its largest magnitude, for
     :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
 
@@ -494,7 +533,7 @@ def code_lists(
     Returns:
         codes int8 (blocks, (d + 1) // 2, 16, 2), two features next to each other; terms float32
         (blocks, 2, 16), the scale and the bias of each row; places int32 (N), that of each row among the
-        rows of all blocks, -1 for those in no list.
+        rows of all blocks, -1 for those in no list; centers and radius as of :func:`list_centers`.
     """
     return _ops.code_lists(weight, bias, list_offsets, list_rows)
 
@@ -506,6 +545,7 @@ def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
         weight.new_empty((blocks, (weight.shape[1] + 1) // 2, 16, 2), dtype=torch.int8),
         weight.new_empty((blocks, 2, 16), dtype=torch.float32),
         weight.new_empty((weight.shape[0],), dtype=torch.int32),
+        *_fake_centers(weight, bias, list_offsets),
     )
 
 
@@ -596,11 +636,12 @@ def list_centers(
 
 @_fake("slide_torch::list_centers")
 def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
-    lists = list_offsets.shape[0] - 1
-    return (
-        weight.new_empty((lists, weight.shape[1] + (bias is not None))),
-        weight.new_empty((lists,)),
-    )
+    return _fake_centers(weight, bias, list_offsets)
+
+
+def _fake_centers(weight: Tensor, bias: Tensor | None, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    lists, width = offsets.shape[0] - 1, weight.shape[1] + (bias is not None)
+    return weight.new_empty((lists, width)), weight.new_empty((lists,))
 
 
 # --- cross entropy -----------------------------------------------------------------------------------

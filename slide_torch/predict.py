@@ -78,7 +78,7 @@ class RowPartition:
             centers = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(fresh), centers)
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
-        centers, radius = ops.list_centers(weight, bias, offsets, rows)
+        codes, terms, _, centers, radius = ops.code_lists(weight, bias, offsets, rows)
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
         return RowPartition(
             offsets,
@@ -86,7 +86,8 @@ class RowPartition:
             torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1),
             center_bias,
             offsets.diff().sort().values.cumsum(0),
-            *ops.code_lists(weight, bias, offsets, rows)[:2],
+            codes,
+            terms,
         )
 
     @property

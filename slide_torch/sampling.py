@@ -13,7 +13,7 @@ from .proposals import QUERIES
 from .tables import HashTables, draw_seed
 
 # Rows scored exactly for each one wanted of a search: codes are as old as the last rehash, and round.
-_RESCORED = 4
+_RESCORED = 2
 
 
 @dataclass(frozen=True)

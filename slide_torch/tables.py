@@ -358,14 +358,14 @@ class HashTables:
 
     def _finish(self, weight: Tensor, bias: Tensor | None, started: float) -> None:
         assert self.family is not None and self.offsets is not None and self.ids is not None
-        self.family.describe(weight, bias, self.offsets, self.ids)
+        rows = weight.detach(), None if bias is None else bias.detach()
+        lists = list(zip(self.offsets.long(), self.ids, strict=True))
         if self.searches:
-            self.row_codes, self.row_terms, self.row_places = ops.code_lists(
-                weight.detach(),
-                None if bias is None else bias.detach(),
-                self.offsets[0].long(),
-                self.ids[0],
-            )
+            codes, terms, places, *center = ops.code_lists(*rows, *lists[0])
+            self.row_codes, self.row_terms, self.row_places = codes, terms, places
+            self.family.describe([center], self.offsets)
+        elif self.family.describes:
+            self.family.describe([ops.list_centers(*rows, *own) for own in lists], self.offsets)
         self._since_rehash = 0
         self.kernel_sums = None  # of weights as old as the codes were
         if self.options.schedule == "drift":

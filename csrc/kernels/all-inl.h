@@ -9,13 +9,13 @@
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
 //
-#include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h
 #include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
 #include "outer-inl.h"      // multiplies as sample_pattern-inl.h
 #include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
 //
-#include "coded-inl.h"  // keeps the best as topk-inl.h
+#include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h and topk-inl.h
+#include "coded-inl.h"      // keeps the best as topk-inl.h
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
@@ -32,6 +32,7 @@ constexpr RealKernels<T> kernels_of() {
           kDepth,
           hash_kernels<T, int16_t>(),
           hash_kernels<T, int32_t>(),
+          nearest_in_groups<T>,
           pack_transposed<T>,
           pack_columns<T>,
           shared_logits<T>,

@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #define SLIDE_VECTOR_BYTES 32
 #define SLIDE_TILE_ROWS 6
 

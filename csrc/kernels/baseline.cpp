@@ -1,4 +1,8 @@
 // Kernels for any machine: 16-byte vectors (SSE2 on x86-64, NEON on aarch64).
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "dispatch.h"
 
 #define SLIDE_VECTOR_BYTES 16

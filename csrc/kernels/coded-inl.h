@@ -3,7 +3,7 @@
 // multiplication of int16 pairs makes a term of as many rows as a vector has lanes. Sums are integers, and so the same
 // at every instruction set.
 
-constexpr int64_t kCodedBytes = SLIDE_VECTOR_BYTES < 32 ? SLIDE_VECTOR_BYTES : 32;  // multiplied pairs at a time
+constexpr int64_t kCodedBytes = SLIDE_VECTOR_BYTES;  // multiplied pairs at a time
 constexpr int64_t kCodedLanes = kCodedBytes / 4, kCodedVectors = kBlockRows / kCodedLanes;
 constexpr int64_t kCodedSamples = kCodedBytes < 32 ? 2 : 4;  // as many sums as registers hold
 
@@ -14,14 +14,66 @@ typedef float CodedFloats __attribute__((vector_size(kCodedBytes)));
 
 // a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
 inline CodedInts multiply_pairs(CodedShorts a, CodedShorts b) {
-#if defined(__x86_64__) && SLIDE_VECTOR_BYTES >= 32
-  return (CodedInts)__builtin_ia32_pmaddwd256(a, b);
+#if defined(__x86_64__) && SLIDE_VECTOR_BYTES == 64
+  return (CodedInts)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__x86_64__) && SLIDE_VECTOR_BYTES == 32
+  return (CodedInts)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__x86_64__)
-  return (CodedInts)__builtin_ia32_pmaddwd128(a, b);
+  return (CodedInts)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
   const CodedInts x = (CodedInts)a, y = (CodedInts)b;
   return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 #endif
+}
+
+inline CodedShorts widen(const int8_t* codes) {
+#if defined(__x86_64__) && SLIDE_VECTOR_BYTES == 64
+  return (CodedShorts)_mm512_cvtepi8_epi16(load<__m256i>(codes));
+#elif defined(__x86_64__) && SLIDE_VECTOR_BYTES == 32
+  return (CodedShorts)_mm256_cvtepi8_epi16(load<__m128i>(codes));
+#else
+  return __builtin_convertvector(load<CodedBytes>(codes), CodedShorts);
+#endif
+}
+
+// out[p * kBlockRows + r] = in[r * pairs + p] for the kBlockRows rows of a block.
+inline void interleave(const uint16_t* in, int64_t pairs, uint16_t* out) {
+  int64_t done = 0;
+#if defined(__x86_64__)
+  for (; done + 8 <= pairs; done += 8)
+    for (int64_t first = 0; first < kBlockRows; first += 8) {
+      __m128i a[8], b[8];
+      for (int64_t i = 0; i < 8; ++i) a[i] = load<__m128i>(in + (first + i) * pairs + done);
+      for (int64_t i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+      }
+      for (int64_t i = 0; i < 4; ++i) {
+        a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+        a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+      }
+      for (int64_t i = 0; i < 4; ++i) {
+        store(out + (done + 2 * i) * kBlockRows + first, _mm_unpacklo_epi16(a[i], a[i + 4]));
+        store(out + (done + 2 * i + 1) * kBlockRows + first, _mm_unpackhi_epi16(a[i], a[i + 4]));
+      }
+    }
+#endif
+  for (int64_t p = done; p < pairs; ++p)
+    for (int64_t r = 0; r < kBlockRows; ++r) out[p * kBlockRows + r] = in[r * pairs + p];
+}
+
+// The largest of some lanes, as sum_halves adds them.
+template <class T, int64_t Lanes>
+inline T largest_of_halves(const T* lane) {
+  if constexpr (Lanes == 2) {
+    return lane[0] > lane[1] ? lane[0] : lane[1];
+  } else {
+    typedef T Half __attribute__((vector_size(Lanes / 2 * sizeof(T))));
+    const Half left = load<Half>(lane), right = load<Half>(lane + Lanes / 2);
+    T half[Lanes / 2];
+    store(half, left > right ? left : right);
+    return largest_of_halves<T, Lanes / 2>(half);
+  }
 }
 
 // x (features) as int8, scaled by its largest magnitude; returns the scale. Zeros for what holds NaN or Inf, and NaN
@@ -40,24 +92,19 @@ inline float code_row(const T* x, int64_t features, int8_t* codes) {
     defect += value * T(0);
     largest = magnitude > largest ? magnitude : largest;
   }
-  T lane[W], broken[W];
+  T lane[W];
   store(lane, largest);
-  store(broken, defect);
-  T most = T(0), bad = T(0);
-  for (int64_t i = 0; i < W; ++i) {
-    most = lane[i] > most ? lane[i] : most;
-    bad += broken[i];
-  }
-  for (int64_t i = p; i < features; ++i) {
-    const T magnitude = x[i] < T(0) ? -x[i] : x[i];
-    bad += x[i] * T(0);
+  T most = largest_of_halves<T, W>(lane), bad = T(0);
+  for (; p < features; ++p) {
+    const T magnitude = x[p] < T(0) ? -x[p] : x[p];
+    bad += x[p] * T(0);
     most = magnitude > most ? magnitude : most;
   }
+  const bool finite = bad == T(0) && !any_lane<T>(defect != defect);
   const float scale = static_cast<float>(most / T(127));
-  const bool any = bad == T(0) && scale >= __FLT_MIN__;
-  if (!any) {
+  if (!finite || scale < __FLT_MIN__) {
     for (int64_t i = 0; i < features; ++i) codes[i] = 0;
-    return bad == T(0) ? 0.0f : __builtin_nanf("");
+    return finite ? 0.0f : __builtin_nanf("");
   }
   const T twice = T(254) / most;
   for (p = 0; p + W <= features; p += W) {
@@ -79,13 +126,10 @@ inline float code_row(const T* x, int64_t features, int8_t* codes) {
 template <class T>
 void code_rows(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, int8_t* codes,
                float* terms, int8_t* scratch) {
-  const int64_t pairs = (features + 1) / 2, ahead = 8;
+  const int64_t pairs = (features + 1) / 2;
   for (int64_t first = 0; first < count; first += kBlockRows) {
     for (int64_t r = 0; r < kBlockRows; ++r) {
       int8_t* own = scratch + r * 2 * pairs;
-      if (first + r + ahead < count)
-        for (int64_t p = 0; p < features; p += 64 / int64_t(sizeof(T)))
-          __builtin_prefetch(weight + ids[first + r + ahead] * features + p);
       own[2 * pairs - 1] = 0;
       if (first + r < count) {
         const int64_t id = ids[first + r];
@@ -96,9 +140,7 @@ void code_rows(const T* weight, const T* bias, int64_t features, const int32_t* 
         terms[r] = terms[kBlockRows + r] = 0.0f;
       }
     }
-    for (int64_t p = 0; p < pairs; ++p)
-      for (int64_t r = 0; r < kBlockRows; ++r)
-        __builtin_memcpy(codes + 2 * (p * kBlockRows + r), scratch + 2 * (r * pairs + p), 2);
+    interleave(reinterpret_cast<const uint16_t*>(scratch), pairs, reinterpret_cast<uint16_t*>(codes));
     codes += kBlockRows * 2 * pairs;
     terms += 2 * kBlockRows;
   }
@@ -160,9 +202,8 @@ inline void offer_block(const CodedProblem& s, const int8_t* codes, const float*
   for (int64_t i = 0; i < Samples; ++i) input[i] = s.input + samples[i] * s.pairs;
   for (int64_t p = 0; p < s.pairs; ++p) {
     CodedShorts row[kCodedVectors];
-    for (int64_t j = 0; j < kCodedVectors; ++j)
-      row[j] =
-          __builtin_convertvector(load<CodedBytes>(codes + p * 2 * kBlockRows + j * (kCodedBytes / 2)), CodedShorts);
+    __builtin_prefetch(codes + (2 * s.pairs + p) * 2 * kBlockRows);  // the block after the next
+    for (int64_t j = 0; j < kCodedVectors; ++j) row[j] = widen(codes + p * 2 * kBlockRows + j * (kCodedBytes / 2));
     for (int64_t i = 0; i < Samples; ++i) {
       const CodedShorts pair = (CodedShorts)(CodedInts{} + input[i][p]);
       for (int64_t j = 0; j < kCodedVectors; ++j) sum[i][j] += multiply_pairs(row[j], pair);
@@ -197,7 +238,11 @@ inline void topk_coded(const CodedProblem& s, const int8_t* codes, const float* 
     int64_t i = 0;
     for (; i + kCodedSamples <= sample_count; i += kCodedSamples)
       offer_block<kCodedSamples>(s, codes, terms, ids + first, rows, samples + i, best);
-    for (; i < sample_count; ++i) offer_block<1>(s, codes, terms, ids + first, rows, samples + i, best);
+    if (i + 2 <= sample_count) {
+      offer_block<2>(s, codes, terms, ids + first, rows, samples + i, best);
+      i += 2;
+    }
+    if (i < sample_count) offer_block<1>(s, codes, terms, ids + first, rows, samples + i, best);
     codes += kBlockRows * 2 * s.pairs;
     terms += 2 * kBlockRows;
   }

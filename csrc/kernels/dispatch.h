@@ -59,6 +59,33 @@ struct Centroids {
   int64_t count;
 };
 
+// The centroids of one table in groups: `coarse` the groups' own centroids in panels; the panels of group g, of its
+// centroids, are [panels[g], panels[g + 1]) of `packed`, their columns' numbers in `ids` (the last column is repeated
+// where a panel is not full). A row looks into its best `looked` groups.
+template <class T>
+struct CentroidGroups {
+  const T* coarse;
+  const T* packed;
+  const int32_t* ids;
+  const int64_t* panels;
+  int64_t count;
+  int64_t looked;
+};
+
+constexpr int64_t kGroupedRows = 1024;
+
+// Room for kGroupedRows rows: rows (., width), best, chosen (., looked), members (the same), starts (groups + 1);
+// coarse (tile_rows, panels of coarse centroids).
+template <class T>
+struct GroupScratch {
+  T* rows;
+  T* best;
+  T* coarse;
+  int32_t* chosen;
+  int32_t* members;
+  int64_t* starts;
+};
+
 // weight (N, features), bias (N) or null; rows (active) of one active set shared by `batch` samples;
 // logits are scale * (<weight, x> + bias) + log_weight (active, or null).
 template <class T>
@@ -193,6 +220,8 @@ struct RealKernels {
   int64_t depth;         // rows of a panel in shared_grad_input
   HashKernels<T, int16_t> hash16;
   HashKernels<T, int32_t> hash32;
+  void (*nearest_in_groups)(const HashInput<T>&, const CentroidGroups<T>&, int32_t* codes, int64_t begin, int64_t end,
+                            const GroupScratch<T>&);
   void (*pack_transposed)(const T* x, int64_t count, int64_t width, int64_t first, int64_t last, T* packed);
   void (*pack_columns)(const T* x, int64_t count, int64_t width, int64_t first, int64_t last, T* packed);
   void (*shared_logits)(const SharedProblem<T>&, const T* packed_input, T* logits, int64_t begin, int64_t end);

@@ -193,6 +193,78 @@ Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional
   });
 }
 
+// As nearest_centroids for one table (1, n), looking only into the groups of centroids whose own centroids are nearest:
+// members (2^bits) has the centroids' numbers, those of group g at [offsets[g], offsets[g + 1]).
+Tensor nearest_in_groups(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
+                         std::optional<Tensor> center, Tensor centroids, Tensor group_centroids, Tensor offsets,
+                         Tensor members, int64_t looked, std::optional<double> norm_bound) {
+  constexpr const char* op = "nearest_in_groups";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const int64_t width = in.width();
+    check_tensor(op, "centroids", centroids, ScalarType::Float, {-1, width});
+    check_tensor(op, "group_centroids", group_centroids, ScalarType::Float, {-1, width});
+    const int64_t size = centroids.size(0), groups = group_centroids.size(0);
+    check(size >= 2 && size <= int64_t{1} << kMaxCodeBits, op, "centroids: expected 2 to 2^", kMaxCodeBits, ", got ",
+          size);
+    check_tensor(op, "offsets", offsets, ScalarType::Long, {groups + 1});
+    check_tensor(op, "members", members, ScalarType::Int, {size});
+    check_offsets(op, "offsets", data<int64_t>(offsets), groups, size);
+    check_range(op, "members", data<int32_t>(members), size, size);
+    for (int64_t g = 0; g < groups; ++g)
+      check(data<int64_t>(offsets)[g] < data<int64_t>(offsets)[g + 1], op, "offsets: group ", g, " is empty");
+    check(1 <= looked && looked <= groups, op, "looked: expected 1 to ", groups, ", the groups, got ", looked);
+
+    const auto& k = real_kernels<T>();
+    const int64_t columns = k.tile_columns, coarse_panels = (groups + columns - 1) / columns;
+    const int64_t* offset = data<int64_t>(offsets);
+    std::vector<int64_t> panels(groups + 1, 0);
+    for (int64_t g = 0; g < groups; ++g)
+      panels[g + 1] = panels[g] + (offset[g + 1] - offset[g] + columns - 1) / columns;
+    std::vector<T> coarse(coarse_panels * columns * width), packed(panels[groups] * columns * width);
+    std::vector<int32_t> ids(panels[groups] * columns);
+    const auto pack = [&](const float* source, int64_t column, std::vector<T>& target) {
+      for (int64_t i = 0; i < width; ++i)
+        target[(column / columns * width + i) * columns + column % columns] = static_cast<T>(source[i]);
+    };
+    for (int64_t g = 0; g < groups; ++g) pack(data<float>(group_centroids) + g * width, g, coarse);
+    parallel_for(0, groups, grain(2 * width * (size / groups + 1)), [&](int64_t first, int64_t last) {
+      for (int64_t g = first; g < last; ++g)
+        for (int64_t column = panels[g] * columns; column < panels[g + 1] * columns; ++column) {
+          const int64_t at = std::min(offset[g] + column - panels[g] * columns, offset[g + 1] - 1);
+          ids[column] = data<int32_t>(members)[at];
+          pack(data<float>(centroids) + ids[column] * width, column, packed);
+        }
+    });
+
+    const CentroidGroups<T> all = {coarse.data(), packed.data(), ids.data(), panels.data(), groups, looked};
+    std::vector<int32_t> found(count);
+    const int64_t chunks = (count + kGroupedRows - 1) / kGroupedRows;
+    parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+      std::vector<T> numbers(kGroupedRows * (width + 1) + k.tile_rows * coarse_panels * columns);
+      std::vector<int32_t> places(2 * kGroupedRows * looked);
+      std::vector<int64_t> starts(groups + 1);
+      T* best = numbers.data() + kGroupedRows * width;
+      const GroupScratch<T> scratch = {numbers.data(),
+                                       best,
+                                       best + kGroupedRows,
+                                       places.data(),
+                                       places.data() + kGroupedRows * looked,
+                                       starts.data()};
+      for (int64_t chunk = first; chunk < last; ++chunk)
+        k.nearest_in_groups(in, all, found.data(), chunk * kGroupedRows, std::min(count, (chunk + 1) * kGroupedRows),
+                            scratch);
+    });
+    const bool narrow = size <= int64_t{1} << 15;
+    Tensor codes = empty({1, count}, narrow ? ScalarType::Short : ScalarType::Int);
+    for (int64_t i = 0; i < count; ++i)
+      narrow ? mutable_data<int16_t>(codes)[i] = static_cast<int16_t>(found[i])
+             : mutable_data<int32_t>(codes)[i] = found[i];
+    return codes;
+  });
+}
+
 // What the families hash of each row, as a matrix (n, width): bias appended, center subtracted, norm augmented.
 Tensor hashed_rows(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
                    std::optional<double> norm_bound) {
@@ -287,6 +359,7 @@ STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("minhash", TORCH_BOX(&minhash));
   m.impl("cross_polytope", TORCH_BOX(&cross_polytope));
   m.impl("nearest_centroids", TORCH_BOX(&nearest_centroids));
+  m.impl("nearest_in_groups", TORCH_BOX(&nearest_in_groups));
   m.impl("hashed_rows", TORCH_BOX(&hashed_rows));
   m.impl("group_means", TORCH_BOX(&group_means));
 }

@@ -15,8 +15,8 @@ namespace {
 
 // Inputs packed at a time: they should stay in a second-level cache.
 constexpr int64_t kPackedBytes = int64_t{256} << 10;
-// Rows that a thread takes at a time, as many as make up for the taking.
-constexpr int64_t kRowsATime = 4096, kListRowsATime = 512;
+// Rows that a thread takes at a time, as many as make up for the taking; fewer where there are few.
+constexpr int64_t kRowsATime = 4096, kFewRowsATime = 256, kListRowsATime = 512;
 static_assert(kListRowsATime % kBlockRows == 0);
 // In heaps that are not full.
 constexpr int64_t kNoRow = std::numeric_limits<int64_t>::max();
@@ -115,7 +115,9 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
     int64_t* index = mutable_data<int64_t>(indices);
 
     // Many blocks of samples: each is one worker's. Few: all workers share the rows for one block after the other.
-    const int64_t by_block = workers_for(blocks), chunks = (neurons + kRowsATime - 1) / kRowsATime;
+    const int64_t by_block = workers_for(blocks);
+    const int64_t chunk_rows = std::clamp<int64_t>(neurons / (4 * torch::stable::get_num_threads()), kFewRowsATime, kRowsATime);
+    const int64_t chunks = (neurons + chunk_rows - 1) / chunk_rows;
     const bool many = blocks >= 4 * by_block || chunks == 1;
     std::vector<Heaps<T>> heaps(many ? by_block : workers_for(chunks));
     std::vector<std::vector<T>> packed(many ? by_block : 1);
@@ -147,7 +149,7 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
         const int64_t count = pack(block, packed[0]), at = block * step * k;
         for (Heaps<T>& own : heaps) own.ids.clear();
         share_out(chunks, static_cast<int64_t>(heaps.size()), [&](int64_t worker, int64_t chunk) {
-          meet(block, count, packed[0], heaps[worker], chunk * kRowsATime, std::min(neurons, (chunk + 1) * kRowsATime));
+          meet(block, count, packed[0], heaps[worker], chunk * chunk_rows, std::min(neurons, (chunk + 1) * chunk_rows));
         });
         merge_all(heaps, count, k, value + at, index + at);
       }
@@ -220,11 +222,11 @@ int64_t input_limit(int64_t pairs) {
 
 // Rows of lists as int8 codes: codes (blocks, pairs, 16, 2), of 16 rows of one list and all pairs of features, and
 // terms (blocks, 2, 16), what a row's codes are to be multiplied by, and its bias; places (N), where each row stands
-// among the rows of all blocks, or -1.
-std::tuple<Tensor, Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
+// among the rows of all blocks, or -1; centers and radius as of list_centers: a list's rows are in the cache by then.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
                                       Tensor list_rows) {
   constexpr const char* op = "code_lists";
-  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
+  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(zero);
     check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
@@ -238,6 +240,9 @@ std::tuple<Tensor, Tensor, Tensor> code_lists(Tensor weight, std::optional<Tenso
     Tensor terms = empty({block_of[lists], 2, kBlockRows}, ScalarType::Float);
     Tensor places = empty({weight.size(0)}, ScalarType::Int);
     check(block_of[lists] < INT32_MAX / kBlockRows, op, "list_rows: expected fewer than 2^31 places");
+    const int64_t width = d + bias.has_value();
+    Tensor centers = empty({lists, width}, weight.scalar_type()), radius = empty({lists}, weight.scalar_type());
+    T *center = mutable_data<T>(centers), *distance = mutable_data<T>(radius);
     int32_t* place = mutable_data<int32_t>(places);
     std::fill(place, place + weight.size(0), -1);
     int8_t* code = mutable_data<int8_t>(codes);
@@ -245,13 +250,15 @@ std::tuple<Tensor, Tensor, Tensor> code_lists(Tensor weight, std::optional<Tenso
     const T *w = data<T>(weight), *b = data_or_null<T>(bias);
     share_out(lists, workers_for(lists), [&](int64_t, int64_t l) {
       std::vector<int8_t> scratch(kBlockRows * 2 * pairs);
+      real_kernels<T>().rows_center(w, b, d, rows + offset[l], offset[l + 1] - offset[l], center + l * width,
+                                    center + l * width + d, distance + l);
       real_kernels<T>().code_rows(w, b, d, rows + offset[l], offset[l + 1] - offset[l],
                                   code + block_of[l] * pairs * 2 * kBlockRows, term + block_of[l] * 2 * kBlockRows,
                                   scratch.data());
       for (int64_t i = offset[l]; i < offset[l + 1]; ++i)
         place[rows[i]] = static_cast<int32_t>(block_of[l] * kBlockRows + i - offset[l]);
     });
-    return {codes, terms, places};
+    return {codes, terms, places, centers, radius};
   });
 }
 
