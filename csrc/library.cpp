@@ -141,8 +141,8 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // predict.cpp
   m.def("topk_linear(Tensor input, Tensor weight, Tensor? bias, int k) -> (Tensor values, Tensor indices)");
   m.def(
-      "code_lists(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "
-      "-> (Tensor codes, Tensor terms, Tensor places, Tensor centers, Tensor radius)");
+      "code_lists_(Tensor(a!) codes, Tensor(b!) terms, Tensor(c!) places, Tensor weight, Tensor? bias, "
+      "Tensor list_offsets, Tensor list_rows) -> (Tensor centers, Tensor radius)");
   m.def(
       "recode_rows_(Tensor(a!) codes, Tensor(b!) terms, Tensor places, Tensor weight, Tensor? bias, Tensor rows) "
       "-> ()");

@@ -18,7 +18,7 @@ from .options import LSHOptions
 _SPREAD_WEIGHT = 0.2
 _NOT_WORTH_PROBING = -1e9  # the spread of a bucket that holds nothing
 
-# From so many centroids on, rows look only into their nearest groups of centroids: so many of sqrt(centroids).
+# From so many centroids on, rows look only into so many of about sqrt(centroids) groups of them.
 _GROUPED = 512
 _LOOKED = 4
 _GROUP_ROUNDS = 3
@@ -128,9 +128,12 @@ class HashFamily(nn.Module, abc.ABC):
         if self.centers:
             self.center = ops.mean_row(weight, bias, _SAMPLE)
         if self.augment_norms:
-            rows = torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
-            norms = ops.hashed_rows(weight, bias, rows, self.center).double().norm(dim=1)
-            self.norm_bound = norms.quantile(0.9)
+            self.norm_bound = self._norm_bound(weight, bias)
+
+    def _norm_bound(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
+        bias = None if bias is None else bias.detach()
+        return ops.hashed_rows(weight.detach(), bias, rows, self.center).double().norm(dim=1).quantile(0.9)
 
     def row_codes(
         self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
@@ -380,6 +383,9 @@ class KMeans(HashFamily):
     centroids: Tensor
     fitted: Tensor
     buckets: Tensor | None
+    sizes: Tensor | None
+    group_offsets: Tensor | None
+    group_members: Tensor | None
     describes = True
 
     def __init__(
@@ -402,12 +408,17 @@ class KMeans(HashFamily):
         self.register_buffer("fitted", torch.tensor(False), persistent=False)
         centroids = torch.randn(self.L, 1 << self.K, self.width, generator=generator)
         self.register_buffer("centroids", F.normalize(centroids, dim=2), persistent=False)
-        # (L, 2^K, d [+ 1] + 1): the mean row of each bucket, and the spread of its rows
+        # (L, 2^K, d [+ 1] + 1): the mean row of each bucket, and the spread of its rows; (L, 2^K) their sizes
         self.register_buffer("buckets", None, persistent=False)
+        self.register_buffer("sizes", None, persistent=False)
+        # of many centroids: int64 (L, groups + 1) into int32 (L, 2^K), like ones together
+        self.register_buffer("group_offsets", None, persistent=False)
+        self.register_buffer("group_members", None, persistent=False)
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Nothing once fitted: centroids are directions about the mean that they were learnt with."""
-        if not self.fitted:
+        if self.fitted:
+            self.follow(weight, bias)
+        else:
             super().adapt(weight, bias)
 
     @torch.no_grad()
@@ -422,17 +433,21 @@ class KMeans(HashFamily):
             ]
         )
         self.fitted = torch.tensor(True)
+        if 1 << self.K >= _GROUPED:
+            groups = [_group(own) for own in self.centroids]
+            self.group_offsets, self.group_members = map(torch.stack, zip(*groups, strict=True))
 
     @torch.no_grad()
     def follow(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().adapt(weight, bias)
-        if self.buckets is None:
-            return
+        if self.buckets is None or self.sizes is None:
+            return super().adapt(weight, bias)
         means, spread = self.buckets[..., :-1], self.buckets[..., -1:]
-        if self.center is not None:
+        if self.centers:
+            share = self.sizes[0].unsqueeze(1) / self.sizes[0].sum()
+            self.center = (means[0] * share).sum(0).to(weight.dtype)
             means = means - self.center.float()
         if self.augment_norms:
-            assert self.norm_bound is not None
+            self.norm_bound = self._norm_bound(weight, bias)
             squares = means.square().sum(2, keepdim=True) + spread.square()
             missing = (self.norm_bound.float().square() - squares).clamp_(min=0).sqrt_()
             means = torch.cat([means, missing], 2)
@@ -441,8 +456,9 @@ class KMeans(HashFamily):
         self.centroids = torch.where(usable, F.normalize(means, dim=2), self.centroids)
 
     def describe(self, centers: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
+        self.sizes = offsets.diff()
         spread = torch.stack([radius for _, radius in centers]).unsqueeze(2)
-        spread.masked_fill_(offsets.diff().unsqueeze(2) == 0, _NOT_WORTH_PROBING)
+        spread.masked_fill_(self.sizes.unsqueeze(2) == 0, _NOT_WORTH_PROBING)
         self.buckets = torch.cat([torch.stack([mean for mean, _ in centers]), spread], 2).float()
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
@@ -453,17 +469,7 @@ class KMeans(HashFamily):
             query = torch.cat([query, query.new_ones(query.shape[0], 1)], 1)
         length = query.square().sum(1, keepdim=True).sqrt_()
         query = torch.cat([query, length.mul_(_SPREAD_WEIGHT)], 1)
-        broken = ~query.sum(1).isfinite()
-        found = []
-        for buckets in self.buckets.to(query.dtype):
-            codes = ops.topk_linear(query, buckets, None, min(probes, buckets.shape[0]))[1]
-            codes[broken] = -1
-            found.append(F.pad(codes.T, (0, 0, 0, probes - codes.shape[1]), value=-1))
-        return torch.cat(found).to(torch.int16 if self.bits <= 15 else torch.int32)
-
-    def _picked(self, weight: Tensor) -> Tensor:
-        """Rows, up to ``points`` for each centroid, that stand for all."""
-        return torch.arange(0, weight.shape[0], -(-weight.shape[0] // (self.points << self.K)))
+        return ops.nearest_centroids(query, None, None, None, self.buckets, None, probes)
 
     def _sample(self, weight: Tensor, bias: Tensor | None, picked: Tensor) -> Tensor:
         """What is hashed of the rows ``picked``, at length 1."""
@@ -482,7 +488,7 @@ class KMeans(HashFamily):
             sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
         )
         for _ in range(self.iterations if start is None else self.refinements):
-            codes = _nearest(sample, None, None, None, centroids)[0]
+            codes = _nearest((sample, None, None, None), centroids, _group(centroids))[0]
             means, sizes = ops.group_means(sample, codes.long(), count)
             # one that has lost its rows starts again from a row
             again = sample[torch.randint(sample.shape[0], (count,), generator=generator)]
@@ -500,40 +506,50 @@ class KMeans(HashFamily):
         probes: int = 1,
     ) -> Tensor:
         of = (input, bias, rows, center)
-        if probes == 1:
-            codes = [_nearest(*of, own.float(), norm_bound) for own in self.centroids]
-            return codes[0] if len(codes) == 1 else torch.cat(codes)
-        return ops.nearest_centroids(*of, self.centroids.float(), norm_bound, probes)
+        centroids = self.centroids.float()
+        if probes > 1 or self.group_offsets is None or self.group_members is None:
+            return ops.nearest_centroids(*of, centroids, norm_bound, probes)
+        groups = zip(self.group_offsets, self.group_members, strict=True)
+        codes = [
+            _nearest(of, own, group, norm_bound)
+            for own, group in zip(centroids, groups, strict=True)
+        ]
+        return codes[0] if len(codes) == 1 else torch.cat(codes)
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}"
 
 
-def _nearest(
-    input: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    center: Tensor | None,
-    centroids: Tensor,
-    norm_bound: float | None = None,
-) -> Tensor:
-    """Codes (1, n) of rows by ``centroids`` (2^bits, width): the nearest, or where there are many the nearest
-    of those in the nearest groups, made by a few rounds of k-means of the centroids themselves."""
-    of = (input, bias, rows, center)
+def _group(centroids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """About sqrt(n) groups of ``centroids`` (n, width) by a few rounds of k-means: offsets int64 (groups + 1)
+    into members int32 (n). None where there are few."""
     count = centroids.shape[0]
-    if count < _GROUPED or (input if rows is None else rows).shape[0] < count:
-        return ops.nearest_centroids(*of, centroids.unsqueeze(0), norm_bound)
+    if count < _GROUPED:
+        return None
     size = 1 << (count.bit_length() // 2)
     groups = centroids[:: count // size].contiguous()
+    offsets = members = torch.empty(0)
     for _ in range(_GROUP_ROUNDS):
-        assigned = ops.nearest_centroids(centroids, None, None, None, groups.unsqueeze(0))[0].long()
-        means, sizes = ops.group_means(centroids, assigned, size)
-        groups = torch.where(sizes.unsqueeze(1) > 0, F.normalize(means, dim=1), groups)
-    used = sizes > 0
-    offsets = F.pad(sizes[used].cumsum(0), (1, 0))
-    members = assigned.argsort(stable=True).to(torch.int32)
-    looked = min(_LOOKED, offsets.shape[0] - 1)
-    return ops.nearest_in_groups(*of, centroids, groups[used], offsets, members, looked, norm_bound)
+        assigned = ops.nearest_centroids(centroids, None, None, None, groups.unsqueeze(0))[0]
+        offsets = F.pad(torch.bincount(assigned, minlength=size).cumsum(0), (1, 0))
+        members = assigned.argsort(stable=True).to(torch.int32)
+        means, _ = ops.list_centers(centroids, None, offsets, members)
+        groups = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(means, dim=1), groups)
+    return offsets, members
+
+
+def _nearest(
+    rows: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    centroids: Tensor,
+    groups: tuple[Tensor, Tensor] | None,
+    norm_bound: float | None = None,
+) -> Tensor:
+    """Codes (1, n) of ``rows`` (input, bias, rows, center) by ``centroids`` (2^bits, width): the nearest of those
+    in the nearest groups."""
+    if groups is None:
+        return ops.nearest_centroids(*rows, centroids.unsqueeze(0), norm_bound)
+    means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
+    return ops.nearest_in_groups(*rows, centroids, means, *groups, _LOOKED, norm_bound)
 
 
 def make_family(options: LSHOptions, in_features: int, *, has_bias: bool, seed: int) -> HashFamily:

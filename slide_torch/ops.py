@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C, fused_backward  # type: ignore[attr-defined]  # noqa: F401  (importing _C registers the operators)
+from .optim_ops import advise_hugepages_
 
 _ops = torch.ops.slide_torch
 _fake = torch.library.register_fake
@@ -521,32 +522,48 @@ def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
 
 
-def code_lists(
-    weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def code_lists_(
+    codes: Tensor,
+    terms: Tensor,
+    places: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+) -> tuple[Tensor, Tensor]:
     """The rows of some lists as int8 codes, each row scaled by its largest magnitude, for
     :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
 
     Args:
+        codes: int8 (any, (d + 1) // 2, 16, 2), receives two features next to each other.
+        terms: float32 (any, 2, 16), receives the scale and the bias of each row.
+        places: int32 (N), receives that of each row among the rows of all blocks, -1 for those in no list.
         list_offsets: int64 (lists + 1) into ``list_rows``, int32.
 
     Returns:
-        codes int8 (blocks, (d + 1) // 2, 16, 2), two features next to each other; terms float32
-        (blocks, 2, 16), the scale and the bias of each row; places int32 (N), that of each row among the
-        rows of all blocks, -1 for those in no list; centers and radius as of :func:`list_centers`.
+        centers and radius as of :func:`list_centers`.
     """
-    return _ops.code_lists(weight, bias, list_offsets, list_rows)
+    return _ops.code_lists_(codes, terms, places, weight, bias, list_offsets, list_rows)
 
 
-@_fake("slide_torch::code_lists")
-def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
-    blocks = torch.library.get_ctx().new_dynamic_size()
-    return (
-        weight.new_empty((blocks, (weight.shape[1] + 1) // 2, 16, 2), dtype=torch.int8),
-        weight.new_empty((blocks, 2, 16), dtype=torch.float32),
-        weight.new_empty((weight.shape[0],), dtype=torch.int32),
-        *_fake_centers(weight, bias, list_offsets),
-    )
+@_fake("slide_torch::code_lists_")
+def _(
+    codes: Any, terms: Any, places: Any, weight: Any, bias: Any, list_offsets: Any, list_rows: Any
+) -> Any:
+    return _fake_centers(weight, bias, list_offsets)
+
+
+def empty_codes(weight: Tensor, lists: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for :func:`code_lists_` of all rows of ``weight`` (N, d) in so many lists, whatever their lengths:
+    codes, terms and places."""
+    neurons, d = weight.shape
+    blocks = neurons // 16 + lists
+    codes = torch.empty((blocks, (d + 1) // 2, 16, 2), dtype=torch.int8)
+    terms = torch.empty((blocks, 2, 16), dtype=torch.float32)
+    places = torch.empty(neurons, dtype=torch.int32)
+    for tensor in (codes, terms, places):  # zeros: what lists do not fill may be saved with them
+        advise_hugepages_(tensor).zero_()
+    return codes, terms, places
 
 
 def recode_rows_(
@@ -557,7 +574,7 @@ def recode_rows_(
     bias: Tensor | None,
     rows: Tensor,
 ) -> None:
-    """Renews what :func:`code_lists` returned for ``rows``, int64 (n), strictly increasing, that have changed
+    """Renews what :func:`code_lists_` wrote of ``rows``, int64 (n), strictly increasing, that have changed
     since."""
     _ops.recode_rows_(codes, terms, places, weight, bias, rows)
 
@@ -587,7 +604,7 @@ def topk_lists(
 
     Args:
         list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.
-        codes, terms: from :func:`code_lists`.
+        codes, terms: of :func:`code_lists_`.
         probes: int64 (B, any), distinct lists of each sample; -1 is none.
         rescored: at least k.
         list_cap: most rows looked at of a list, rounded up to blocks of 16, from a block on that ``seed``

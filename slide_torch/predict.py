@@ -40,7 +40,7 @@ class RowPartition:
         centers: (lists, d + 1), mean rows, and the radius.
         center_bias: (lists), the mean biases.
         rows_in_smallest: int64 (lists), rows in the n + 1 smallest lists together.
-        codes, terms: the rows as int8, see :func:`slide_torch.ops.code_lists`.
+        codes, terms: the rows as int8, see :func:`slide_torch.ops.code_lists_`.
     """
 
     offsets: Tensor
@@ -78,7 +78,8 @@ class RowPartition:
             centers = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(fresh), centers)
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
-        codes, terms, _, centers, radius = ops.code_lists(weight, bias, offsets, rows)
+        codes, terms, places = ops.empty_codes(weight, offsets.shape[0] - 1)
+        centers, radius = ops.code_lists_(codes, terms, places, weight, bias, offsets, rows)
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
         return RowPartition(
             offsets,

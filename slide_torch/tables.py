@@ -361,9 +361,12 @@ class HashTables:
         rows = weight.detach(), None if bias is None else bias.detach()
         lists = list(zip(self.offsets.long(), self.ids, strict=True))
         if self.searches:
-            codes, terms, places, *center = ops.code_lists(*rows, *lists[0])
-            self.row_codes, self.row_terms, self.row_places = codes, terms, places
-            self.family.describe([center], self.offsets)
+            if self.row_codes is None:
+                room = ops.empty_codes(rows[0], self.offsets.shape[1] - 1)
+                self.row_codes, self.row_terms, self.row_places = room
+            assert self.row_terms is not None and self.row_places is not None
+            own_codes = (self.row_codes, self.row_terms, self.row_places)
+            self.family.describe([ops.code_lists_(*own_codes, *rows, *lists[0])], self.offsets)
         elif self.family.describes:
             self.family.describe([ops.list_centers(*rows, *own) for own in lists], self.offsets)
         self._since_rehash = 0

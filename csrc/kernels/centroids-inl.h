@@ -32,6 +32,58 @@ inline void score_centroids(const T* panel, int64_t width, const T* centroids, i
   }
 }
 
+// The best so far of one column, the best first, of equal ones the one that came first.
+template <class T>
+struct RankedScores {
+  T score[kMaxProbes];
+  int32_t id[kMaxProbes];
+  int64_t held;
+
+  void offer(T value, int64_t number, int64_t most) {
+    if (held == most && !(value > score[most - 1])) return;
+    int64_t at = held < most ? held++ : most - 1;
+    for (; at > 0 && value > score[at - 1]; --at) {
+      score[at] = score[at - 1];
+      id[at] = id[at - 1];
+    }
+    score[at] = value;
+    id[at] = static_cast<int32_t>(number);
+  }
+};
+
+// The `wanted` best of scores (count, tile_columns) for each of W columns. A part of the scores tells first how large
+// the last of them may be: the others then cost a vector comparison each, but for the few that are larger.
+template <class T>
+inline void rank_scores(const T* scores, int64_t count, int64_t wanted, RankedScores<T>* best) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>();
+  const int64_t stride = count / (4 * wanted);
+  T limit[W];
+  for (int64_t lane = 0; lane < W; ++lane) limit[lane] = -__builtin_huge_val();
+  if (stride > 1) {
+    // wanted / stride of them are expected in the part; nearly always the twofold and some are more than that
+    const int64_t rank = 2 * (wanted / stride) + 4;
+    for (int64_t lane = 0; lane < W; ++lane) {
+      best[lane].held = 0;
+      for (int64_t c = 0; c < count; c += stride) best[lane].offer(scores[c * N + lane], c, rank);
+      limit[lane] = best[lane].score[rank - 1];
+    }
+  }
+  const V limits = load<V>(limit);
+  for (int64_t lane = 0; lane < W; ++lane) best[lane].held = 0;
+  for (int64_t c = 0; c < count; ++c) {
+    if (!any_lane<T>(load<V>(scores + c * N) >= limits)) [[likely]]
+      continue;
+    for (int64_t lane = 0; lane < W; ++lane)
+      if (scores[c * N + lane] >= limit[lane]) best[lane].offer(scores[c * N + lane], c, wanted);
+  }
+  for (int64_t lane = 0; lane < W; ++lane) {
+    if (best[lane].held >= min_of(wanted, count)) continue;
+    best[lane].held = 0;
+    for (int64_t c = 0; c < count; ++c) best[lane].offer(scores[c * N + lane], c, wanted);
+  }
+}
+
 // The code of a row is the centroid that it has the largest inner product with; further probes are the next best.
 // `scratch` holds a panel, and where there are probes the scores of one table.
 template <class T, class Code>
@@ -54,12 +106,17 @@ void nearest_centroids(const HashInput<T>& in, const Centroids<T>& centroids, co
       Code* codes = out.codes + table * out.probes * out.stride + first;
       for (int64_t j = 0; j < 2 && j * W < count; ++j)
         store_codes<T, Code>(codes + j * W, min_of(W, count - j * W), load<IntVec<T>>(index + j * W), defect[j]);
-      for (int64_t lane = 0; scores && lane < count; ++lane) {
-        MoveList nearest(codes[lane] < 0 ? 0 : out.probes);
-        for (int64_t c = 0; nearest.wanted > 0 && c < centroids.count; ++c)
-          nearest.offer(-static_cast<double>(scores[c * N + lane]), 0, static_cast<int32_t>(c));
-        for (int64_t p = 1; p < out.probes; ++p)
-          codes[p * out.stride + lane] = p < nearest.count ? static_cast<Code>(nearest.move[p].flip) : Code(-1);
+      for (int64_t j = 0; scores && j * W < count; ++j) {
+        RankedScores<T> ranked[W];
+        rank_scores(scores + j * W, centroids.count, out.probes, ranked);
+        for (int64_t lane = 0; lane < min_of(W, count - j * W); ++lane)
+          for (int64_t p = 0; p < out.probes; ++p) {
+            Code* code = codes + p * out.stride + j * W + lane;
+            if (codes[j * W + lane] < 0 || p >= ranked[lane].held)
+              *code = Code(-1);
+            else
+              *code = static_cast<Code>(ranked[lane].id[p]);
+          }
       }
     }
   }

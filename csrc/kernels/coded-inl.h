@@ -76,39 +76,47 @@ inline T largest_of_halves(const T* lane) {
   }
 }
 
+// The largest magnitude, by the bits without the sign, which are ordered as magnitudes are; Inf or NaN if there is one.
+template <class T>
+inline T largest_magnitude(const T* x, int64_t features) {
+  using Int = typename IntegerOf<T>::type;
+  constexpr int64_t W = Simd<T>::lanes;
+  constexpr Int no_sign = static_cast<Int>(~(uint64_t{1} << (8 * sizeof(Int) - 1)) & (~uint64_t{0} >> (64 - 8 * sizeof(Int))));
+  IntVec<T> largest{};
+  int64_t p = 0;
+  for (; p + W <= features; p += W) {
+    const IntVec<T> bits = load<IntVec<T>>(x + p) & no_sign;
+    largest = bits > largest ? bits : largest;
+  }
+  Int lane[W];
+  store(lane, largest);
+  Int most = largest_of_halves<Int, W>(lane);
+  for (; p < features; ++p) {
+    const Int bits = load<Int>(x + p) & no_sign;
+    most = bits > most ? bits : most;
+  }
+  return load<T>(&most);
+}
+
 // x (features) as int8, scaled by its largest magnitude; returns the scale. Zeros for what holds NaN or Inf, and NaN
 // for a scale; what is too small for a scale counts as zero. Halves are rounded away from zero, in integers, so that
 // codes are the same at every instruction set.
 template <class T>
 inline float code_row(const T* x, int64_t features, int8_t* codes) {
-  using V = Vec<T>;
   using Int = typename IntegerOf<T>::type;
   constexpr int64_t W = Simd<T>::lanes;
   typedef int8_t Bytes __attribute__((vector_size(W)));
-  V largest{}, defect{};
-  int64_t p = 0;
-  for (; p + W <= features; p += W) {
-    const V value = load<V>(x + p), magnitude = value < T(0) ? -value : value;
-    defect += value * T(0);
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  T lane[W];
-  store(lane, largest);
-  T most = largest_of_halves<T, W>(lane), bad = T(0);
-  for (; p < features; ++p) {
-    const T magnitude = x[p] < T(0) ? -x[p] : x[p];
-    bad += x[p] * T(0);
-    most = magnitude > most ? magnitude : most;
-  }
-  const bool finite = bad == T(0) && !any_lane<T>(defect != defect);
+  const T most = largest_magnitude(x, features);
+  const bool finite = most - most == T(0);
   const float scale = static_cast<float>(most / T(127));
   if (!finite || scale < __FLT_MIN__) {
     for (int64_t i = 0; i < features; ++i) codes[i] = 0;
     return finite ? 0.0f : __builtin_nanf("");
   }
   const T twice = T(254) / most;
-  for (p = 0; p + W <= features; p += W) {
-    const IntVec<T> doubled = __builtin_convertvector(load<V>(x + p) * twice, IntVec<T>);
+  int64_t p = 0;
+  for (; p + W <= features; p += W) {
+    const IntVec<T> doubled = __builtin_convertvector(load<Vec<T>>(x + p) * twice, IntVec<T>);
     const IntVec<T> sign = doubled >> (8 * sizeof(T) - 1);
     const IntVec<T> rounded = (((((doubled ^ sign) - sign) + 1) >> 1) ^ sign) - sign;
     const Bytes narrow = __builtin_convertvector(rounded, Bytes);
@@ -166,31 +174,40 @@ template <class T>
 void rows_center(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, T* center,
                  T* bias_center, T* radius) {
   using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes, strip = 4;
+  constexpr int64_t W = Simd<T>::lanes, strip = 4, ahead = 8;
   const T share = T(1) / static_cast<T>(count > 0 ? count : 1);
-  V squares{};
-  T rest = T(0);
+  T variance = T(0);  // E x^2 - (E x)^2, summed over coordinates
   int64_t p = 0;
   for (; p + strip * W <= features; p += strip * W) {
-    V sum[strip] = {};
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < strip; ++j) sum[j] += load<V>(weight + ids[i] * features + p + j * W);
-    for (int64_t j = 0; j < strip; ++j) store(center + p + j * W, sum[j] *= share);
-    for (int64_t i = 0; i < count; ++i)
+    V sum[strip] = {}, squares[strip] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      if (p == 0 && i + ahead < count) prefetch_row(weight + ids[i + ahead] * features, features);
       for (int64_t j = 0; j < strip; ++j) {
-        const V apart = load<V>(weight + ids[i] * features + p + j * W) - sum[j];
-        squares += apart * apart;
+        const V value = load<V>(weight + ids[i] * features + p + j * W);
+        sum[j] += value;
+        squares[j] += value * value;
       }
+    }
+    V apart{};
+    for (int64_t j = 0; j < strip; ++j) {
+      const V mean = sum[j] * share;
+      store(center + p + j * W, mean);
+      apart += squares[j] * share - mean * mean;
+    }
+    variance += horizontal_sum<T>(apart);
   }
-  for (int64_t q = p; q < features + (bias ? 1 : 0); ++q) {
-    const auto value = [&](int64_t i) { return q < features ? weight[ids[i] * features + q] : bias[ids[i]]; };
-    T sum = T(0);
-    for (int64_t i = 0; i < count; ++i) sum += value(i);
-    sum *= share;
-    (q < features ? center[q] : *bias_center) = sum;
-    for (int64_t i = 0; i < count; ++i) rest += (value(i) - sum) * (value(i) - sum);
+  for (; p < features + (bias ? 1 : 0); ++p) {
+    T sum = T(0), squares = T(0);
+    for (int64_t i = 0; i < count; ++i) {
+      const T value = p < features ? weight[ids[i] * features + p] : bias[ids[i]];
+      sum += value;
+      squares += value * value;
+    }
+    const T mean = sum * share;
+    (p < features ? center[p] : *bias_center) = mean;
+    variance += squares * share - mean * mean;
   }
-  *radius = static_cast<T>(__builtin_sqrt((horizontal_sum<T>(squares) + rest) * share));
+  *radius = variance > T(0) ? static_cast<T>(__builtin_sqrt(variance)) : T(0);
 }
 
 // One block against some samples.

@@ -212,45 +212,48 @@ Tensor nearest_in_groups(Tensor input, std::optional<Tensor> bias, std::optional
     check_tensor(op, "members", members, ScalarType::Int, {size});
     check_offsets(op, "offsets", data<int64_t>(offsets), groups, size);
     check_range(op, "members", data<int32_t>(members), size, size);
+    check(looked >= 1, op, "looked: expected at least 1, got ", looked);
+    std::vector<int64_t> used;  // the groups that have any
     for (int64_t g = 0; g < groups; ++g)
-      check(data<int64_t>(offsets)[g] < data<int64_t>(offsets)[g + 1], op, "offsets: group ", g, " is empty");
-    check(1 <= looked && looked <= groups, op, "looked: expected 1 to ", groups, ", the groups, got ", looked);
+      if (data<int64_t>(offsets)[g] < data<int64_t>(offsets)[g + 1]) used.push_back(g);
+    const int64_t some = static_cast<int64_t>(used.size());
 
     const auto& k = real_kernels<T>();
-    const int64_t columns = k.tile_columns, coarse_panels = (groups + columns - 1) / columns;
+    const int64_t columns = k.tile_columns, coarse_panels = (some + columns - 1) / columns;
     const int64_t* offset = data<int64_t>(offsets);
-    std::vector<int64_t> panels(groups + 1, 0);
-    for (int64_t g = 0; g < groups; ++g)
-      panels[g + 1] = panels[g] + (offset[g + 1] - offset[g] + columns - 1) / columns;
-    std::vector<T> coarse(coarse_panels * columns * width), packed(panels[groups] * columns * width);
-    std::vector<int32_t> ids(panels[groups] * columns);
+    std::vector<int64_t> panels(some + 1, 0);
+    for (int64_t g = 0; g < some; ++g)
+      panels[g + 1] = panels[g] + (offset[used[g] + 1] - offset[used[g]] + columns - 1) / columns;
+    std::vector<T> coarse(coarse_panels * columns * width), packed(panels[some] * columns * width);
+    std::vector<int32_t> ids(panels[some] * columns);
     const auto pack = [&](const float* source, int64_t column, std::vector<T>& target) {
       for (int64_t i = 0; i < width; ++i)
         target[(column / columns * width + i) * columns + column % columns] = static_cast<T>(source[i]);
     };
-    for (int64_t g = 0; g < groups; ++g) pack(data<float>(group_centroids) + g * width, g, coarse);
-    parallel_for(0, groups, grain(2 * width * (size / groups + 1)), [&](int64_t first, int64_t last) {
+    for (int64_t g = 0; g < some; ++g) pack(data<float>(group_centroids) + used[g] * width, g, coarse);
+    parallel_for(0, some, grain(2 * width * (size / some + 1)), [&](int64_t first, int64_t last) {
       for (int64_t g = first; g < last; ++g)
         for (int64_t column = panels[g] * columns; column < panels[g + 1] * columns; ++column) {
-          const int64_t at = std::min(offset[g] + column - panels[g] * columns, offset[g + 1] - 1);
+          const int64_t at = std::min(offset[used[g]] + column - panels[g] * columns, offset[used[g] + 1] - 1);
           ids[column] = data<int32_t>(members)[at];
           pack(data<float>(centroids) + ids[column] * width, column, packed);
         }
     });
 
-    const CentroidGroups<T> all = {coarse.data(), packed.data(), ids.data(), panels.data(), groups, looked};
+    const int64_t looks = std::min(looked, some);
+    const CentroidGroups<T> all = {coarse.data(), packed.data(), ids.data(), panels.data(), some, looks};
     std::vector<int32_t> found(count);
     const int64_t chunks = (count + kGroupedRows - 1) / kGroupedRows;
     parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
       std::vector<T> numbers(kGroupedRows * (width + 1) + k.tile_rows * coarse_panels * columns);
-      std::vector<int32_t> places(2 * kGroupedRows * looked);
-      std::vector<int64_t> starts(groups + 1);
+      std::vector<int32_t> places(2 * kGroupedRows * looks);
+      std::vector<int64_t> starts(some + 1);
       T* best = numbers.data() + kGroupedRows * width;
       const GroupScratch<T> scratch = {numbers.data(),
                                        best,
                                        best + kGroupedRows,
                                        places.data(),
-                                       places.data() + kGroupedRows * looked,
+                                       places.data() + kGroupedRows * looks,
                                        starts.data()};
       for (int64_t chunk = first; chunk < last; ++chunk)
         k.nearest_in_groups(in, all, found.data(), chunk * kGroupedRows, std::min(count, (chunk + 1) * kGroupedRows),

@@ -196,6 +196,12 @@ std::vector<int64_t> blocks_of_lists(const int64_t* offsets, int64_t lists) {
   return blocks;
 }
 
+void check_codes(const char* op, const Tensor& codes, const Tensor& terms, int64_t blocks, int64_t pairs) {
+  check_tensor(op, "codes", codes, ScalarType::Char, {-1, pairs, kBlockRows, 2});
+  check(codes.size(0) >= blocks, op, "codes: expected at least ", blocks, " blocks, got ", codes.size(0));
+  check_tensor(op, "terms", terms, ScalarType::Float, {codes.size(0), 2, kBlockRows});
+}
+
 // x (features) as integers up to `limit` times the scale returned, through put(feature, integer). What is not finite
 // has only zeros, and NaN for a scale; what is too small for a scale counts as zero.
 template <class T, class F>
@@ -220,13 +226,14 @@ int64_t input_limit(int64_t pairs) {
 
 }  // namespace
 
-// Rows of lists as int8 codes: codes (blocks, pairs, 16, 2), of 16 rows of one list and all pairs of features, and
-// terms (blocks, 2, 16), what a row's codes are to be multiplied by, and its bias; places (N), where each row stands
-// among the rows of all blocks, or -1; centers and radius as of list_centers: a list's rows are in the cache by then.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> code_lists(Tensor weight, std::optional<Tensor> bias, Tensor list_offsets,
-                                      Tensor list_rows) {
-  constexpr const char* op = "code_lists";
-  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
+// Rows of lists as int8 codes: into codes (blocks or more, pairs, 16, 2), of 16 rows of one list and all pairs of
+// features, into terms (the same, 2, 16), what a row's codes are to be multiplied by, and its bias, and into places (N),
+// where each row stands among the rows of all blocks, or -1. Returns centers and radius as list_centers does: a list's
+// rows are in the cache by then.
+std::tuple<Tensor, Tensor> code_lists_(Tensor codes, Tensor terms, Tensor places, Tensor weight,
+                                       std::optional<Tensor> bias, Tensor list_offsets, Tensor list_rows) {
+  constexpr const char* op = "code_lists_";
+  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
@@ -236,33 +243,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> code_lists(Tensor weight, std
     const int64_t* offset = data<int64_t>(list_offsets);
     const int32_t* rows = data<int32_t>(list_rows);
     const std::vector<int64_t> block_of = blocks_of_lists(offset, lists);
-    Tensor codes = empty({block_of[lists], pairs, kBlockRows, 2}, ScalarType::Char);
-    Tensor terms = empty({block_of[lists], 2, kBlockRows}, ScalarType::Float);
-    Tensor places = empty({weight.size(0)}, ScalarType::Int);
     check(block_of[lists] < INT32_MAX / kBlockRows, op, "list_rows: expected fewer than 2^31 places");
+    check_codes(op, codes, terms, block_of[lists], pairs);
+    check_tensor(op, "places", places, ScalarType::Int, {weight.size(0)});
     const int64_t width = d + bias.has_value();
     Tensor centers = empty({lists, width}, weight.scalar_type()), radius = empty({lists}, weight.scalar_type());
     T *center = mutable_data<T>(centers), *distance = mutable_data<T>(radius);
     int32_t* place = mutable_data<int32_t>(places);
-    std::fill(place, place + weight.size(0), -1);
     int8_t* code = mutable_data<int8_t>(codes);
     float* term = mutable_data<float>(terms);
     const T *w = data<T>(weight), *b = data_or_null<T>(bias);
-    share_out(lists, workers_for(lists), [&](int64_t, int64_t l) {
-      std::vector<int8_t> scratch(kBlockRows * 2 * pairs);
-      real_kernels<T>().rows_center(w, b, d, rows + offset[l], offset[l + 1] - offset[l], center + l * width,
-                                    center + l * width + d, distance + l);
-      real_kernels<T>().code_rows(w, b, d, rows + offset[l], offset[l + 1] - offset[l],
-                                  code + block_of[l] * pairs * 2 * kBlockRows, term + block_of[l] * 2 * kBlockRows,
-                                  scratch.data());
-      for (int64_t i = offset[l]; i < offset[l + 1]; ++i)
-        place[rows[i]] = static_cast<int32_t>(block_of[l] * kBlockRows + i - offset[l]);
+    // a part of the rows is one thread's: places lie in no order, and two writers of one cache line wait for each other
+    parallel_for(0, weight.size(0), kGrainWork, [&](int64_t first, int64_t last) {
+      std::fill(place + first, place + last, -1);
+      for (int64_t l = 0; l < lists; ++l)
+        for (int64_t i = offset[l]; i < offset[l + 1]; ++i)
+          if (first <= rows[i] && rows[i] < last)
+            place[rows[i]] = static_cast<int32_t>(block_of[l] * kBlockRows + i - offset[l]);
     });
-    return {codes, terms, places, centers, radius};
+    const int64_t workers = workers_for(lists);
+    std::vector<int8_t> scratch(workers * kBlockRows * 2 * pairs);
+    share_out(lists, workers, [&](int64_t worker, int64_t l) {
+      const int64_t count = offset[l + 1] - offset[l];
+      const int32_t* own = rows + offset[l];
+      real_kernels<T>().rows_center(w, b, d, own, count, center + l * width, center + l * width + d, distance + l);
+      real_kernels<T>().code_rows(w, b, d, own, count, code + block_of[l] * pairs * 2 * kBlockRows,
+                                  term + block_of[l] * 2 * kBlockRows,
+                                  scratch.data() + worker * kBlockRows * 2 * pairs);
+    });
+    return {centers, radius};
   });
 }
 
-// Codes and terms anew of `rows`, distinct, which have changed since code_lists.
+// Codes and terms anew of `rows`, distinct, which have changed since code_lists_.
 void recode_rows_(Tensor codes, Tensor terms, Tensor places, Tensor weight, std::optional<Tensor> bias, Tensor rows) {
   constexpr const char* op = "recode_rows_";
   dispatch_real(op, weight.scalar_type(), [&](auto zero) {
@@ -270,8 +283,7 @@ void recode_rows_(Tensor codes, Tensor terms, Tensor places, Tensor weight, std:
     check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
     const int64_t neurons = weight.size(0), d = weight.size(1), pairs = (d + 1) / 2;
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {neurons});
-    check_tensor(op, "codes", codes, ScalarType::Char, {-1, pairs, kBlockRows, 2});
-    check_tensor(op, "terms", terms, ScalarType::Float, {codes.size(0), 2, kBlockRows});
+    check_codes(op, codes, terms, 0, pairs);
     check_tensor(op, "places", places, ScalarType::Int, {neurons});
     check_tensor(op, "rows", rows, ScalarType::Long, {-1});
     check_rows(op, data<int64_t>(rows), rows.numel(), neurons);
@@ -304,8 +316,7 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     const int64_t* offset = data<int64_t>(list_offsets);
     const int32_t* rows = data<int32_t>(list_rows);
     const std::vector<int64_t> block_of = blocks_of_lists(offset, lists);
-    check_tensor(op, "codes", codes, ScalarType::Char, {block_of[lists], pairs, kBlockRows, 2});
-    check_tensor(op, "terms", terms, ScalarType::Float, {block_of[lists], 2, kBlockRows});
+    check_codes(op, codes, terms, block_of[lists], pairs);
     check_tensor(op, "probes", probes, ScalarType::Long, {batch, -1});
     const int64_t* probe = data<int64_t>(probes);
     for (int64_t i = 0; i < probes.numel(); ++i)
@@ -428,7 +439,7 @@ std::tuple<Tensor, Tensor> list_centers(Tensor weight, std::optional<Tensor> bia
 
 STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("topk_linear", TORCH_BOX(&topk_linear));
-  m.impl("code_lists", TORCH_BOX(&code_lists));
+  m.impl("code_lists_", TORCH_BOX(&code_lists_));
   m.impl("recode_rows_", TORCH_BOX(&recode_rows_));
   m.impl("topk_lists", TORCH_BOX(&topk_lists));
   m.impl("list_centers", TORCH_BOX(&list_centers));
