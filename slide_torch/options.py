@@ -83,12 +83,12 @@ class LSHOptions:
             cross-polytope hash one more; ``"kmeans"`` has 2^K centroids a table. A table's code may have at
             most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
             where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
-            ``"kmeans"`` at about 2 sqrt(out_features) centroids, since their number is what a rehash costs.
+            ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
         bin_size: coordinates that one hash of ``"dwta"``, ``"minhash"`` or ``"cross_polytope"`` compares; a
             power of two.
         probes: buckets that a query reads in each table: beside its own those that it missed by least
-            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 16 for
+            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 80 for
             ``"kmeans"``.
         rerank: score this many of the candidates, those that collide most often (labels counted), exactly
             and keep the ``budget`` best; 0 keeps the budget by collision counts. With one table and the
@@ -327,11 +327,13 @@ class LSHOptions:
         if self.rebuild_every == "auto":
             chosen["rebuild_every"] = 20
         if self.probes == "auto":
-            chosen["probes"] = min(16, MAX_TABLES // tables) if kmeans else 1
+            chosen["probes"] = min(80, MAX_TABLES // tables) if kmeans else 1
         if self.rerank == "auto":
             chosen["rerank"] = max(4096, 4 * budget) if kmeans else 0
         if self.K == "auto" and kmeans:
-            chosen["K"] = max(1, min((4 * out_features).bit_length() // 2, MAX_CENTROID_BITS))
+            # at most 18 sqrt(out_features) centroids
+            bits = ((18 * 18 * out_features).bit_length() - 1) // 2
+            chosen["K"] = max(1, min(bits, MAX_CENTROID_BITS, out_features.bit_length() - 3))
         elif self.K == "auto":
             bucket = max(64, 2 * budget // tables)
             bits = max(1, (out_features // bucket).bit_length() - 1)

@@ -183,12 +183,19 @@ Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional
     check_tensor(op, "centroids", centroids, ScalarType::Float, {-1, -1, width});
     const int64_t tables = centroids.size(0), size = centroids.size(1);
     check(size >= 2 && (size & (size - 1)) == 0, op, "centroids: expected 2, 4, 8, ... a table, got ", size);
-    const std::vector<T> matrix(data<float>(centroids), data<float>(centroids) + centroids.numel());
+    std::vector<T> converted;
+    const T* matrix;
+    if constexpr (std::is_same_v<T, float>) {
+      matrix = data<float>(centroids);
+    } else {
+      converted.assign(data<float>(centroids), data<float>(centroids) + centroids.numel());
+      matrix = converted.data();
+    }
     const int64_t columns = real_kernels<T>().tile_columns;
     return hash_rows<T>(op, count, 1, tables, __builtin_ctzll(size), probes, tables * size * width,
                         [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch((width + (probes > 1 ? size : 0)) * columns);
-                          k.nearest_centroids(in, {matrix.data(), size}, out, b, e, scratch.data());
+                          k.nearest_centroids(in, {matrix, size}, out, b, e, scratch.data());
                         });
   });
 }
