@@ -187,29 +187,18 @@ def retrieve(p: Problem) -> Case:
 
 
 @case
-def best_in_buckets(p: Problem) -> Case:
+def topk_lists(p: Problem) -> Case:
     tables = p._tables(LSHOptions())
-    options, codes = tables.options, tables.family.query_codes(p.input, tables.options.probes)
-    read = ops.best_in_buckets(
-        p.input,
-        p.weight,
-        p.bias,
-        codes,
-        tables.offsets,
-        tables.ids,
-        options.budget,
-        options.bucket_cap,
-        0,
-    )[2].item()
-    probed = codes.long().flatten().unique()
-    rows = tables.offsets[0].diff()[probed].clamp(max=options.bucket_cap).sum().item()
+    options, offsets = tables.options, tables.offsets[0].long()
+    probes = tables.family.query_codes(p.input, options.probes).T.long().contiguous()
+    sizes = offsets.diff()
     return Case(
-        lambda: ops.best_in_buckets(
-            p.input, p.weight, p.bias, codes, tables.offsets, tables.ids, options.budget,
-            options.bucket_cap, 0,
+        lambda: ops.topk_lists(
+            p.input, p.weight, p.bias, offsets, tables.ids[0], tables.row_codes, tables.row_terms,
+            probes, options.budget, 2 * options.budget,
         ),
-        {"row_read": 4 * p.width * rows},
-        2 * p.width * read,
+        {"row_read": (p.width + 8) * sizes[probes.unique()].sum().item()},
+        2 * p.width * sizes[probes].sum().item(),
     )  # fmt: skip
 
 

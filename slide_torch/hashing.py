@@ -133,7 +133,12 @@ class HashFamily(nn.Module, abc.ABC):
     def _norm_bound(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
         bias = None if bias is None else bias.detach()
-        return ops.hashed_rows(weight.detach(), bias, rows, self.center).double().norm(dim=1).quantile(0.9)
+        return (
+            ops.hashed_rows(weight.detach(), bias, rows, self.center)
+            .double()
+            .norm(dim=1)
+            .quantile(0.9)
+        )
 
     def row_codes(
         self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
@@ -544,8 +549,8 @@ def _nearest(
     groups: tuple[Tensor, Tensor] | None,
     norm_bound: float | None = None,
 ) -> Tensor:
-    """Codes (1, n) of ``rows`` (input, bias, rows, center) by ``centroids`` (2^bits, width): the nearest of those
-    in the nearest groups."""
+    """Codes (1, n) of ``rows`` (input, bias, rows, center) by ``centroids`` (2^bits, width): the nearest of
+    those in the nearest groups."""
     if groups is None:
         return ops.nearest_centroids(*rows, centroids.unsqueeze(0), norm_bound)
     means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)

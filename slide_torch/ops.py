@@ -553,11 +553,18 @@ def _(
     return _fake_centers(weight, bias, list_offsets)
 
 
-def empty_codes(weight: Tensor, lists: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for :func:`code_lists_` of all rows of ``weight`` (N, d) in so many lists, whatever their lengths:
-    codes, terms and places."""
+def empty_codes(
+    weight: Tensor, list_offsets: Tensor, *, room: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, terms and places for :func:`code_lists_` to write to, of rows of ``weight`` (N, d).
+
+    ``room``: for as many lists of any lengths.
+    """
     neurons, d = weight.shape
-    blocks = neurons // 16 + lists
+    if room:
+        blocks = neurons // 16 + list_offsets.shape[0] - 1
+    else:
+        blocks = int(list_offsets.diff().add_(15).div_(16, rounding_mode="floor").sum())
     codes = torch.empty((blocks, (d + 1) // 2, 16, 2), dtype=torch.int8)
     terms = torch.empty((blocks, 2, 16), dtype=torch.float32)
     places = torch.empty(neurons, dtype=torch.int32)

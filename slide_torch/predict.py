@@ -78,7 +78,7 @@ class RowPartition:
             centers = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(fresh), centers)
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
-        codes, terms, places = ops.empty_codes(weight, offsets.shape[0] - 1)
+        codes, terms, places = ops.empty_codes(weight, offsets, room=False)
         centers, radius = ops.code_lists_(codes, terms, places, weight, bias, offsets, rows)
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
         return RowPartition(

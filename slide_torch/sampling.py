@@ -185,11 +185,11 @@ def draw_active_set(
     if shared and options.budget == 0:
         return _share(label_ids, tail, labels, tables, input.dtype, 0)
     if shared and tables.searches:
-        _, best, ids_read = _search(tables, input, weight, bias, seed)
+        _, best, searched = _search(tables, input, weight, bias, seed)
         if options.batch_budget:
             best = _most_retrieved(best, options.batch_budget, neurons)  # type: ignore[arg-type]
         certain = torch.cat([label_ids, best])
-        return _share(certain, tail, labels, tables, input.dtype, ids_read)
+        return _share(certain, tail, labels, tables, input.dtype, searched)
     own_tail = tail.ids[:0] if shared else tail.ids
     offsets, active, tail_starts, label_positions, ids_read = _retrieve(
         tables, input, weight, bias, labels.offsets, label_ids, own_tail, seed

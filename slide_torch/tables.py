@@ -56,7 +56,8 @@ class HashTables:
     """L hash tables over the rows of a weight matrix, in packed (CSR) buckets.
 
     Memory: 4 bytes per neuron and table for the buckets, 2 (codes up to 15 bits) or 4 for the codes,
-    which make it cheap to rehash only the rows that changed. It is no module, and its tensors are no
+    which make it cheap to rehash only the rows that changed; where one table is searched, as by default, also
+    the rows as int8, in_features + 12 bytes a neuron. It is no module, and its tensors are no
     buffers: what copies, averages or broadcasts those of a model (state dicts, ``AveragedModel``,
     ``DistributedDataParallel``) leaves tables alone. They are remade from the weights at the first use,
     and after loading.
@@ -362,7 +363,7 @@ class HashTables:
         lists = list(zip(self.offsets.long(), self.ids, strict=True))
         if self.searches:
             if self.row_codes is None:
-                room = ops.empty_codes(rows[0], self.offsets.shape[1] - 1)
+                room = ops.empty_codes(rows[0], lists[0][0], room=True)
                 self.row_codes, self.row_terms, self.row_places = room
             assert self.row_terms is not None and self.row_places is not None
             own_codes = (self.row_codes, self.row_terms, self.row_places)
@@ -460,7 +461,14 @@ class HashTables:
             self._pending, self._pending_version = [state["changing"].clone()], weight._version
         self._last = dict(state["last"])
         # states of format 1 did not always have these, nor all counters
-        for name in ("row_codes", "row_terms", "row_places", "_probe_codes", "kernel_sums", "frequencies"):
+        for name in (
+            "row_codes",
+            "row_terms",
+            "row_places",
+            "_probe_codes",
+            "kernel_sums",
+            "frequencies",
+        ):
             kept = state.get(name.lstrip("_"))
             setattr(self, name, None if kept is None else kept.clone())
         self._fixed = None
@@ -499,8 +507,10 @@ class HashTables:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables' tensors, those of the hash functions included, by name."""
-        names = ("codes", "offsets", "ids", "dirty", "row_codes", "row_terms")
-        names += ("row_places", "kernel_sums", "frequencies")
+        names = [
+            *("codes", "offsets", "ids", "dirty", "row_codes", "row_terms", "row_places"),
+            *("kernel_sums", "frequencies"),
+        ]
         own = {name: getattr(self, name) for name in names}
         functions = {} if self.family is None else dict(self.family.named_buffers(prefix="family"))
         return {name: value for name, value in (own | functions).items() if value is not None}

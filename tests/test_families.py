@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slide_torch import HashTables, LSHLinear, LSHOptions, ops, reference
+from slide_torch import HashTables, LSHLinear, LSHOptions, hashing, ops, reference
 from slide_torch.hashing import CrossPolytope, KMeans, MinHash, make_family
 from slide_torch.options import FAMILIES
 from slide_torch.sampling import Labels, draw_active_set
@@ -289,34 +289,73 @@ def test_kmeans_finds_clusters():
 
 
 def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
-    """A rehash of dirty rows: centroids become the means of their rows, the dirty rows get the nearest,
-    the others stay where they are."""
+    """A rehash: centroids become the means of the rows of their buckets, as these were at the last one; dirty
+    rows get the nearest, the others stay where they are."""
     options = LSHOptions(family="kmeans", K=4, rebuild_every=0, augment_norms=False)
     tables = HashTables(options, 300, 16, has_bias=False)
     w = torch.randn(300, 16)
     tables.rebuild(w, None)
-    old = tables.codes.clone()
+    family = tables.family
+
+    def check_centroids(w, codes):
+        torch.testing.assert_close(family.center, w.mean(0))
+        for code in range(16):
+            mean = w[codes[0] == code].mean(0) - w.mean(0)
+            torch.testing.assert_close(family.centroids[0, code], F.normalize(mean, dim=0))
+
+    before, old = w.clone(), tables.codes.clone()
     dirty = torch.arange(50)
     w[dirty] = torch.randn(50, 16)
     tables.rehash(w, None, rows=dirty)
-    family = tables.family
-    shifted = F.normalize(w - w.mean(0), dim=1)
-    torch.testing.assert_close(family.center, w.mean(0))
-    for code in range(16):
-        mean = shifted[old[0] == code].mean(0)
-        torch.testing.assert_close(family.centroids[0, code], F.normalize(mean, dim=0))
+    check_centroids(before, old)
     assert torch.equal(tables.codes[:, dirty], family.row_codes(w, None, dirty))
     assert torch.equal(tables.codes[:, 50:], old[:, 50:])
 
-    centroids, center = family.centroids.clone(), family.center.clone()
-    tables.rehash(w, None)  # of all rows: centroids stay
+    before, old = w.clone(), tables.codes.clone()
+    tables.rehash(w, None)  # of all rows
+    check_centroids(before, old)
     assert torch.equal(tables.codes, family.row_codes(w, None))
-    assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
 
+    centroids, center = family.centroids.clone(), family.center.clone()
     w[7, 3] = float("nan")
     with pytest.raises(ValueError, match="7"):
         tables.rehash(w, None, rows=torch.tensor([7]))
     assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_centroids_in_groups(dtype):
+    """Rows that look into all groups get the nearest of all; into few, nearly always."""
+    torch.manual_seed(0)
+    clusters = torch.randn(32, 24)
+    centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
+    x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
+    x[5, 3] = math.nan
+    groups = hashing._group(centroids)
+    assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
+    exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
+    means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
+    for looked, share in ((len(means), 1), (4, 0.9)):
+        found = ops.nearest_in_groups(x, None, None, None, centroids, means, *groups, looked)
+        assert found.dtype == torch.int16 and found[0, 5] == -1
+        assert (found == exact).float().mean() >= share
+    rows, center, bias = torch.randperm(3000)[:700], x[0], x[:, 0].contiguous()
+    of = (x[:, 1:].contiguous(), bias, rows, center)
+    exact = ops.nearest_centroids(*of, centroids.unsqueeze(0))
+    empty = torch.cat([groups[0], groups[0][-1:]])  # one group without centroids
+    means = torch.cat([means, torch.full((1, 24), 9.0)])
+    found = ops.nearest_in_groups(*of, centroids, means, empty, groups[1], 10**6)
+    assert torch.equal(found, exact)
+    for place, wrong, message in (
+        (4, centroids[:500], "members: expected shape"),
+        (6, groups[0] + 1, "offsets: expected non-decreasing"),
+        (7, groups[1] + 1, r"members: expected values in \[0, 512\)"),
+        (8, 0, "looked: expected at least 1"),
+    ):
+        arguments = [x, None, None, None, centroids, means, empty, groups[1], 3]
+        arguments[place] = wrong if place != 6 else torch.cat([wrong, wrong[-1:]])
+        with pytest.raises(RuntimeError, match=message):
+            ops.nearest_in_groups(*arguments)
 
 
 def test_kmeans_rebuilds_from_its_old_centroids():
@@ -474,7 +513,7 @@ def test_options_are_checked(options, message):
 
 def test_auto_options_of_kmeans():
     options = LSHOptions(family="kmeans").resolve(234_908, 128)
-    assert (options.K, options.L, options.probes, options.augment_norms) == (10, 1, 16, False)
+    assert (options.K, options.L, options.probes, options.augment_norms) == (13, 1, 80, False)
     assert options.rerank >= 4 * options.budget and options.rehash_every == 25
     assert (options.budget, options.tail) == (10, 0)
     assert LSHOptions().resolve(234_908, 128) == options
@@ -486,57 +525,33 @@ def test_auto_options_of_kmeans():
         assert (options.tail, options.rehash_every, options.rehash_growth) == (1024, 50, 1.1)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_best_in_buckets_are_those_of_a_search(dtype, bias):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_search_sees_rows_as_the_last_step_left_them(sparse):
+    """The int8 codes of rows that a step changed are renewed before the next search, also where gradients of
+    several batches were accumulated, and those of all rows at a rehash."""
     torch.manual_seed(0)
-    N, d, B, k, bits = 300, 24, 9, 7, 4
-    w, x = torch.randn(N, d, dtype=dtype), torch.randn(B, d, dtype=dtype)
-    b = torch.randn(N, dtype=dtype) if bias else None
-    row_codes = torch.randint(1 << bits, (1, N), dtype=torch.int16)
-    row_codes[row_codes == 5] = 6  # an empty bucket
-    table = ops.build_tables(row_codes, bits)
-    codes = torch.rand(B, 1 << bits).argsort(1)[:, :3].T.short().contiguous()
-    codes[:, 0] = torch.tensor([5, -1, -1])  # nothing at all
-    codes[2, 1] = -1
-    offsets, ids, read = ops.best_in_buckets(x, w, b, codes, *table, k, 10**6, 0)
-    logits = torch.nn.functional.linear(x, w, b)
-    sizes = torch.bincount(row_codes[0].long(), minlength=1 << bits)
-    for sample in range(B):
-        probed = codes[:, sample][codes[:, sample] >= 0].long()
-        held = torch.isin(row_codes[0].long(), probed).nonzero().flatten()
-        best = held[logits[sample, held].argsort(descending=True)][:k]
-        assert ids[offsets[sample] : offsets[sample + 1]].tolist() == best.tolist()
-    assert read.item() == sum(sizes[c].item() for c in codes.flatten().long() if c >= 0)
-    offsets, ids, read = ops.best_in_buckets(x, w, b, codes, *table, 10**3, 2, 0)
-    assert read.item() == sum(min(2, sizes[c].item()) for c in codes.flatten().long() if c >= 0)
-    assert ids.shape[0] == read.item() == offsets[-1].item()
-
-
-def test_best_in_buckets_puts_nan_last_and_refuses_bad_input():
-    w, x = torch.randn(40, 8), torch.randn(2, 8)
-    w[3] = math.nan
-    offsets, ids = ops.build_tables(torch.zeros(1, 40, dtype=torch.int16), 1)
-    codes = torch.zeros(1, 2, dtype=torch.int16)
-    found = ops.best_in_buckets(x, w, None, codes, offsets, ids, 40, 100, 0)[1]
-    assert found.view(2, 40)[:, -1].tolist() == [3, 3]
-    arguments = [x, w, None, codes, offsets, ids, 3, 100, 0]
-    for place, wrong, message in (
-        (0, torch.randn(2, 7), "input"),
-        (3, codes + 2, "codes: expected values below 2, got 2"),
-        (4, offsets.flip(1).contiguous(), "table_offsets: expected non-decreasing"),
-        (5, ids + 1, "table_ids: expected values in"),
-        (6, 0, "k and bucket_cap must be positive"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            ops.best_in_buckets(*arguments[:place], wrong, *arguments[place + 1 :])
+    layer = LSHLinear(16, 400, sparse=sparse, options=LSHOptions(budget=3, rehash_every=4))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    tables = layer.tables
+    for _ in range(6):
+        for _ in range(2):
+            loss = torch.nn.functional.cross_entropy(layer(torch.randn(5, 16)), torch.arange(5))
+            loss.backward()
+            lists = (tables.offsets[0].long(), tables.ids[0])
+            codes, terms, places = ops.empty_codes(layer.weight, lists[0], room=True)
+            ops.code_lists_(codes, terms, places, layer.weight, layer.bias, *lists)
+            assert torch.equal(tables.row_places, places)
+            assert torch.equal(tables.row_codes, codes) and torch.equal(tables.row_terms, terms)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert tables.rehashes >= 1
 
 
 def test_a_shared_set_holds_the_best_of_the_buckets():
     """The default: as many probes as there are buckets find the exact top k, and the set has just these."""
     torch.manual_seed(0)
-    layer = LSHLinear(16, 400, options=LSHOptions(budget=6, probes=32))
-    assert layer.tables.options.family == "kmeans" and layer.tables.options.K == 5
+    layer = LSHLinear(16, 400, options=LSHOptions(budget=6, probes=64))
+    assert layer.tables.options.family == "kmeans" and layer.tables.options.K == 6
     x = torch.randn(5, 16)
     assert layer.recall(x, 6) == 1.0
     labels = torch.tensor([1, 2, 3, 4, 5])
@@ -554,9 +569,8 @@ def test_queries_rank_buckets_by_mean_and_spread():
     rows, x = torch.cat([weight, bias[:, None]], 1), torch.randn(4, 12)
     query = torch.cat([x, torch.ones(4, 1)], 1)
     scores = torch.full((4, 8), -math.inf)
-    picked = torch.arange(0, 500, 2)  # 32 for each of 8 centroids stand for all
     for c in range(8):
-        own = rows[picked][tables.codes[0, picked] == c]
+        own = rows[tables.codes[0] == c]
         if len(own):
             spread = (own - own.mean(0)).square().sum(1).mean().sqrt()
             scores[:, c] = query @ own.mean(0) + 0.2 * query.norm(dim=1) * spread

@@ -151,10 +151,13 @@ def best(i):
     for count in (1, 6, 16, B):
         layer = (i["x"][:count], i["weight"], i["bias"])
         found[f"best {count}"], _ = ops.topk_linear(*layer, 9)
-        coded = ops.code_lists(*layer[1:], *lists)
+        coded = ops.empty_codes(layer[1], lists[0], room=False)
+        center = ops.code_lists_(*coded, *layer[1:], *lists)
         found[f"best of lists {count}"], _ = ops.topk_lists(
-            *layer, *lists, *coded, probes[:count], 9, 40
+            *layer, *lists, *coded[:2], probes[:count], 9, 40
         )
+        found |= dict(zip(("codes", "scales"), coded, strict=False))
+        found |= dict(zip(("centers", "radius"), center, strict=True))
     return found
 
 

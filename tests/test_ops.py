@@ -79,14 +79,6 @@ def retrieved():
     return offsets, active, label_offsets, torch.zeros(2).int(), torch.tensor([1, 8]).int()
 
 
-def buckets():
-    """Codes of two probes, the second missing for one input, and one table."""
-    offsets, ids = torch.ops.slide_torch.build_tables(codes()[:1].contiguous(), K)
-    probes = torch.stack([torch.arange(B) % 4, torch.arange(B) % 4 + 4]).short()
-    probes[1, 0] = -1
-    return probes, offsets, ids
-
-
 def binary_samples(pattern):
     for dtype in DTYPES:
         for extra in (False, True):
@@ -193,6 +185,12 @@ def retrieve_samples():
             yield codes(B, dtype), table_offsets, table_ids, offsets, active, end, 6, 100, 3
 
 
+def coded_lists(weight, bias, offsets, rows):
+    coded = ops.empty_codes(weight, offsets, room=True)
+    ops.code_lists_(*coded, weight, bias, offsets, rows)
+    return coded
+
+
 def predict_samples(kind):
     offsets, rows = torch.tensor([0, 9, 9, N]), torch.randperm(N).int()
     for dtype in DTYPES:
@@ -201,8 +199,15 @@ def predict_samples(kind):
             if kind == "linear":
                 yield x, weight, bias, 3
             elif kind == "lists":
-                coded = ops.code_lists(weight, bias, offsets, rows)
-                yield x, weight, bias, offsets, rows, *coded, torch.tensor([[0, 1]] * B), 3, 5
+                coded = coded_lists(weight, bias, offsets, rows)[:2]
+                for cap in (2, 100):
+                    probes = torch.tensor([[0, 1, -1]] * B)
+                    yield x, weight, bias, offsets, rows, *coded, probes, 3, 5, cap, 7
+            elif kind == "codes":
+                yield *ops.empty_codes(weight, offsets, room=False), weight, bias, offsets, rows
+            elif kind == "recode":
+                coded = coded_lists(weight, bias, offsets, rows)
+                yield *coded, randn(N, D, dtype=dtype), bias, torch.tensor([0, 7])
             else:
                 yield weight, bias, offsets, rows
 
@@ -255,6 +260,15 @@ SAMPLES = {
         (randn(N, D), None, None, None, None),
         (randn(N, D), randn(N), torch.tensor([3, 0]), randn(D + 1), 2.0),
     ],
+    "nearest_in_groups": lambda: [
+        (
+            *(randn(N, D, dtype=t), bias, rows, None, randn(8, D + (bias is not None))),
+            *(randn(2, D + (bias is not None)), torch.tensor([0, 3, 8]), torch.arange(8).int(), 1),
+        )
+        for t in DTYPES
+        for bias in (None, randn(N, dtype=t))
+        for rows in (None, torch.tensor([3, 0]))
+    ],
     "group_means": lambda: [(randn(N, D, dtype=t), torch.arange(N) % 4 - 1, 5) for t in DTYPES],
     "mean_row": lambda: [(randn(N, D), None, 8), (randn(N, D).double(), randn(N).double(), 100)],
     "build_tables": lambda: [(codes(), K), (codes(dtype=torch.int32), K)],
@@ -265,12 +279,6 @@ SAMPLES = {
         (*retrieved(), randn(B, D, dtype=t), randn(N, D, dtype=t), bias, 2)
         for t in DTYPES
         for bias in (None, randn(N, dtype=t))
-    ],
-    "best_in_buckets": lambda: [
-        (randn(B, D, dtype=t), randn(N, D, dtype=t), bias, *buckets(), 3, cap, 5)
-        for t in DTYPES
-        for bias in (None, randn(N, dtype=t))
-        for cap in (2, 100)
     ],
     "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
@@ -300,7 +308,8 @@ SAMPLES = {
         for dtype in DTYPES
     ],
     "topk_linear": lambda: predict_samples("linear"),
-    "code_lists": lambda: predict_samples("codes"),
+    "code_lists_": lambda: predict_samples("codes"),
+    "recode_rows_": lambda: predict_samples("recode"),
     "topk_lists": lambda: predict_samples("lists"),
     "list_centers": lambda: predict_samples("centers"),
     "instruction_set": lambda: [()],

@@ -9,9 +9,9 @@
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
 //
-#include "optim-inl.h"      // prefetches as sample_pattern-inl.h does
-#include "outer-inl.h"      // multiplies as sample_pattern-inl.h
-#include "rerank-inl.h"     // multiplies as sample_pattern-inl.h
+#include "optim-inl.h"   // prefetches as sample_pattern-inl.h does
+#include "outer-inl.h"   // multiplies as sample_pattern-inl.h
+#include "rerank-inl.h"  // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
 //
 #include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h and topk-inl.h

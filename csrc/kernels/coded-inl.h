@@ -81,7 +81,8 @@ template <class T>
 inline T largest_magnitude(const T* x, int64_t features) {
   using Int = typename IntegerOf<T>::type;
   constexpr int64_t W = Simd<T>::lanes;
-  constexpr Int no_sign = static_cast<Int>(~(uint64_t{1} << (8 * sizeof(Int) - 1)) & (~uint64_t{0} >> (64 - 8 * sizeof(Int))));
+  constexpr Int no_sign =
+      static_cast<Int>(~(uint64_t{1} << (8 * sizeof(Int) - 1)) & (~uint64_t{0} >> (64 - 8 * sizeof(Int))));
   IntVec<T> largest{};
   int64_t p = 0;
   for (; p + W <= features; p += W) {
@@ -176,14 +177,15 @@ void rows_center(const T* weight, const T* bias, int64_t features, const int32_t
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes, strip = 4, ahead = 8;
   const T share = T(1) / static_cast<T>(count > 0 ? count : 1);
-  T variance = T(0);  // E x^2 - (E x)^2, summed over coordinates
+  T variance = T(0);  // E (x - o)^2 - (E x - o)^2 over all coordinates, the first row being the origin o
   int64_t p = 0;
   for (; p + strip * W <= features; p += strip * W) {
-    V sum[strip] = {}, squares[strip] = {};
+    V origin[strip] = {}, sum[strip] = {}, squares[strip] = {};
+    for (int64_t j = 0; count > 0 && j < strip; ++j) origin[j] = load<V>(weight + ids[0] * features + p + j * W);
     for (int64_t i = 0; i < count; ++i) {
       if (p == 0 && i + ahead < count) prefetch_row(weight + ids[i + ahead] * features, features);
       for (int64_t j = 0; j < strip; ++j) {
-        const V value = load<V>(weight + ids[i] * features + p + j * W);
+        const V value = load<V>(weight + ids[i] * features + p + j * W) - origin[j];
         sum[j] += value;
         squares[j] += value * value;
       }
@@ -191,20 +193,22 @@ void rows_center(const T* weight, const T* bias, int64_t features, const int32_t
     V apart{};
     for (int64_t j = 0; j < strip; ++j) {
       const V mean = sum[j] * share;
-      store(center + p + j * W, mean);
+      store(center + p + j * W, origin[j] + mean);
       apart += squares[j] * share - mean * mean;
     }
     variance += horizontal_sum<T>(apart);
   }
   for (; p < features + (bias ? 1 : 0); ++p) {
+    const auto at = [&](int64_t i) { return p < features ? weight[ids[i] * features + p] : bias[ids[i]]; };
+    const T origin = count > 0 ? at(0) : T(0);
     T sum = T(0), squares = T(0);
     for (int64_t i = 0; i < count; ++i) {
-      const T value = p < features ? weight[ids[i] * features + p] : bias[ids[i]];
+      const T value = at(i) - origin;
       sum += value;
       squares += value * value;
     }
     const T mean = sum * share;
-    (p < features ? center[p] : *bias_center) = mean;
+    (p < features ? center[p] : *bias_center) = origin + mean;
     variance += squares * share - mean * mean;
   }
   *radius = variance > T(0) ? static_cast<T>(__builtin_sqrt(variance)) : T(0);

@@ -256,12 +256,9 @@ Tensor nearest_in_groups(Tensor input, std::optional<Tensor> bias, std::optional
       std::vector<int32_t> places(2 * kGroupedRows * looks);
       std::vector<int64_t> starts(some + 1);
       T* best = numbers.data() + kGroupedRows * width;
-      const GroupScratch<T> scratch = {numbers.data(),
-                                       best,
-                                       best + kGroupedRows,
-                                       places.data(),
-                                       places.data() + kGroupedRows * looks,
-                                       starts.data()};
+      const GroupScratch<T> scratch = {
+          numbers.data(), best, best + kGroupedRows, places.data(), places.data() + kGroupedRows * looks,
+          starts.data()};
       for (int64_t chunk = first; chunk < last; ++chunk)
         k.nearest_in_groups(in, all, found.data(), chunk * kGroupedRows, std::min(count, (chunk + 1) * kGroupedRows),
                             scratch);

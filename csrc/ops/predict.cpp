@@ -116,7 +116,8 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
 
     // Many blocks of samples: each is one worker's. Few: all workers share the rows for one block after the other.
     const int64_t by_block = workers_for(blocks);
-    const int64_t chunk_rows = std::clamp<int64_t>(neurons / (4 * torch::stable::get_num_threads()), kFewRowsATime, kRowsATime);
+    const int64_t chunk_rows =
+        std::clamp<int64_t>(neurons / (4 * torch::stable::get_num_threads()), kFewRowsATime, kRowsATime);
     const int64_t chunks = (neurons + chunk_rows - 1) / chunk_rows;
     const bool many = blocks >= 4 * by_block || chunks == 1;
     std::vector<Heaps<T>> heaps(many ? by_block : workers_for(chunks));
@@ -227,9 +228,9 @@ int64_t input_limit(int64_t pairs) {
 }  // namespace
 
 // Rows of lists as int8 codes: into codes (blocks or more, pairs, 16, 2), of 16 rows of one list and all pairs of
-// features, into terms (the same, 2, 16), what a row's codes are to be multiplied by, and its bias, and into places (N),
-// where each row stands among the rows of all blocks, or -1. Returns centers and radius as list_centers does: a list's
-// rows are in the cache by then.
+// features, into terms (the same, 2, 16), what a row's codes are to be multiplied by, and its bias, and into places
+// (N), where each row stands among the rows of all blocks, or -1. Returns centers and radius as list_centers does: a
+// list's rows are in the cache by then.
 std::tuple<Tensor, Tensor> code_lists_(Tensor codes, Tensor terms, Tensor places, Tensor weight,
                                        std::optional<Tensor> bias, Tensor list_offsets, Tensor list_rows) {
   constexpr const char* op = "code_lists_";
@@ -342,8 +343,7 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
       const int64_t first = static_cast<int64_t>(random % static_cast<uint64_t>(blocks));
       const int64_t before = std::max<int64_t>(0, first + taken - blocks);
       add_parts(l, offset[l], offset[l] + before * kBlockRows);
-      add_parts(l, offset[l] + first * kBlockRows,
-                std::min(offset[l + 1], offset[l] + (first + taken) * kBlockRows));
+      add_parts(l, offset[l] + first * kBlockRows, std::min(offset[l + 1], offset[l] + (first + taken) * kBlockRows));
     }
 
     std::vector<int32_t> inputs(batch * pairs);
