@@ -49,7 +49,8 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
 
   // buckets.cpp
   m.def(
-      "best_in_buckets(Tensor input, Tensor weight, Tensor? bias, Tensor codes, Tensor table_offsets, Tensor table_ids, "
+      "best_in_buckets(Tensor input, Tensor weight, Tensor? bias, Tensor codes, Tensor table_offsets, Tensor "
+      "table_ids, "
       "int k, int bucket_cap, int seed) -> (Tensor offsets, Tensor ids, Tensor ids_read)");
 
   // kernel_tree.cpp
@@ -159,11 +160,11 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "adam_rows_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor? rows, Tensor grad_rows, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) -> ()");
   m.def(
-      "sgd_rows_(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grad_rows, float lr, "
-      "float momentum, float weight_decay, bool nesterov, bool maximize) -> ()");
+      "sgd_rows_(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor? rows, Tensor grad_rows, float lr, "
+      "float momentum, float weight_decay, bool nesterov, bool maximize, int step) -> ()");
   m.def(
-      "adagrad_rows_(Tensor(a!) param, Tensor(b!) sum, Tensor rows, Tensor grad_rows, float lr, float eps, "
-      "bool maximize) -> ()");
+      "adagrad_rows_(Tensor(a!) param, Tensor(b!) sum, Tensor? rows, Tensor grad_rows, float lr, float eps, "
+      "bool maximize, int step) -> ()");
   m.def("coalesce_rows(Tensor indices, Tensor values, int num_rows) -> (Tensor rows, Tensor summed)");
 
   // memory.cpp

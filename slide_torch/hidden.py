@@ -28,8 +28,14 @@ def draw(
 
     Raises:
         ValueError: shape, dtype or device do not fit; nothing has been changed.
+        NotImplementedError: parameters are bfloat16; likewise.
     """
     check_layer(input, weight, bias, tables, "LSHLinear")
+    if weight.dtype == torch.bfloat16:
+        raise NotImplementedError(
+            "LSHLinear: weight: expected float32 or float64 for a hidden layer, got torch.bfloat16: convert "
+            "it with .float() and train under autocast"
+        )
     if sparse:
         check_leaves(weight, bias, "LSHLinear")
     fixed = not training and not torch.compiler.is_compiling()

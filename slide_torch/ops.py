@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import _C, fused_backward  # type: ignore[attr-defined]  # noqa: F401  (importing _C registers the operators)
 
@@ -329,7 +330,8 @@ def rerank(
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the candidates that :func:`retrieve` found without a tail, keeps those with the largest logits
-    ``input @ weight.T + bias`` (labels and they up to ``budget``), largest first; then the tail.
+    ``input @ weight.T + bias`` (labels and they up to ``budget``), largest first; then the tail. ``weight``
+    may be bfloat16 beside float32 ``input`` and ``bias``.
 
     Returns:
         offsets int64 (B + 1), active int32 (pairs), tail_starts int64 (B), as :func:`retrieve`; labels keep
@@ -365,7 +367,7 @@ def best_in_buckets(
 
     Args:
         input: float32 or float64 (B, d).
-        weight, bias: (N, d); (N) or None.
+        weight, bias: (N, d); (N) or None; of the input's dtype, a weight also bfloat16 beside float32.
         codes: int16 or int32 (probes, B), distinct for an input; -1 is no bucket.
         table_offsets, table_ids: of :func:`build_tables`, one table.
         k: at least 1.
@@ -566,6 +568,7 @@ def topk_lists(
         codes, terms: from :func:`code_lists`.
         probes: int64 (B, any), distinct lists of each sample, which together hold at least k rows.
         rescored: at least k.
+        weight: may be bfloat16 beside float32 ``input`` and ``bias``.
     """
     return _ops.topk_lists(
         input, weight, bias, list_offsets, list_rows, codes, terms, probes, k, rescored
@@ -760,7 +763,7 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
         return torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
         )
-    if isinstance(rows.shape[0], int) and rows.shape[0] == neurons:  # a SymInt is not known
+    if statically_known_true(rows.shape[0] == neurons):
         return values
     return rows_to_dense(rows, values, neurons)
 
@@ -1171,6 +1174,47 @@ torch.library.register_autograd(
     "slide_torch::rows_to_dense",
     lambda ctx, grad: (None, grad.index_select(0, ctx.saved_tensors[0]), None),
     setup_context=_save_rows,
+)
+
+
+# --- parameters in bfloat16 ----------------------------------------------------------------------------
+
+torch.library.define(
+    "slide_torch::widened_rows",
+    "(Tensor parameter, Tensor rows, bool sparse) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def widened_rows(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
+    """``parameter[rows]`` in float32, (U, ...), of a bfloat16 ``parameter`` (N, ...) and ``rows`` int64 (U),
+    strictly increasing. Differentiable: the gradient is bfloat16, row-sparse if ``sparse``."""
+    return _ops.widened_rows(parameter, rows, sparse)
+
+
+@torch.library.impl("slide_torch::widened_rows", "CPU")
+def _(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
+    return parameter.index_select(0, rows).float()
+
+
+@_fake("slide_torch::widened_rows")
+def _(parameter: Any, rows: Any, sparse: Any) -> Any:
+    return parameter.new_empty((rows.shape[0], *parameter.shape[1:]), dtype=torch.float32)
+
+
+def _save_widened(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    parameter, rows, ctx.sparse = inputs
+    ctx.neurons = parameter.shape[0]
+    ctx.save_for_backward(rows)
+
+
+def _widened_backward(ctx: Any, grad: Tensor) -> tuple:
+    (rows,) = ctx.saved_tensors
+    return _hand_over(rows, grad.to(torch.bfloat16), ctx.neurons, ctx.sparse), None, None
+
+
+torch.library.register_autograd(
+    "slide_torch::widened_rows", _widened_backward, setup_context=_save_widened
 )
 
 

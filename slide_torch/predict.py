@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .bfloat16 import ROWS_AT_ONCE, blocks, some_rows, topk_linear, widened
 
 # benchmarks/prediction.py --sweep tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
@@ -20,7 +22,6 @@ ITERATIONS = 10
 # the weights' history, and reading three times the rows is the price of a wrong one.
 RADIUS_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 RESCORED_PER_K = 2  # rows scored exactly to find k, at first
-_ROWS_AT_ONCE = 65536
 _INPUTS_AT_ONCE = 4096
 
 
@@ -64,8 +65,7 @@ class RowPartition:
         lists = max(1, min(neurons // 4, round(LISTS_PER_ROOT * math.sqrt(neurons))))
         count = min(neurons, SAMPLE_PER_LIST * lists)
         sample = torch.randperm(neurons, generator=generator)[:count]
-        points = weight[sample]
-        shift = None if bias is None else bias[sample]
+        points, shift = some_rows(weight, bias, sample)
         centers = F.normalize(_with_bias(points[:lists], None if shift is None else shift[:lists]))
         if not bool(torch.isfinite(weight.sum(1) if bias is None else weight.sum(1) + bias).all()):
             raise ValueError(
@@ -78,7 +78,11 @@ class RowPartition:
             centers = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(fresh), centers)
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
-        centers, radius = ops.list_centers(weight, bias, offsets, rows)
+        described = [
+            (*ops.list_centers(*own), *ops.code_lists(*own))
+            for own in _some_lists(weight, bias, offsets, rows)
+        ]
+        centers, radius, codes, terms = map(torch.cat, zip(*described, strict=True))
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
         return RowPartition(
             offsets,
@@ -86,7 +90,8 @@ class RowPartition:
             torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1),
             center_bias,
             offsets.diff().sort().values.cumsum(0),
-            *ops.code_lists(weight, bias, offsets, rows),
+            codes,
+            terms,
         )
 
     @property
@@ -138,7 +143,7 @@ class RowPartition:
             return ops.topk_lists(
                 some,
                 weight,
-                bias,
+                widened(bias),
                 self.offsets,
                 self.rows,
                 self.codes,
@@ -208,7 +213,7 @@ def calibrate(
     How many lists hold that share is counted, without a search. What the int8 codes lose on the way is
     measured by searches: as many rows are rescored as make it at most a tenth of what recall may miss.
     """
-    _, best = ops.topk_linear(input, weight, bias, k)
+    _, best = topk_linear(input, weight, bias, k)
 
     def fewest(held: Tensor, share: float) -> int:
         # the division rounds: a share that is the target exactly must not be missed by half a unit
@@ -245,11 +250,29 @@ def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:
 def _nearest(points: Tensor, bias: Tensor | None, centers: Tensor) -> Tensor:
     """Index of the center, of length 1, at the smallest angle to each point, int64 (n)."""
     found = []
-    for begin in range(0, points.shape[0], _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        block = _with_bias(points[part], None if bias is None else bias[part])
+    for part in blocks(points.shape[0]):
+        block = _with_bias(*some_rows(points, bias, part))
         found.append(ops.topk_linear(block, centers, None, 1)[1].flatten())
     return torch.cat(found)
+
+
+def _some_lists(
+    weight: Tensor, bias: Tensor | None, offsets: Tensor, rows: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+    """Weight, bias, offsets and rows of all lists, as they are; of bfloat16 parameters, of some lists at a
+    time, with copies of their rows."""
+    if weight.dtype != torch.bfloat16:
+        yield weight, bias, offsets, rows
+        return
+    first, lists = 0, offsets.shape[0] - 1
+    while first < lists:
+        begin = int(offsets[first])
+        fitting = int(torch.searchsorted(offsets, begin + ROWS_AT_ONCE, right=True)) - 1
+        last = max(first + 1, min(fitting, lists))
+        end = int(offsets[last])
+        own = some_rows(weight, bias, rows[begin:end].long())
+        yield *own, offsets[first : last + 1] - begin, torch.arange(end - begin, dtype=torch.int32)
+        first = last
 
 
 def _lists_of(assigned: Tensor, lists: int) -> tuple[Tensor, Tensor]:

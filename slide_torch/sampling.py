@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .bfloat16 import topk_linear, widened
 from .proposals import QUERIES
 from .tables import HashTables, draw_seed
 
@@ -163,7 +164,7 @@ def draw_active_set(
 
     Args:
         tables: built, unless its budget is 0.
-        input: (B, d).
+        input: (B, d), of the dtype that is computed in.
         labels: always active.
         weight, bias: of the layer, needed where candidates are re-ranked or exact, or the tail is drawn from
             the quadratic kernel.
@@ -263,7 +264,7 @@ def _search(
     return ops.best_in_buckets(
         input.detach().contiguous(),
         weight.detach(),
-        None if bias is None else bias.detach(),
+        None if bias is None else widened(bias.detach()),
         tables.family.query_codes(input, options.probes),
         tables.offsets,
         tables.ids,
@@ -319,7 +320,7 @@ def _retrieve(
             tail,
             input.detach().contiguous(),
             weight.detach(),
-            None if bias is None else bias.detach(),
+            None if bias is None else widened(bias.detach()),
             options.budget,
         )
     return offsets, active, tail_starts, label_positions, ids_read
@@ -336,7 +337,7 @@ def _best(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`_retrieve`, with the largest logits as candidates."""
     input, weight = input.detach().contiguous(), weight.detach()
-    bias = None if bias is None else bias.detach()
+    bias = None if bias is None else widened(bias.detach())
     batch, neurons = input.shape[0], weight.shape[0]
     offsets, active, _, label_positions, ids_read = ops.retrieve(
         torch.empty((0, batch), dtype=torch.int16),
@@ -349,7 +350,7 @@ def _best(
         0,
         0,
     )
-    found = ops.topk_linear(input, weight, bias, budget)[1]
+    found = topk_linear(input, weight, bias, budget)[1]
     sample, lengths = torch.arange(batch), offsets.diff()
     sample_of_label = sample.repeat_interleave(lengths)
     fresh = ~torch.isin(sample.unsqueeze(1) * neurons + found, sample_of_label * neurons + active)

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "../kernels/retrieve.h"
-#include "common.h"
+#include "stored_rows.h"
 
 namespace slide_torch {
 namespace {
@@ -79,7 +79,6 @@ std::tuple<Tensor, Tensor, Tensor> best_in_buckets(Tensor input, Tensor weight, 
   constexpr const char* op = "best_in_buckets";
   check(weight.dim() == 2, op, "weight: expected shape (N, d), got ", shape_of(weight));
   const int64_t neurons = weight.size(0), d = weight.size(1);
-  check_tensor(op, "weight", weight, input.scalar_type(), {neurons, d});
   check_tensor(op, "input", input, input.scalar_type(), {-1, d});
   if (bias) check_tensor(op, "bias", *bias, input.scalar_type(), {neurons});
   const int64_t batch = input.size(0);
@@ -104,13 +103,15 @@ std::tuple<Tensor, Tensor, Tensor> best_in_buckets(Tensor input, Tensor weight, 
   mutable_data<int64_t>(ids_read)[0] = read;
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    const T *w = data<T>(weight), *x = data<T>(input), *shift = data_or_null<T>(bias);
+    check_tensor(op, "weight", weight, stored_dtype<T>(weight), {neurons, d});
+    const StoredRows<T> rows(weight, d);
+    const T *x = data<T>(input), *shift = data_or_null<T>(bias);
     const int64_t workers = std::clamp<int64_t>(read * d / kGrainWork, 1, torch::stable::get_num_threads());
     std::vector<BestOfSamples<T>> best(workers, BestOfSamples<T>(batch, k));
     // Whichever worker is free takes the next bucket: they differ much in size.
     std::atomic<int64_t> next{0};
     parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-      std::vector<T> scores(batch);
+      std::vector<T> scores(batch), wide(d);
       for (int64_t worker = first; worker < last; ++worker)
         for (int64_t c; (c = next.fetch_add(1, std::memory_order_relaxed)) < buckets;) {
           const int32_t* samples = probers.samples.data() + probers.offsets[c];
@@ -127,11 +128,10 @@ std::tuple<Tensor, Tensor, Tensor> best_in_buckets(Tensor input, Tensor weight, 
           constexpr int64_t ahead = 6;
           for (int64_t i = 0; i < take; ++i) {
             if (i + ahead < take)
-              for (int64_t p = 0; p < d; p += 64 / int64_t{sizeof(T)})
-                __builtin_prefetch(w + row_of(i + ahead) * d + p);
+              for (int64_t p = 0; p < rows.bytes(); p += 64) __builtin_prefetch(rows.address(row_of(i + ahead)) + p);
             const int32_t id = row_of(i);
             // the kernel that scores many rows for an input scores many inputs for a row
-            real_kernels<T>().score_rows(x, nullptr, w + id * d, d, samples, count, scores.data());
+            real_kernels<T>().score_rows(x, nullptr, rows.row(id, wide.data()), d, samples, count, scores.data());
             for (int64_t j = 0; j < count; ++j) {
               const T score = scores[j] + (shift ? shift[id] : T(0));
               best[worker].offer(samples[j], {score == score ? score : -std::numeric_limits<T>::infinity(), id});

@@ -1,0 +1,77 @@
+"""Parameters in bfloat16: they are computed with in float32, by copies of some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+# Rows that are copied at a time where all are read.
+ROWS_AT_ONCE = 65536
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def computed_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a layer with parameters of ``dtype`` computes in."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+@overload
+def widened(tensor: Tensor) -> Tensor: ...
+@overload
+def widened(tensor: None) -> None: ...
+def widened(tensor: Tensor | None) -> Tensor | None:
+    """A bfloat16 tensor as float32, others as they are."""
+    return None if tensor is None else tensor.to(computed_dtype(tensor.dtype))
+
+
+def some_rows(
+    weight: Tensor, bias: Tensor | None, rows: Tensor | slice
+) -> tuple[Tensor, Tensor | None]:
+    """Copies of some rows of ``weight`` (N, d) and of ``bias`` (N), in the dtype that is computed in."""
+    return widened(weight[rows]), None if bias is None else widened(bias[rows])
+
+
+def blocks(neurons: int) -> Iterator[slice]:
+    """All rows, as many at a time as are copied at once."""
+    for begin in range(0, neurons, ROWS_AT_ONCE):
+        yield slice(begin, min(begin + ROWS_AT_ONCE, neurons))
+
+
+def active_rows(
+    weight: Tensor, bias: Tensor | None, rows: Tensor, sparse: bool
+) -> tuple[Tensor, Tensor | None, Tensor, bool]:
+    """What the operators over active sets, which know no bfloat16, are given for ``weight`` (N, d), ``bias``
+    (N) and the active ``rows`` int64 (U).
+
+    Of bfloat16 parameters, float32 copies of the active rows, as a layer of U neurons that are all active,
+    whose gradient goes back to the parameters in bfloat16, row-sparse if ``sparse``; others as they are.
+    """
+    if weight.dtype != torch.bfloat16:
+        return weight, bias, rows, sparse
+    own_bias = None if bias is None else ops.widened_rows(bias, rows, sparse)
+    return ops.widened_rows(weight, rows, sparse), own_bias, torch.arange(rows.shape[0]), False
+
+
+def topk_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """As :func:`slide_torch.ops.topk_linear`; ``weight`` and ``bias`` may be bfloat16 beside a float32
+    ``input``."""
+    if weight.dtype != torch.bfloat16:
+        return ops.topk_linear(input, weight, bias, k)
+    values = input.new_empty((input.shape[0], 0))
+    indices = torch.empty((input.shape[0], 0), dtype=torch.int64)
+    for block in blocks(weight.shape[0]):
+        own = some_rows(weight, bias, block)
+        best, rows = ops.topk_linear(input, *own, min(k, own[0].shape[0]))
+        # stable: of equal values those of earlier blocks, the smaller ids, stay first
+        values, order = torch.cat([values, best], 1).sort(dim=1, descending=True, stable=True)
+        indices = torch.cat([indices, rows + block.start], 1).gather(1, order)
+        values, indices = values[:, :k], indices[:, :k]
+    return values, indices
