@@ -270,7 +270,8 @@ class Adam(_RowOptimizer):
             moment would never move by less than 1/256 of itself, as ``1 - betas[1]`` asks. The random
             bits are a hash of step and element: no generator is drawn from, and the result is the same
             at any number of threads and on every replica of a model. Arithmetic and parameters stay
-            float32. ``None``: the dtype of the parameter. Also an option of a parameter group.
+            float32. ``None``: the dtype of the parameter; of a bfloat16 one, rounded so too. Also an option
+            of a parameter group.
 
     Example::
 
