@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import hidden
-from .bfloat16 import DTYPES, topk_linear, widened
+from .bfloat16 import DTYPES, computed_dtype, topk_linear, widened
 from .functional import autocast_input
 from .logits import SampledLogits
 from .optim_ops import advise_hugepages_
@@ -353,16 +353,23 @@ class LSHLinear(nn.Linear):
         docs/prediction.md.
 
         Args:
-            input: (\*, d).
+            input: (\*, d), of the weight's dtype; bfloat16 also for a float32 weight, and any floating-point
+                one under autocast.
 
         Returns:
-            (\*, N). Twice that is held for a moment: 1.4 GB for 256 inputs and N = 670,091 in float32.
+            (\*, N), float32, also under autocast and of bfloat16 parameters (whose logits are
+            ``F.linear``'s, in bfloat16), or float64. Twice that is held for a moment: 1.4 GB for 256 inputs
+            and N = 670,091 in float32.
 
         Raises:
             ValueError: shape or dtype of ``input`` is wrong.
         """
+        if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
+            input = input.to(self.weight.dtype)
         self._inputs("log_prob", input, 1)
-        return F.log_softmax(F.linear(input, self.weight, self.bias), dim=-1)
+        with torch.autocast("cpu", enabled=False):
+            logits = F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+            return F.log_softmax(logits, dim=-1, dtype=computed_dtype(logits.dtype))
 
     def _inputs(self, method: str, input: Tensor, k: int) -> Tensor:
         """Checks what prediction is given; returns inputs as contiguous (n, d), bfloat16 ones as float32."""
