@@ -28,6 +28,8 @@ from .bfloat16 import DTYPES
 
 __all__ = ["SGD", "Adagrad", "Adam"]
 
+_NOT_TRACED = "optimizers of slide_torch.optim step outside compiled graphs"
+
 
 class _RowGradient(NamedTuple):
     param: Tensor
@@ -158,6 +160,7 @@ class _RowOptimizer(Optimizer):
             if "step" in of_param:
                 of_param["step"] = torch.tensor(float(of_param["step"]), dtype=torch.float32)
 
+    @torch.compiler.disable(reason=_NOT_TRACED)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Updates every parameter that has a gradient.
@@ -414,6 +417,7 @@ class Adam(_RowOptimizer):
             "maximize": group["maximize"],
         }
 
+    @torch.compiler.disable(reason=_NOT_TRACED)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """As :meth:`_RowOptimizer.step`; ends what ``fuse_backward`` has begun."""

@@ -157,7 +157,7 @@ def _sgd_rows_fake(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
-    step: int,
+    step: int = 0,
 ) -> None:
     return None
 
@@ -171,7 +171,7 @@ def _adagrad_rows_fake(
     lr: float,
     eps: float,
     maximize: bool,
-    step: int,
+    step: int = 0,
 ) -> None:
     return None
 
