@@ -40,12 +40,12 @@ def batch(step, rank):
     return torch.randint(20, (B,), generator=data), torch.randint(N, (B,), generator=data)
 
 
-def work(rank, file, result, sparse, budget, built):
+def work(rank, file, result, sparse, budget, built, dtype):
     torch.set_num_threads(1)
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{file}", timeout=limit, rank=rank, world_size=2)
     torch.manual_seed(rank)  # parameters, tables and draws differ until rank 0's are taken
-    model = Model(sparse, budget)
+    model = Model(sparse, budget).to(dtype)
     if built:
         F.cross_entropy(model(torch.zeros(2, dtype=torch.int64)), torch.zeros(2, dtype=torch.int64))
     if sparse:
@@ -127,11 +127,17 @@ def run_both(work, *arguments):
 
 
 @pytest.mark.parametrize(
-    "sparse,budget,built", [(False, 5, True), (True, 5, True), (True, N, False)]
+    "sparse,budget,built,dtype",
+    [
+        (False, 5, True, torch.float32),
+        (True, 5, True, torch.float32),
+        (True, N, False, torch.float32),
+        (True, 5, False, torch.bfloat16),
+    ],
 )
-def test_replicas_stay_equal(sparse, budget, built, tmp_path):
+def test_replicas_stay_equal(sparse, budget, built, dtype, tmp_path):
     file, result = tmp_path / "store", str(tmp_path / "result")
-    run_both(work, str(file), result, sparse, budget, built)
+    run_both(work, str(file), result, sparse, budget, built, dtype)
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     for key in ("initial", "model"):
         assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
