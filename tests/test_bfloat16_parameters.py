@@ -434,6 +434,55 @@ def test_recall_and_probe():
     assert 0 < probe.last["recall@5"] <= 1
 
 
+def hidden_layers(kind, **options):
+    torch.manual_seed(0)
+    options = LSHOptions(**{"tail": 12, "K": 3, "L": 4, "family": "simhash", **options})
+    common = {"options": options, "dtype": BF16}
+    if kind == "linear":
+        return LSHLinear(D, N, output="dense", **common)
+    return slide_torch.LSHFeedForward(D, N, 10, activation=nn.PReLU(dtype=BF16), **common)
+
+
+def squares(layer, x):
+    x = x.clone().requires_grad_()
+    torch.manual_seed(3)
+    y = layer(x)
+    y.float().square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize("pattern", ["shared", "per_sample"])
+@pytest.mark.parametrize("kind", ["linear", "feed_forward"])
+def test_hidden_layers_are_no_worse_than_torch(kind, pattern):
+    """With every neuron active, against float64 of the same weights."""
+    x, _ = batch()
+    layer = hidden_layers(kind, pattern=pattern, budget=N)
+    exact = squares(copy.deepcopy(layer).double(), x.double())
+    theirs = squares(copy.deepcopy(layer).eval(), x)
+    for ours, torch_one, wanted in zip(squares(layer, x), theirs, exact, strict=True):
+        assert ours.dtype == BF16
+        error, torch_error = ((t.double() - wanted).norm() for t in (ours, torch_one))
+        assert error <= 1.1 * torch_error + 2**-9 * wanted.norm()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("pattern", ["shared", "per_sample"])
+@pytest.mark.parametrize("kind", ["linear", "feed_forward"])
+def test_hidden_layers_over_an_active_set(kind, pattern, sparse):
+    x, _ = batch()
+    layer = hidden_layers(kind, pattern=pattern, budget=20)
+    for module in layer.modules():
+        if isinstance(module, LSHLinear):
+            module.sparse = sparse
+    found, exact = squares(layer, x), squares(float_twin(layer), x.float())
+    for ours, wanted in zip(found, exact, strict=True):
+        assert ours.dtype == BF16 and ours.layout == wanted.layout
+        ours, wanted = ours.to_dense().float(), wanted.to_dense()
+        if kind == "linear":
+            assert torch.equal(ours == 0, wanted == 0)
+        assert 0 < (ours - wanted).norm() <= 2**-7 * wanted.norm()
+
+
 def test_what_is_not_there_is_refused_before_anything_changes():
     x, y = batch()
     kernel = make(tail_distribution="quadratic_kernel", correction="importance")
@@ -441,11 +490,6 @@ def test_what_is_not_there_is_refused_before_anything_changes():
         NotImplementedError, match=r"quadratic_kernel', got torch\.bfloat16: choose"
     ):
         F.cross_entropy(kernel(x), y)
-    hidden = LSHLinear(D, N, output="dense", dtype=BF16)
-    with pytest.raises(
-        NotImplementedError, match=r"float64 for a hidden layer, got torch\.bfloat16"
-    ):
-        hidden(x)
     layer = make()
     with pytest.raises(ValueError, match=r"tune: layer: .* got torch\.bfloat16: tune a copy"):
         slide_torch.tune(layer, x)
@@ -453,4 +497,4 @@ def test_what_is_not_there_is_refused_before_anything_changes():
         layer(x.float())
     with pytest.raises(NotImplementedError, match=r"to\(torch\.bfloat16\)"):
         layer(x).to(BF16)
-    assert all(each.tables.steps == 0 for each in (kernel, hidden, layer))
+    assert all(each.tables.steps == 0 for each in (kernel, layer))
