@@ -551,11 +551,6 @@ def check_layer(
             f"{name}: linear_weight: expected float32, float64 or bfloat16, got {weight.dtype}: "
             "convert the layer with .float()"
         )
-    if weight.dtype == torch.bfloat16 and tables.uses_kernel:
-        raise NotImplementedError(
-            f"{name}: linear_weight: expected float32 or float64 with tail_distribution='quadratic_kernel', "
-            "got torch.bfloat16: choose another distribution, or convert the layer with .float()"
-        )
     if input.dim() < 1 or input.shape[-1] != shape[1]:
         raise ValueError(
             f"{name}: input: expected last dimension {shape[1]} (in_features), "

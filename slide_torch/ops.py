@@ -439,6 +439,7 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
     """Sums of outer products of rows (bias appended), for drawing from a quadratic kernel.
 
     The rows are cut into ``leaves`` (a power of two, at most N) ranges, the leaves of a binary tree.
+    ``weight`` may be bfloat16 beside a float32 ``bias``.
 
     Returns:
         (leaves, D (D + 1) / 2), D = d or d + 1: the upper triangles of all rows' sum, then of the left half
@@ -450,7 +451,8 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
 @_fake("slide_torch::kernel_sums")
 def _(weight: Any, bias: Any, leaves: Any) -> Any:
     width = weight.shape[1] + (bias is not None)
-    return weight.new_empty((leaves, width * (width + 1) // 2))
+    dtype = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
+    return weight.new_empty((leaves, width * (width + 1) // 2), dtype=dtype)
 
 
 def kernel_draw(
@@ -465,7 +467,8 @@ def kernel_draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``count`` draws, one from each of as many strata of equal probability, of rows with shares of the mean
     over ``queries`` (any, d) of ``alpha z^2 + 1``, z the logit. Ranges of rows are chosen by ``sums``,
-    which may be older than ``weight``: the probabilities are of what is drawn.
+    which may be older than ``weight``: the probabilities are of what is drawn. ``weight`` may be bfloat16,
+    all else then float32.
 
     Returns:
         distinct ids int32 (n), increasing; their inclusion probabilities float64 (n); and those of the rows

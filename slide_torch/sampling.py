@@ -130,7 +130,7 @@ def draw_tail(
     drawn, of_drawn, of_fixed = ops.kernel_draw(
         tables.kernel_sums,
         weight.detach(),
-        None if bias is None else bias.detach(),
+        None if bias is None else widened(bias.detach()),
         input.detach()[asking].contiguous(),
         float(tables.options.kernel_alpha),
         own,

@@ -185,6 +185,12 @@ auto dispatch_real(const char* op, ScalarType dtype, F&& f) {
   return f(float{});
 }
 
+// Likewise; what is stored in bfloat16 is computed in float.
+template <class F>
+auto dispatch_stored(const char* op, ScalarType dtype, F&& f) {
+  return dispatch_real(op, dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype, f);
+}
+
 // Adam's numbers at one step, from its options.
 template <class T>
 AdamScalars<T> adam_scalars(const char* op, double lr, double beta1, double beta2, double eps, double weight_decay,

@@ -15,12 +15,6 @@ constexpr int64_t kDenseWidth = 1024;      // elements a thread updates at a tim
 
 using States = std::vector<std::pair<const char*, Tensor>>;
 
-// As dispatch_real: what is kept in bfloat16 is computed in float.
-template <class F>
-void dispatch_update(const char* op, ScalarType dtype, F&& f) {
-  dispatch_real(op, dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype, f);
-}
-
 // Checks param (N, ...) and states like it; the update knows them alone.
 template <class T>
 RowUpdate<T> check_states(const char* op, const Tensor& param, const States& states, ScalarType state_dtype,
@@ -199,7 +193,7 @@ std::vector<int64_t> starts_of(const std::vector<RowEntry>& sorted) {
 void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, std::optional<Tensor> rows, Tensor grad_rows,
                 double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
   constexpr const char* op = "adam_rows_";
-  dispatch_update(op, param.scalar_type(), [&](auto zero) {
+  dispatch_stored(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto scalars = adam_scalars<T>(op, lr, beta1, beta2, eps, weight_decay, step, maximize);
     const States moments = {{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}};
@@ -213,7 +207,7 @@ void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, std::optional<T
 void sgd_rows_(Tensor param, std::optional<Tensor> momentum_buffer, std::optional<Tensor> rows, Tensor grad_rows,
                double lr, double momentum, double weight_decay, bool nesterov, bool maximize, int64_t step) {
   constexpr const char* op = "sgd_rows_";
-  dispatch_update(op, param.scalar_type(), [&](auto zero) {
+  dispatch_stored(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     States states;
     if (momentum_buffer) states.emplace_back("momentum_buffer", *momentum_buffer);
@@ -235,7 +229,7 @@ void sgd_rows_(Tensor param, std::optional<Tensor> momentum_buffer, std::optiona
 void adagrad_rows_(Tensor param, Tensor sum, std::optional<Tensor> rows, Tensor grad_rows, double lr, double eps,
                    bool maximize, int64_t step) {
   constexpr const char* op = "adagrad_rows_";
-  dispatch_update(op, param.scalar_type(), [&](auto zero) {
+  dispatch_stored(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     update_rows<T>(op, param, {{"sum", sum}}, rows, grad_rows, scalar_type_of<T>(), step,
                    [&](const RowUpdate<T>& update, int64_t first, int64_t last) {
