@@ -9,7 +9,8 @@ rebuilds of the first 1,000 steps (periods grow from 50), each as long as one me
 period, spread over those steps. Row-sparse LSH contenders update inside backward (fuse_backward), so the
 head's Adam is in their backward time. Random data: speed only, no accuracy.
 
-Those named ``_bf16_moments`` keep Adam's moments of the head in bfloat16.
+Those named ``_bf16_moments`` keep Adam's moments of the head in bfloat16, those named ``_bf16_parameters``
+its parameters too, whose Adam is a step of its own.
 
 One more contender measures the memory's bandwidth in the same rounds; a second table holds each part of
 the LSH steps against the bytes that it must move, a third says what each contender's memory holds.
@@ -54,6 +55,7 @@ PHASES = (
 )
 UPKEEP_STEPS = 1000
 NARROW = "_bf16_moments"  # of the head's Adam
+NARROW_PARAMETERS = "_bf16_parameters"
 STEPS_A_TURN = {"dense": 1, "adaptive": 3, "sampled": 10, "lsh": 10}
 
 
@@ -122,14 +124,17 @@ def contender(name: str, batch: int, threads: int, seed: int, labels: int):
             "lsh_shared_simhash": LSHOptions(family="simhash"),
             "lsh_per_sample": LSHOptions(pattern="per_sample", budget=3840, tail=0),
             "lsh_dense_grad": LSHOptions(),
-        }[name.removesuffix(NARROW)]
+        }[name.removesuffix(NARROW).removesuffix(NARROW_PARAMETERS)]
         sparse = name != "lsh_dense_grad"
-        head = LSHLinear(HIDDEN, labels, options=options, sparse=sparse)
+        dtype = torch.bfloat16 if name.endswith(NARROW_PARAMETERS) else torch.float32
+        head = LSHLinear(HIDDEN, labels, options=options, sparse=sparse, dtype=dtype)
 
         def head_loss(hidden, target):
-            return F.cross_entropy(head(hidden), target)
+            return F.cross_entropy(head(hidden.to(dtype)), target)
 
-    fuse = name.startswith(("lsh_per_sample", "lsh_shared"))
+    fuse = name.startswith(("lsh_per_sample", "lsh_shared")) and not name.endswith(
+        NARROW_PARAMETERS
+    )
     narrow = torch.bfloat16 if name.endswith(NARROW) else None
     optimizers = [
         adam(embedding.parameters(), lr=1e-3),
@@ -223,6 +228,7 @@ CONTENDERS = (
     "lsh_shared",
     "lsh_shared_simhash",
     "lsh_shared_bf16_moments",
+    "lsh_shared_bf16_parameters",
     "lsh_dense_grad",
 )
 
@@ -237,20 +243,25 @@ def byte_bounds(result: dict, labels: int) -> list[dict]:
     """Bytes that each part of a step must move, by kind (see common.Memory), and the part's time.
 
     With U active rows of width d: forward reads them, 4 d U bytes; their gradient and Adam read and write
-    weight and two moments, 24 d U (16 d U with moments in bfloat16). A dense gradient touches all N rows,
-    and is written and read between.
+    weight and two moments, 24 d U (16 d U with moments in bfloat16; of parameters in bfloat16 half as many,
+    and the gradient is written and read between). A dense gradient touches all N rows, and is written and
+    read between.
     Hashing, retrieval, arithmetic and the batch's logits are in the times, not in the bounds.
     """
     phases, row = result["phases"], 4 * HIDDEN
     active, features = result["union"] * row, result["features"] * row
     update = {"row_update": (4 if result["contender"].endswith(NARROW) else 6) * active}
+    reading = {"row_read": active}
+    if result["contender"].endswith(NARROW_PARAMETERS):
+        reading = {"row_read": active / 2}
+        update = {"row_update": 3 * active, "write": active / 2, "read": active / 2}
     if result["contender"] == "lsh_dense_grad":  # the gradient is written and read between
         whole = labels * row
         update = {"update": 6 * whole, "write": whole, "read": whole}
     of_embedding = {"row_update": 6 * features, "read": features}
     head = phases["backward"] + phases["head_optimizer"]
     return [
-        {"part": "forward", "traffic": {"row_read": active}, "ms": phases["forward"]},
+        {"part": "forward", "traffic": reading, "ms": phases["forward"]},
         {"part": "gradient + Adam", "traffic": update, "ms": head},
         {"part": "embedding's Adam", "traffic": of_embedding, "ms": phases["embedding_optimizer"]},
     ]

@@ -161,11 +161,11 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "adam_rows_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor? rows, Tensor grad_rows, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) -> ()");
   m.def(
-      "sgd_rows_(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grad_rows, float lr, "
-      "float momentum, float weight_decay, bool nesterov, bool maximize) -> ()");
+      "sgd_rows_(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor? rows, Tensor grad_rows, float lr, "
+      "float momentum, float weight_decay, bool nesterov, bool maximize, int step=0) -> ()");
   m.def(
-      "adagrad_rows_(Tensor(a!) param, Tensor(b!) sum, Tensor rows, Tensor grad_rows, float lr, float eps, "
-      "bool maximize) -> ()");
+      "adagrad_rows_(Tensor(a!) param, Tensor(b!) sum, Tensor? rows, Tensor grad_rows, float lr, float eps, "
+      "bool maximize, int step=0) -> ()");
   m.def("coalesce_rows(Tensor indices, Tensor values, int num_rows) -> (Tensor rows, Tensor summed)");
 
   // memory.cpp

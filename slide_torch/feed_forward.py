@@ -38,7 +38,7 @@ class LSHFeedForward(nn.Module):
         sparse: whether W1, its bias and W2 get row-sparse gradients, for :mod:`slide_torch.optim`.
         eval_active: ``"all"`` or ``"budget"``, see :class:`LSHLinear`.
         device: must be the CPU.
-        dtype: float32 (default) or float64.
+        dtype: float32 (default), float64 or bfloat16.
 
     Shape:
         - Input: (\*, d)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import fused_backward, graph, ops
+from .bfloat16 import DTYPES, active_rows, widened
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
 from .tables import HashTables, draw_seed
 
@@ -37,7 +38,7 @@ def lsh_linear_cross_entropy(
     :class:`slide_torch.LSHOptions`). With every neuron active it is the same function.
 
     Args:
-        input: (\\*, d), float32 or float64.
+        input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
         target: class indices, int64 (\\*); several labels a row, int64 (\\*, M) padded with
             ``ignore_index`` (the target is uniform over a row's labels); probabilities, a sparse CSR
@@ -59,7 +60,8 @@ def lsh_linear_cross_entropy(
         generator: source of the tail and of ties; torch's global generator if None.
 
     Returns:
-        A scalar, or (\\*) for ``reduction="none"``.
+        A scalar, or (\\*) for ``reduction="none"``; float32 where parameters are bfloat16: of these the
+        active rows are computed in float32, and their gradient rounded to bfloat16.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
@@ -77,6 +79,7 @@ def lsh_linear_cross_entropy(
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale}")
     leading = input.shape[:-1]
+    input = widened(input)
     flat = input.reshape(-1, input.shape[-1])
     labels, active = draw_for(
         tables,
@@ -94,6 +97,9 @@ def lsh_linear_cross_entropy(
     )
     flat = flat.contiguous()
     total = labels.probabilities.sum()
+    own_weight, own_bias, rows, sparse = active_rows(
+        linear_weight, linear_bias, active.rows, sparse
+    )
     smoothed = None
     if label_smoothing > 0:
         labels, smoothed = _smooth(
@@ -101,19 +107,21 @@ def lsh_linear_cross_entropy(
             label_smoothing,
             active,
             flat,
-            linear_weight,
-            linear_bias,
+            own_weight,
+            own_bias,
             weight,
             scale,
             sparse,
+            neurons=linear_weight.shape[0],
+            copied=own_weight is not linear_weight,
             tail_varies=active.log_weight is not None and tables.options.tail_parts != ("uniform",),
         )
     if isinstance(active, SharedActiveSet):
         losses = ops.shared_cross_entropy(
             flat,
-            linear_weight,
-            linear_bias,
-            active.rows,
+            own_weight,
+            own_bias,
+            rows,
             active.log_weight,
             labels.offsets,
             active.label_places,
@@ -124,9 +132,9 @@ def lsh_linear_cross_entropy(
     else:
         losses = ops.sample_cross_entropy(
             flat,
-            linear_weight,
-            linear_bias,
-            active.rows,
+            own_weight,
+            own_bias,
+            rows,
             active.offsets,
             active.pair_offsets,
             active.pair_positions,
@@ -189,6 +197,8 @@ def _smooth(
     scale: float,
     sparse: bool,
     *,
+    neurons: int,
+    copied: bool,
     tail_varies: bool,
 ) -> tuple[Labels, Tensor]:
     """Labels and an addition to the losses (B) that make these label-smoothed.
@@ -197,6 +207,8 @@ def _smooth(
     smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``. Labels scaled to the
     mass M = (1 - s) T + s c bring in ``M n``, and too much of their own logits: what is left to add,
     ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
+
+    ``copied`` says that ``weight`` and ``bias`` are copies of the active rows, not of all ``neurons``.
     """
     batch, dtype = input.shape[0], input.dtype
     sample = torch.arange(batch).repeat_interleave(
@@ -218,12 +230,16 @@ def _smooth(
         log_weight = None if log_weight is None else log_weight[first]
     share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()
     # for a uniform tail the shares sum to N exactly; others are unbiased with N, not with their sum
-    share = share / (weight.shape[0] if tail_varies else share.sum())
+    share = share / (neurons if tail_varies else share.sum())
     if class_weight is not None:
         share = share * class_weight.detach().to(dtype)[rows]
 
     def logits(ids: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | float]:
         """factors * (weight rows, biases) of ids."""
+        if copied:
+            places = torch.searchsorted(active.rows, ids)
+            of_bias = 0.0 if bias is None else bias.index_select(0, places) * factors
+            return weight.index_select(0, places) * factors[:, None], of_bias
         of_bias = 0.0 if bias is None else bias.gather(0, ids, sparse_grad=sparse) * factors
         return F.embedding(ids, weight, sparse=sparse) * factors[:, None], of_bias
 
@@ -264,7 +280,7 @@ def lsh_linear_binary_cross_entropy(
     With every neuron active it is the same function.
 
     Args:
-        input: (\\*, d), float32 or float64.
+        input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
         target: targets, a sparse CSR tensor (B, N) or a dense floating-point (B, N), for a
             two-dimensional input; classes whose target is 1, int64 (\\*, M) padded with ``ignore_index``, or
@@ -276,7 +292,7 @@ def lsh_linear_binary_cross_entropy(
             :func:`lsh_linear_cross_entropy`.
 
     Returns:
-        A scalar.
+        A scalar; of bfloat16 parameters as :func:`lsh_linear_cross_entropy` has it.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
@@ -297,6 +313,7 @@ def lsh_linear_binary_cross_entropy(
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"{name}: scale: expected a positive finite number, got {scale}")
     leading, neurons = input.shape[:-1], linear_weight.shape[0]
+    input = widened(input)
     flat = input.reshape(-1, input.shape[-1])
     class_weight = None if weight is None else _class_factors(weight, neurons, input, name)
     positive = None
@@ -336,12 +353,15 @@ def lsh_linear_binary_cross_entropy(
         own = class_weight[classes]
         row_weight = own if row_weight is None else row_weight * own
     flat = flat.contiguous()
+    own_weight, own_bias, rows, sparse = active_rows(
+        linear_weight, linear_bias, active.rows, sparse
+    )
     if isinstance(active, SharedActiveSet):
         losses = ops.shared_binary_cross_entropy(
             flat,
-            linear_weight,
-            linear_bias,
-            active.rows,
+            own_weight,
+            own_bias,
+            rows,
             row_weight,
             labels.offsets,
             active.label_places,
@@ -353,9 +373,9 @@ def lsh_linear_binary_cross_entropy(
     else:
         losses = ops.sample_binary_cross_entropy(
             flat,
-            linear_weight,
-            linear_bias,
-            active.rows,
+            own_weight,
+            own_bias,
+            rows,
             active.offsets,
             active.pair_offsets,
             active.pair_positions,
@@ -526,9 +546,9 @@ def check_layer(
             f"{name}: linear_weight: expected shape {shape}, that of its tables, "
             f"got {tuple(weight.shape)}"
         )
-    if weight.dtype not in (torch.float32, torch.float64):
+    if weight.dtype not in DTYPES:
         raise ValueError(
-            f"{name}: linear_weight: expected float32 or float64, got {weight.dtype}: "
+            f"{name}: linear_weight: expected float32, float64 or bfloat16, got {weight.dtype}: "
             "convert the layer with .float()"
         )
     if input.dim() < 1 or input.shape[-1] != shape[1]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .bfloat16 import ROWS_AT_ONCE, blocks, computed_dtype, some_rows
 from .options import LSHOptions
 
 # How much the spread of a bucket's logits, as against their mean, says for probing it: of 0.1, 0.2, 0.3 the
@@ -126,19 +127,13 @@ class HashFamily(nn.Module, abc.ABC):
         """
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         if self.centers:
-            self.center = ops.mean_row(weight, bias, _SAMPLE)
+            self.center = _mean_row(weight, bias)
         if self.augment_norms:
             self.norm_bound = self._norm_bound(weight, bias)
 
     def _norm_bound(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
-        bias = None if bias is None else bias.detach()
-        return (
-            ops.hashed_rows(weight.detach(), bias, rows, self.center)
-            .double()
-            .norm(dim=1)
-            .quantile(0.9)
-        )
+        rows = _hashed_rows(weight.detach(), bias, _evenly(weight), self.center)
+        return rows.double().norm(dim=1).quantile(0.9)
 
     def row_codes(
         self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
@@ -146,19 +141,23 @@ class HashFamily(nn.Module, abc.ABC):
         """Codes of neurons: the rows of ``weight``, the bias appended as one more coordinate.
 
         Args:
-            weight: float32 or float64 (N, d).
+            weight: float32, float64 or bfloat16 (N, d).
             bias: the same dtype, (N), or None for a family made without one.
             rows: int64 (n), the rows to hash; None for all.
 
         Returns:
             int16 (up to 15 bits) or int32 (L, n). The code of a row that holds NaN or Inf is -1.
         """
-        bias = None if bias is None else bias.detach()
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if weight.dtype == torch.bfloat16:
+            parts = blocks(weight.shape[0]) if rows is None else rows.split(ROWS_AT_ONCE)
+            found = [self.row_codes(*some_rows(weight, bias, part)) for part in parts]
+            return torch.cat(found, 1)
         center = None if self.center is None else self.center.to(weight.dtype)
         norm_bound = None
         if self.augment_norms:
             norm_bound = 1.0 if self.norm_bound is None else float(self.norm_bound)
-        return self._codes(weight.detach(), bias, rows, center, norm_bound)
+        return self._codes(weight, bias, rows, center, norm_bound)
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         """Codes of inputs: a 1 is appended where rows append their bias.
@@ -175,6 +174,30 @@ class HashFamily(nn.Module, abc.ABC):
         bias = input.new_ones(input.shape[0]) if self.has_bias else None
         norm_bound = 0.0 if self.augment_norms else None
         return self._codes(input, bias, norm_bound=norm_bound, probes=probes)
+
+
+def _evenly(weight: Tensor) -> Tensor:
+    """Rows, up to 8,192, that stand for all."""
+    return torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
+
+
+def _mean_row(weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype == torch.bfloat16:
+        weight, bias = some_rows(weight, bias, _evenly(weight))
+    return ops.mean_row(weight, bias, _SAMPLE)
+
+
+def _hashed_rows(
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    center: Tensor | None,
+    norm_bound: float | None = None,
+) -> Tensor:
+    """:func:`slide_torch.ops.hashed_rows`, of bfloat16 parameters too."""
+    if weight.dtype != torch.bfloat16:
+        return ops.hashed_rows(weight, bias, rows, center, norm_bound)
+    return ops.hashed_rows(*some_rows(weight, bias, rows), None, center, norm_bound)
 
 
 def _rotations(
@@ -449,7 +472,7 @@ class KMeans(HashFamily):
         means, spread = self.buckets[..., :-1], self.buckets[..., -1:]
         if self.centers:
             share = self.sizes[0].unsqueeze(1) / self.sizes[0].sum()
-            self.center = (means[0] * share).sum(0).to(weight.dtype)
+            self.center = (means[0] * share).sum(0).to(computed_dtype(weight.dtype))
             means = means - self.center.float()
         if self.augment_norms:
             self.norm_bound = self._norm_bound(weight, bias)
@@ -480,7 +503,7 @@ class KMeans(HashFamily):
         """What is hashed of the rows ``picked``, at length 1."""
         bound = None if self.norm_bound is None else float(self.norm_bound)
         bias = None if bias is None else bias.detach()
-        rows = ops.hashed_rows(weight.detach(), bias, picked, self.center, bound).float()
+        rows = _hashed_rows(weight.detach(), bias, picked, self.center, bound).float()
         return F.normalize(rows, dim=1)
 
     def _learn(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .bfloat16 import active_rows, widened
 from .functional import check_layer, check_leaves, draw_for
 from .sampling import ActiveSet, SampleActiveSets, SharedActiveSet
 from .tables import HashTables
@@ -35,7 +36,7 @@ def draw(
     fixed = not training and not torch.compiler.is_compiling()
     _, active = draw_for(
         tables,
-        input,
+        widened(input),
         weight,
         bias,
         input.new_empty((input.shape[0], 0), dtype=torch.int64),  # lists of no labels
@@ -54,18 +55,27 @@ def into_active(
     input: Tensor, weight: Tensor, bias: Tensor | None, active: ActiveSet, *, sparse: bool
 ) -> Tensor:
     """``input @ weight.T + bias`` for the active neurons of each sample: (U, B) where the batch shares its
-    active set, else sample-major (pairs). Differentiable."""
+    active set, else sample-major (pairs). Differentiable. Of the weight's dtype; bfloat16 is computed in
+    float32."""
+    own_weight, own_bias, rows, sparse = active_rows(weight, bias, active.rows, sparse)
+    layer = (widened(input), own_weight, own_bias, rows)
     if isinstance(active, SharedActiveSet):
-        return ops.shared_linear(input, weight, bias, active.rows, sparse)
-    return ops.sample_linear(input, weight, bias, *_pairs(active), sparse)
+        values = ops.shared_linear(*layer, sparse)
+    else:
+        values = ops.sample_linear(*layer, *_pairs(active), sparse)
+    return values.to(weight.dtype)
 
 
 def out_of_active(values: Tensor, weight: Tensor, active: ActiveSet, *, sparse: bool) -> Tensor:
     """``dense @ weight`` (B, d_out), where ``dense`` (B, N) is :func:`to_dense` of ``values``; ``weight``
-    (N, d_out). Differentiable."""
+    (N, d_out). Differentiable; dtypes as for :func:`into_active`."""
+    own_weight, _, rows, sparse = active_rows(weight, None, active.rows, sparse)
+    layer = (widened(values).contiguous(), own_weight, rows)
     if isinstance(active, SharedActiveSet):
-        return ops.shared_weighted_rows(values.contiguous(), weight, active.rows, sparse)
-    return ops.sample_weighted_rows(values.contiguous(), weight, *_pairs(active), sparse)
+        output = ops.shared_weighted_rows(*layer, sparse)
+    else:
+        output = ops.sample_weighted_rows(*layer, *_pairs(active), sparse)
+    return output.to(weight.dtype)
 
 
 def to_dense(values: Tensor, active: ActiveSet, batch: int, neurons: int) -> Tensor:
@@ -80,9 +90,8 @@ def to_dense(values: Tensor, active: ActiveSet, batch: int, neurons: int) -> Ten
     return zeros.view(-1).index_copy(0, sample * neurons + active.active, values).view_as(zeros)
 
 
-def _pairs(active: SampleActiveSets) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _pairs(active: SampleActiveSets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
-        active.rows,
         active.offsets,
         active.pair_offsets,
         active.pair_positions,

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import hidden, ops
+from . import hidden
+from .bfloat16 import DTYPES, computed_dtype, topk_linear, widened
 from .functional import autocast_input
 from .logits import SampledLogits
 from .optim_ops import advise_hugepages_
@@ -44,7 +45,8 @@ class LSHLinear(nn.Linear):
         eval_active: of a hidden layer, the neurons that are active in eval: ``"all"``, or ``"budget"``, those
             that the tables return, as in training (the tables are those of the last rehash).
         device: must be the CPU.
-        dtype: float32 (default) or float64.
+        dtype: float32 (default), float64 or bfloat16 (of which active rows are computed in float32, see
+            docs/pytorch.md).
 
     Shape:
         - Input: (\\*, d)
@@ -234,11 +236,12 @@ class LSHLinear(nn.Linear):
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"LSHLinear.recall: k: expected 1 to {self.out_features}, got {k}")
+        input = widened(input).contiguous()
         found = candidates(self.tables, self.weight, self.bias, input)
         if found is None:
             return 1.0
         offsets, active = found
-        best = F.linear(input, self.weight, self.bias).topk(k, dim=1).indices
+        best = topk_linear(input, *self._contiguous(), k)[1]
         sample = torch.arange(input.shape[0]).repeat_interleave(offsets.diff())
         keys = sample * self.out_features + active
         wanted = torch.arange(input.shape[0]).unsqueeze(1) * self.out_features + best
@@ -252,7 +255,7 @@ class LSHLinear(nn.Linear):
         The same in training and eval. No gradient: nothing is recorded for autograd.
 
         Args:
-            input: (\*, d), of the weight's dtype.
+            input: (\*, d), of the weight's dtype; any floating-point one under autocast.
             k: from 1 to N.
             exact: False looks only among the neurons of the few lists that :meth:`calibrate` found
                 to be enough for the recall asked of it, if need be of more lists to find k neurons. The
@@ -260,7 +263,7 @@ class LSHLinear(nn.Linear):
 
         Returns:
             ``(values, indices)``: (\*, k) each, the second int64; descending, equal values by smaller index,
-            NaN first, as the largest, as in ``torch.topk``.
+            NaN first, as the largest, as in ``torch.topk``. Of bfloat16 parameters, float32 values.
 
         Raises:
             ValueError: shape or dtype of ``input``, or k, is wrong.
@@ -270,7 +273,7 @@ class LSHLinear(nn.Linear):
         shape = (*input.shape[:-1], k)
         weight, bias = self._contiguous()
         if exact:
-            values, indices = ops.topk_linear(flat, weight, bias, k)
+            values, indices = topk_linear(flat, weight, bias, k)
         else:
             calibration = self.calibration
             if calibration is None:
@@ -350,30 +353,38 @@ class LSHLinear(nn.Linear):
         docs/prediction.md.
 
         Args:
-            input: (\*, d).
+            input: (\*, d), of the weight's dtype; bfloat16 also for a float32 weight, and any floating-point
+                one under autocast.
 
         Returns:
-            (\*, N). Twice that is held for a moment: 1.4 GB for 256 inputs and N = 670,091 in float32.
+            (\*, N), float32, also under autocast and of bfloat16 parameters (whose logits are
+            ``F.linear``'s, in bfloat16), or float64. Twice that is held for a moment: 1.4 GB for 256 inputs
+            and N = 670,091 in float32.
 
         Raises:
             ValueError: shape or dtype of ``input`` is wrong.
         """
+        if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
+            input = input.to(self.weight.dtype)
         self._inputs("log_prob", input, 1)
-        return F.log_softmax(F.linear(input, self.weight, self.bias), dim=-1)
+        with torch.autocast("cpu", enabled=False):
+            logits = F.linear(input.to(self.weight.dtype), self.weight, self.bias)
+            return F.log_softmax(logits, dim=-1, dtype=computed_dtype(logits.dtype))
 
     def _inputs(self, method: str, input: Tensor, k: int) -> Tensor:
-        """Checks what prediction is given; returns inputs as contiguous (n, d)."""
+        """Checks what prediction is given; returns inputs as contiguous (n, d), bfloat16 ones as float32."""
         if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != self.in_features:
             got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
             raise ValueError(
                 f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
                 f"(in_features), got {got}"
             )
-        if self.weight.dtype not in (torch.float32, torch.float64):
+        if self.weight.dtype not in DTYPES:
             raise ValueError(
-                f"LSHLinear.{method}: weight: expected float32 or float64, got {self.weight.dtype}: convert "
-                "the layer with .float()"
+                f"LSHLinear.{method}: weight: expected float32, float64 or bfloat16, got "
+                f"{self.weight.dtype}: convert the layer with .float()"
             )
+        input = autocast_input(input, self.weight)
         if input.dtype != self.weight.dtype or input.device != self.weight.device:
             raise ValueError(
                 f"LSHLinear.{method}: input: expected {self.weight.dtype} on {self.weight.device}, the "
@@ -384,7 +395,7 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear.{method}: k: expected an int from 1 to {self.out_features} (out_features), "
                 f"got {k!r}"
             )
-        return input.reshape(-1, self.in_features).contiguous()
+        return widened(input).reshape(-1, self.in_features).contiguous()
 
     def _contiguous(self) -> tuple[Tensor, Tensor | None]:
         bias = self.bias
@@ -497,5 +508,5 @@ def _check_arguments(
     if where.type not in ("cpu", "meta"):
         raise ValueError(f"LSHLinear: device: expected the CPU, got {where}")
     what = torch.get_default_dtype() if dtype is None else dtype
-    if what not in (torch.float32, torch.float64):
-        raise ValueError(f"LSHLinear: dtype: expected float32 or float64, got {what}")
+    if what not in DTYPES:
+        raise ValueError(f"LSHLinear: dtype: expected float32, float64 or bfloat16, got {what}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .bfloat16 import active_rows, computed_dtype, widened
 from .functional import lsh_linear_binary_cross_entropy, lsh_linear_cross_entropy
 from .sampling import Labels, SampleActiveSets, draw_active_set
 
@@ -31,7 +32,8 @@ class SampledLogits:
     return, and the tail; ``layer.eval()(input)`` gives all N.
 
     Attributes:
-        shape, ndim, dtype, device: as those of the tensor it stands for.
+        shape, ndim, dtype, device: as those of the tensor it stands for; where parameters are bfloat16, dtype
+            is float32.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class SampledLogits:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._input.dtype
+        return computed_dtype(self._input.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -249,7 +251,7 @@ class SampledLogits:
         ``trains`` says that a loss may be made of them."""
         layer = self._layer
         tables = layer.tables
-        flat = self._input.reshape(-1, layer.in_features)
+        flat = widened(self._input.reshape(-1, layer.in_features))
         moving = trains and torch.is_grad_enabled() and self._weight.requires_grad
         tables.check_tail("SampledLogits")
         if tables.has_upkeep:
@@ -260,11 +262,14 @@ class SampledLogits:
         active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
         if moving:
             tables.mark_dirty(active.rows, self._weight._version)
-        weight = F.embedding(active.rows, self._weight, sparse=layer.sparse)
+        weight, bias, rows, sparse = active_rows(
+            self._weight, self._bias, active.rows, layer.sparse
+        )
+        weight = F.embedding(rows, weight, sparse=sparse)
         with torch.autocast("cpu", enabled=False):
             values = flat @ weight.T
-        if self._bias is not None:
-            values = values + self._bias.gather(0, active.rows, sparse_grad=layer.sparse)
+        if bias is not None:
+            values = values + bias.gather(0, rows, sparse_grad=sparse)
         values = values * self._scale
         log_weight = active.log_weight
         if isinstance(active, SampleActiveSets):

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import _C, fused_backward  # type: ignore[attr-defined]  # noqa: F401  (importing _C registers the operators)
 from .optim_ops import advise_hugepages_
@@ -369,7 +370,8 @@ def rerank(
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the candidates that :func:`retrieve` found without a tail, keeps those with the largest logits
-    ``input @ weight.T + bias`` (labels and they up to ``budget``), largest first; then the tail.
+    ``input @ weight.T + bias`` (labels and they up to ``budget``), largest first; then the tail. ``weight``
+    may be bfloat16 beside float32 ``input`` and ``bias``.
 
     Returns:
         offsets int64 (B + 1), active int32 (pairs), tail_starts int64 (B), as :func:`retrieve`; labels keep
@@ -438,6 +440,7 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
     """Sums of outer products of rows (bias appended), for drawing from a quadratic kernel.
 
     The rows are cut into ``leaves`` (a power of two, at most N) ranges, the leaves of a binary tree.
+    ``weight`` may be bfloat16 beside a float32 ``bias``.
 
     Returns:
         (leaves, D (D + 1) / 2), D = d or d + 1: the upper triangles of all rows' sum, then of the left half
@@ -449,7 +452,8 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
 @_fake("slide_torch::kernel_sums")
 def _(weight: Any, bias: Any, leaves: Any) -> Any:
     width = weight.shape[1] + (bias is not None)
-    return weight.new_empty((leaves, width * (width + 1) // 2))
+    dtype = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
+    return weight.new_empty((leaves, width * (width + 1) // 2), dtype=dtype)
 
 
 def kernel_draw(
@@ -464,7 +468,8 @@ def kernel_draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``count`` draws, one from each of as many strata of equal probability, of rows with shares of the mean
     over ``queries`` (any, d) of ``alpha z^2 + 1``, z the logit. Ranges of rows are chosen by ``sums``,
-    which may be older than ``weight``: the probabilities are of what is drawn.
+    which may be older than ``weight``: the probabilities are of what is drawn. ``weight`` may be bfloat16,
+    all else then float32.
 
     Returns:
         distinct ids int32 (n), increasing; their inclusion probabilities float64 (n); and those of the rows
@@ -616,6 +621,7 @@ def topk_lists(
         rescored: at least k.
         list_cap: most rows looked at of a list, rounded up to blocks of 16, from a block on that ``seed``
             determines.
+        weight: may be bfloat16 beside float32 ``input`` and ``bias``.
     """
     return _ops.topk_lists(
         input,
@@ -822,7 +828,7 @@ def _hand_over(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tens
         return torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
         )
-    if isinstance(rows.shape[0], int) and rows.shape[0] == neurons:  # a SymInt is not known
+    if statically_known_true(rows.shape[0] == neurons):
         return values
     return rows_to_dense(rows, values, neurons)
 
@@ -1233,6 +1239,47 @@ torch.library.register_autograd(
     "slide_torch::rows_to_dense",
     lambda ctx, grad: (None, grad.index_select(0, ctx.saved_tensors[0]), None),
     setup_context=_save_rows,
+)
+
+
+# --- parameters in bfloat16 ----------------------------------------------------------------------------
+
+torch.library.define(
+    "slide_torch::widened_rows",
+    "(Tensor parameter, Tensor rows, bool sparse) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def widened_rows(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
+    """``parameter[rows]`` in float32, (U, ...), of a bfloat16 ``parameter`` (N, ...) and ``rows`` int64 (U),
+    strictly increasing. Differentiable: the gradient is bfloat16, row-sparse if ``sparse``."""
+    return _ops.widened_rows(parameter, rows, sparse)
+
+
+@torch.library.impl("slide_torch::widened_rows", "CPU")
+def _(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
+    return parameter.index_select(0, rows).float()
+
+
+@_fake("slide_torch::widened_rows")
+def _(parameter: Any, rows: Any, sparse: Any) -> Any:
+    return parameter.new_empty((rows.shape[0], *parameter.shape[1:]), dtype=torch.float32)
+
+
+def _save_widened(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    parameter, rows, ctx.sparse = inputs
+    ctx.neurons = parameter.shape[0]
+    ctx.save_for_backward(rows)
+
+
+def _widened_backward(ctx: Any, grad: Tensor) -> tuple:
+    (rows,) = ctx.saved_tensors
+    return _hand_over(rows, grad.to(torch.bfloat16), ctx.neurons, ctx.sparse), None, None
+
+
+torch.library.register_autograd(
+    "slide_torch::widened_rows", _widened_backward, setup_context=_save_widened
 )
 
 

@@ -3,6 +3,11 @@
 Row-sparse gradients (``torch.sparse_coo`` with one sparse dimension, as from ``nn.EmbeddingBag``
 with ``sparse=True``) update the touched rows only, in one pass over their memory. Dense gradients
 get torch's own update. State dicts load into, and from, the torch optimizer of the same name.
+
+Parameters in bfloat16 (contiguous, on the CPU) are updated in float32 and, with their states, rounded
+stochastically: up or down with the probability that makes the mean right, since rounded to nearest what
+moves by less than 1/512 of itself would never move. The random bits are a hash of step and element: no
+generator is drawn from, and the result is the same at any number of threads and on every replica.
 """
 
 import math
@@ -19,13 +24,16 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from . import fused_backward, optim_ops
+from .bfloat16 import DTYPES
 
 __all__ = ["SGD", "Adagrad", "Adam"]
+
+_NOT_TRACED = "optimizers of slide_torch.optim step outside compiled graphs"
 
 
 class _RowGradient(NamedTuple):
     param: Tensor
-    rows: Tensor
+    rows: Tensor | None  # None: all
     values: Tensor
 
 
@@ -49,15 +57,20 @@ def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return state.zero_()
 
 
+def _rounds_stochastically(param: Tensor) -> bool:
+    """Whether kernels update a parameter that has a dense gradient."""
+    return param.dtype == torch.bfloat16 and param.device.type == "cpu" and param.is_contiguous()
+
+
 def _row_gradient(where: str, param: Tensor, grad: Tensor) -> _RowGradient:
     """Distinct rows, increasing, and their values; ValueError for what no kernel takes."""
     if grad.layout != torch.sparse_coo:
         advice = "call to_dense() on it, or make it sparse_coo with one sparse dimension"
         _refuse(where, "a strided or sparse_coo gradient", grad.layout, advice)
-    if param.dtype not in (torch.float32, torch.float64) or grad.dtype != param.dtype:
+    if param.dtype not in DTYPES or grad.dtype != param.dtype:
         advice = "keep this layer in float32, or give it a dense gradient (sparse=False)"
         dtypes = f"parameter {param.dtype}, gradient {grad.dtype}"
-        _refuse(where, "float32 or float64 for a sparse gradient", dtypes, advice)
+        _refuse(where, "float32, float64 or bfloat16 for a sparse gradient", dtypes, advice)
     if grad.shape != param.shape:
         advice = "set .grad to a gradient of this parameter"
         _refuse(where, f"a gradient of shape {tuple(param.shape)}", tuple(grad.shape), advice)
@@ -96,7 +109,7 @@ class _RowOptimizer(Optimizer):
     def _check_options(self, name: str, group: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def _check_sparse_options(self, where: str, group: dict[str, Any]) -> None:
+    def _check_row_options(self, where: str, group: dict[str, Any], what: str) -> None:
         pass
 
     def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
@@ -147,6 +160,7 @@ class _RowOptimizer(Optimizer):
             if "step" in of_param:
                 of_param["step"] = torch.tensor(float(of_param["step"]), dtype=torch.float32)
 
+    @torch.compiler.disable(reason=_NOT_TRACED)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Updates every parameter that has a gradient.
@@ -174,7 +188,7 @@ class _RowOptimizer(Optimizer):
         return loss
 
     def _plan(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[_RowGradient]]:
-        """The parameters with dense gradients, and the row-sparse gradients, all checked."""
+        """The parameters that torch updates, and the gradients that kernels take, all checked."""
         dense, row_sparse = [], []
         first = sum(len(earlier["params"]) for earlier in self.param_groups[:index])
         for i, param in enumerate(group["params"]):
@@ -185,11 +199,14 @@ class _RowOptimizer(Optimizer):
             if not param.is_floating_point():
                 _refuse(where, "a real floating-point dtype", param.dtype, "leave it out")
             self._check_state(where, group, param)
-            if param.grad.layout == torch.strided:
-                dense.append(param)
-            else:
-                self._check_sparse_options(where, group)
+            if param.grad.layout != torch.strided:
+                self._check_row_options(where, group, "a sparse gradient")
                 row_sparse.append(_row_gradient(where, param, param.grad))
+            elif _rounds_stochastically(param):
+                self._check_row_options(where, group, "a parameter in bfloat16")
+                row_sparse.append(_RowGradient(param, None, param.grad.contiguous()))
+            else:
+                dense.append(param)
         return dense, row_sparse
 
     def _state_dtype(self, group: dict[str, Any], param: Tensor) -> torch.dtype:
@@ -220,6 +237,10 @@ class _RowOptimizer(Optimizer):
         elif param.is_contiguous() and not state[key].is_contiguous():
             state[key] = state[key].contiguous()
         return state[key]
+
+    def _rounding_step(self, param: Tensor) -> int:
+        """What seeds the rounding of a bfloat16 parameter at this step; 0 for others, which count none."""
+        return int(self._steps(param).add_(1)) if param.dtype == torch.bfloat16 else 0
 
     def _steps(self, param: Tensor) -> Tensor:
         return self.state[param].setdefault("step", torch.tensor(0.0, dtype=torch.float32))
@@ -252,7 +273,8 @@ class Adam(_RowOptimizer):
             moment would never move by less than 1/256 of itself, as ``1 - betas[1]`` asks. The random
             bits are a hash of step and element: no generator is drawn from, and the result is the same
             at any number of threads and on every replica of a model. Arithmetic and parameters stay
-            float32. ``None``: the dtype of the parameter. Also an option of a parameter group.
+            float32. ``None``: the dtype of the parameter; of a bfloat16 one, rounded so too. Also an option
+            of a parameter group.
 
     Example::
 
@@ -320,12 +342,17 @@ class Adam(_RowOptimizer):
         return group["moments_dtype"] or param.dtype
 
     def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
-        plain = param.dtype == torch.float32 and param.device.type == "cpu"
+        plain = param.dtype in (torch.float32, torch.bfloat16) and param.device.type == "cpu"
         if group["moments_dtype"] is not None and not (plain and param.is_contiguous()):
             layout = "contiguous" if param.is_contiguous() else "not contiguous"
             got = f"{param.dtype} on {param.device}, {layout}"
             advice = "put this parameter into a param group with moments_dtype=None"
-            _refuse(where, "a contiguous float32 CPU parameter for moments_dtype", got, advice)
+            _refuse(
+                where,
+                "a contiguous float32 or bfloat16 CPU parameter for moments_dtype",
+                got,
+                advice,
+            )
         super()._check_state(where, group, param)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -390,6 +417,7 @@ class Adam(_RowOptimizer):
             "maximize": group["maximize"],
         }
 
+    @torch.compiler.disable(reason=_NOT_TRACED)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """As :meth:`_RowOptimizer.step`; ends what ``fuse_backward`` has begun."""
@@ -488,10 +516,10 @@ class SGD(_RowOptimizer):
             got = f"momentum {group['momentum']} and dampening {group['dampening']}"
             _refuse(f"{name}: nesterov", "a momentum and no dampening", got, "set them so")
 
-    def _check_sparse_options(self, where: str, group: dict[str, Any]) -> None:
+    def _check_row_options(self, where: str, group: dict[str, Any], what: str) -> None:
         if group["momentum"] != 0 and group["dampening"] != 0:
             advice = "put this parameter into a param group without it"
-            _refuse(where, "dampening 0 for a sparse gradient", group["dampening"], advice)
+            _refuse(where, f"dampening 0 for {what}", group["dampening"], advice)
 
     def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
         # A first step starts the buffer from the gradient; the fused kernel takes only first
@@ -530,6 +558,7 @@ class SGD(_RowOptimizer):
             weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+            step=self._rounding_step(param),
         )
 
 
@@ -571,10 +600,10 @@ class Adagrad(_RowOptimizer):
         for key in ("lr_decay", "initial_accumulator_value", "eps"):
             _check_number(f"{name}: {key}", group[key])
 
-    def _check_sparse_options(self, where: str, group: dict[str, Any]) -> None:
+    def _check_row_options(self, where: str, group: dict[str, Any], what: str) -> None:
         if group["weight_decay"] != 0:
             advice = "put this parameter into a param group without it"
-            _refuse(where, "weight_decay 0 for a sparse gradient", group["weight_decay"], advice)
+            _refuse(where, f"weight_decay 0 for {what}", group["weight_decay"], advice)
 
     def _sum(self, group: dict[str, Any], param: Tensor) -> Tensor:
         return self._buffer(group, param, "sum", group["initial_accumulator_value"])
@@ -605,4 +634,5 @@ class Adagrad(_RowOptimizer):
             lr=float(group["lr"]) / (1 + (float(steps) - 1) * group["lr_decay"]),
             eps=group["eps"],
             maximize=group["maximize"],
+            step=int(steps),
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the operators)
+from .bfloat16 import widened
 
 
 def adam_rows_(
@@ -25,7 +26,8 @@ def adam_rows_(
 
     ``rows (U)`` increases strictly, ``grad_rows (U, ...)`` holds their gradients. Before the step
     these rows shrink by ``lr * weight_decay`` of themselves. Without ``rows``, ``grad_rows`` is the gradient
-    of all. The moments of a float32 ``param`` may be bfloat16, rounded stochastically.
+    of all. The moments of a float32 ``param`` may be bfloat16, rounded stochastically. A bfloat16 ``param``,
+    whose gradient and moments are bfloat16, is too.
     """
     torch.ops.slide_torch.adam_rows_(
         param,
@@ -47,7 +49,7 @@ def adam_rows_(
 def sgd_rows_(
     param: Tensor,
     momentum_buffer: Tensor | None,
-    rows: Tensor,
+    rows: Tensor | None,
     grad_rows: Tensor,
     *,
     lr: float,
@@ -55,10 +57,24 @@ def sgd_rows_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    step: int = 0,
 ) -> None:
-    """One step of :class:`torch.optim.SGD` on ``param[rows]``; untouched rows stand still."""
+    """One step of :class:`torch.optim.SGD` on ``param[rows]``; untouched rows stand still.
+
+    Without ``rows``, ``grad_rows`` is the gradient of all. All may be bfloat16, rounded stochastically by
+    random bits that ``step`` seeds.
+    """
     torch.ops.slide_torch.sgd_rows_(
-        param, momentum_buffer, rows, grad_rows, lr, momentum, weight_decay, nesterov, maximize
+        param,
+        momentum_buffer,
+        rows,
+        grad_rows,
+        lr,
+        momentum,
+        weight_decay,
+        nesterov,
+        maximize,
+        step,
     )
     changed = (param,) if momentum_buffer is None else (param, momentum_buffer)
     torch.autograd.graph.increment_version(changed)
@@ -67,24 +83,28 @@ def sgd_rows_(
 def adagrad_rows_(
     param: Tensor,
     sum: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     grad_rows: Tensor,
     *,
     lr: float,
     eps: float,
     maximize: bool,
+    step: int = 0,
 ) -> None:
-    """One step of :class:`torch.optim.Adagrad` on ``param[rows]``; ``lr`` is the decayed one."""
-    torch.ops.slide_torch.adagrad_rows_(param, sum, rows, grad_rows, lr, eps, maximize)
+    """One step of :class:`torch.optim.Adagrad` on ``param[rows]``; ``lr`` is the decayed one; ``rows`` and
+    bfloat16 as for :func:`sgd_rows_`."""
+    torch.ops.slide_torch.adagrad_rows_(param, sum, rows, grad_rows, lr, eps, maximize, step)
     torch.autograd.graph.increment_version((param, sum))
 
 
 def coalesce_rows(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Sums the ``values (n, ...)`` of equal ``indices (n)``: distinct rows and their sums.
 
-    Each sum is taken in the order of the entries: the same bit for bit at any number of threads.
+    Each sum is taken in the order of the entries: the same bit for bit at any number of threads. That of
+    bfloat16 values is taken in float32.
     """
-    return torch.ops.slide_torch.coalesce_rows(indices, values, num_rows)
+    rows, sums = torch.ops.slide_torch.coalesce_rows(indices, widened(values), num_rows)
+    return rows, sums.to(values.dtype)
 
 
 def advise_hugepages_(tensor: Tensor) -> Tensor:
@@ -130,13 +150,14 @@ def _adam_rows_fake(
 def _sgd_rows_fake(
     param: Tensor,
     momentum_buffer: Tensor | None,
-    rows: Tensor,
+    rows: Tensor | None,
     grad_rows: Tensor,
     lr: float,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    step: int = 0,
 ) -> None:
     return None
 
@@ -145,11 +166,12 @@ def _sgd_rows_fake(
 def _adagrad_rows_fake(
     param: Tensor,
     sum: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     grad_rows: Tensor,
     lr: float,
     eps: float,
     maximize: bool,
+    step: int = 0,
 ) -> None:
     return None
 

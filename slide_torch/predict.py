@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .bfloat16 import blocks, code_lists_, some_rows, topk_linear, widened
 
 # benchmarks/prediction.py --sweep tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
@@ -20,7 +21,6 @@ ITERATIONS = 10
 # the weights' history, and reading three times the rows is the price of a wrong one.
 RADIUS_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 RESCORED_PER_K = 2  # rows scored exactly to find k, at first
-_ROWS_AT_ONCE = 65536
 _INPUTS_AT_ONCE = 4096
 
 
@@ -64,8 +64,7 @@ class RowPartition:
         lists = max(1, min(neurons // 4, round(LISTS_PER_ROOT * math.sqrt(neurons))))
         count = min(neurons, SAMPLE_PER_LIST * lists)
         sample = torch.randperm(neurons, generator=generator)[:count]
-        points = weight[sample]
-        shift = None if bias is None else bias[sample]
+        points, shift = some_rows(weight, bias, sample)
         centers = F.normalize(_with_bias(points[:lists], None if shift is None else shift[:lists]))
         if not bool(torch.isfinite(weight.sum(1) if bias is None else weight.sum(1) + bias).all()):
             raise ValueError(
@@ -79,7 +78,7 @@ class RowPartition:
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
         codes, terms, places = ops.empty_codes(weight, offsets, room=False)
-        centers, radius = ops.code_lists_(codes, terms, places, weight, bias, offsets, rows)
+        centers, radius = code_lists_(codes, terms, places, weight, bias, offsets, rows)
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
         return RowPartition(
             offsets,
@@ -140,7 +139,7 @@ class RowPartition:
             return ops.topk_lists(
                 some,
                 weight,
-                bias,
+                widened(bias),
                 self.offsets,
                 self.rows,
                 self.codes,
@@ -210,7 +209,7 @@ def calibrate(
     How many lists hold that share is counted, without a search. What the int8 codes lose on the way is
     measured by searches: as many rows are rescored as make it at most a tenth of what recall may miss.
     """
-    _, best = ops.topk_linear(input, weight, bias, k)
+    _, best = topk_linear(input, weight, bias, k)
 
     def fewest(held: Tensor, share: float) -> int:
         # the division rounds: a share that is the target exactly must not be missed by half a unit
@@ -247,9 +246,8 @@ def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:
 def _nearest(points: Tensor, bias: Tensor | None, centers: Tensor) -> Tensor:
     """Index of the center, of length 1, at the smallest angle to each point, int64 (n)."""
     found = []
-    for begin in range(0, points.shape[0], _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
-        block = _with_bias(points[part], None if bias is None else bias[part])
+    for part in blocks(points.shape[0]):
+        block = _with_bias(*some_rows(points, bias, part))
         found.append(ops.topk_linear(block, centers, None, 1)[1].flatten())
     return torch.cat(found)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .bfloat16 import widened
 
 # Inputs of a batch that the quadratic kernel's distribution is the mean over, at most.
 QUERIES = 16
@@ -122,7 +123,7 @@ def kernel_sums(weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     neurons, width = weight.shape
     leaves = 1 << max(0, (neurons // (width + 1)).bit_length() - 1)
-    own_bias = None if bias is None else bias.detach()
+    own_bias = None if bias is None else widened(bias.detach())
     sums = ops.kernel_sums(weight.detach(), own_bias, leaves)
     if not bool(torch.isfinite(sums[0]).all()):
         raise ValueError(

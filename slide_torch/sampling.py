@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .bfloat16 import topk_linear, widened
 from .proposals import QUERIES
 from .tables import HashTables, draw_seed
 
@@ -132,7 +133,7 @@ def draw_tail(
     drawn, of_drawn, of_fixed = ops.kernel_draw(
         tables.kernel_sums,
         weight.detach(),
-        None if bias is None else bias.detach(),
+        None if bias is None else widened(bias.detach()),
         input.detach()[asking].contiguous(),
         float(tables.options.kernel_alpha),
         own,
@@ -166,7 +167,7 @@ def draw_active_set(
 
     Args:
         tables: built, unless its budget is 0.
-        input: (B, d).
+        input: (B, d), of the dtype that is computed in.
         labels: always active.
         weight, bias: of the layer, needed where candidates are re-ranked or exact, or the tail is drawn from
             the quadratic kernel.
@@ -262,7 +263,7 @@ def _search(
     _, found = ops.topk_lists(
         input.detach().contiguous(),
         weight.detach(),
-        None if bias is None else bias.detach(),
+        None if bias is None else widened(bias.detach()),
         offsets,
         tables.ids[0],
         tables.row_codes,
@@ -326,7 +327,7 @@ def _retrieve(
             tail,
             input.detach().contiguous(),
             weight.detach(),
-            None if bias is None else bias.detach(),
+            None if bias is None else widened(bias.detach()),
             options.budget,
         )
     return offsets, active, tail_starts, label_positions, ids_read
@@ -343,7 +344,7 @@ def _best(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`_retrieve`, with the largest logits as candidates."""
     input, weight = input.detach().contiguous(), weight.detach()
-    bias = None if bias is None else bias.detach()
+    bias = None if bias is None else widened(bias.detach())
     batch, neurons = input.shape[0], weight.shape[0]
     offsets, active, _, label_positions, ids_read = ops.retrieve(
         torch.empty((0, batch), dtype=torch.int16),
@@ -356,7 +357,7 @@ def _best(
         0,
         0,
     )
-    found = ops.topk_linear(input, weight, bias, budget)[1]
+    found = topk_linear(input, weight, bias, budget)[1]
     sample, lengths = torch.arange(batch), offsets.diff()
     sample_of_label = sample.repeat_interleave(lengths)
     fresh = ~torch.isin(sample.unsqueeze(1) * neurons + found, sample_of_label * neurons + active)

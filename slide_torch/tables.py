@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ops
+from . import bfloat16, ops
 from .hashing import HashFamily, make_family
 from .options import LSHOptions
 from .proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
@@ -367,9 +367,11 @@ class HashTables:
                 self.row_codes, self.row_terms, self.row_places = room
             assert self.row_terms is not None and self.row_places is not None
             own_codes = (self.row_codes, self.row_terms, self.row_places)
-            self.family.describe([ops.code_lists_(*own_codes, *rows, *lists[0])], self.offsets)
+            self.family.describe([bfloat16.code_lists_(*own_codes, *rows, *lists[0])], self.offsets)
         elif self.family.describes:
-            self.family.describe([ops.list_centers(*rows, *own) for own in lists], self.offsets)
+            self.family.describe(
+                [bfloat16.list_centers(*rows, *own) for own in lists], self.offsets
+            )
         self._since_rehash = 0
         self.kernel_sums = None  # of weights as old as the codes were
         if self.options.schedule == "drift":
@@ -412,7 +414,7 @@ class HashTables:
         if self.row_codes is None or weight._version == self._pending_version or not self._pending:
             return
         assert self.row_terms is not None and self.row_places is not None
-        ops.recode_rows_(
+        bfloat16.recode_rows_(
             self.row_codes,
             self.row_terms,
             self.row_places,

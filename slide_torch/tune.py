@@ -379,6 +379,10 @@ def _checked(
     if not isinstance(inputs, Tensor) or inputs.dim() < 1 or inputs.shape[-1] != features:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         refuse("inputs", f"a tensor with last dimension {features} (in_features)", got)
+    if layer.weight.dtype == torch.bfloat16:
+        refuse(
+            "layer", "float32 or float64 parameters", f"{layer.weight.dtype}: tune a copy.float()"
+        )
     if inputs.dtype != layer.weight.dtype:
         refuse("inputs", f"{layer.weight.dtype}, the weight's dtype", inputs.dtype)
     if inputs.numel() == 0:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bfloat16 import widened
 from .linear import LSHLinear
 from .sampling import candidates
 
@@ -19,13 +20,13 @@ def recall_and_mass(layer: LSHLinear, input: Tensor, k: int) -> tuple[float, flo
     """Of each row of ``input`` (B, d) the share of the exact k largest logits among the candidates within
     the budget, and the softmax probability of the candidates; means over rows. Labels and tail do not
     count."""
-    found = candidates(layer.tables, layer.weight, layer.bias, input)
+    found = candidates(layer.tables, layer.weight, layer.bias, widened(input))
     if found is None:
         return 1.0, 1.0
     offsets, ids = found
     recall = mass = 0.0
     for first in range(0, input.shape[0], _ROWS_AT_ONCE):
-        logits = F.linear(input[first : first + _ROWS_AT_ONCE], layer.weight, layer.bias)
+        logits = widened(F.linear(input[first : first + _ROWS_AT_ONCE], layer.weight, layer.bias))
         best = logits.topk(k, dim=1).indices
         probabilities = logits.softmax(dim=1)
         for i in range(logits.shape[0]):

@@ -34,21 +34,27 @@ def record_of(path, script, *arguments):
 
 def test_step_time(tmp_path):
     names = ["dense_fp32", "lsh_per_sample", "lsh_per_sample_bf16_moments", "lsh_shared"]
+    names.append("lsh_shared_bf16_parameters")
     record, _ = record_of(tmp_path, "step_time", "--only", *names)
     assert [c["contender"] for c in record["contenders"]] == names and not record["failed"]
     for found in record["contenders"]:
         # the parts make the step: nothing is left out (medians of single parts may differ a little)
         assert 0.3 < sum(found["phases"].values()) / found["ms_step"] < 1.7
     assert all(rate["gb_s"] > 0 for rate in record["memory"].values())
-    dense, per_sample, narrow, _ = (c["memory_gb"] for c in record["contenders"])
+    dense, per_sample, narrow, _, narrowest = (c["memory_gb"] for c in record["contenders"])
     head = 4_000 * 129 * 4 / 2**30
     assert dense["tables"] == 0 < per_sample["tables"]
     assert dense["weights"] == per_sample["weights"] > head
     saved = per_sample["optimizer_state"] - narrow["optimizer_state"]
     assert saved == pytest.approx(head)  # half of two moments
+    assert dense["weights"] - narrowest["weights"] == pytest.approx(head / 2)
+    assert narrowest["optimizer_state"] == pytest.approx(narrow["optimizer_state"])
     forward = [b for b in record["byte_bounds"] if b["part"] == "forward"]
     union = [c["union"] for c in record["contenders"] if "union" in c]
-    assert [b["traffic"] for b in forward] == [{"row_read": 4 * 128 * u} for u in union]
+    bytes_each = [4, 4, 4, 2]
+    assert [b["traffic"] for b in forward] == [
+        {"row_read": size * 128 * u} for size, u in zip(bytes_each, union, strict=True)
+    ]
 
 
 def test_kernels_at_the_level_asked_for(tmp_path):

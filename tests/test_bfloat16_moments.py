@@ -235,7 +235,7 @@ def test_what_it_is_not_for_is_refused_before_anything_changes():
         good.grad, param.grad = torch.ones(3), torch.ones_like(bad)
         optimizer = Adam([good, param], moments_dtype=BF16)
         with pytest.raises(
-            ValueError, match="parameter 1: expected a contiguous float32 CPU param"
+            ValueError, match="parameter 1: expected a contiguous float32 or bfloat16 CPU param"
         ):
             optimizer.step()
         assert good.eq(1).all() and not optimizer.state

@@ -260,14 +260,16 @@ def test_eval(backend):
     torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_fusing_optimizer_steps_outside_the_graph():
+@pytest.mark.parametrize("pattern", ["shared", "per_sample"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_fusing_optimizer_steps_outside_the_graph(pattern, backend):
     """The gradient is handed over, and the update is that of eager mode."""
     found = []
     for compiled in (False, True):
-        model = make(sparse=True)
+        model = make(sparse=True, pattern=pattern)
         loss_of = cross_entropy_of(model)
         if compiled:
-            loss_of = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+            loss_of = torch.compile(loss_of, fullgraph=True, backend=backend)
         optimizer = slide_torch.optim.Adam(model.parameters(), lr=0.1, fuse_backward=True)
         torch.manual_seed(1)
         for _ in range(3):
@@ -278,6 +280,39 @@ def test_fusing_optimizer_steps_outside_the_graph():
             optimizer.step()
         found.append(model[-1].weight.detach().clone())
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: slide_torch.optim.Adam(p, lr=0.1),
+        lambda p: slide_torch.optim.Adam(p, lr=0.1, fuse_backward=True),
+        lambda p: slide_torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: slide_torch.optim.Adagrad(p, lr=0.1),
+    ],
+    ids=["adam", "adam_fused", "sgd", "adagrad"],
+)
+def test_a_compiled_training_step_is_that_of_eager_mode(make_optimizer):
+    """The graph breaks at backward and at the optimizer, whose every state moves as ever."""
+    found = []
+    for compiled in (False, True):
+        model = make(sparse=True)
+        optimizer = make_optimizer(model.parameters())
+        loss_of = cross_entropy_of(model)
+
+        def step(x, y, optimizer=optimizer, loss_of=loss_of):
+            optimizer.zero_grad()
+            loss_of(x, y).backward()
+            optimizer.step()
+
+        if compiled:
+            step = torch.compile(step, backend="aot_eager")
+        torch.manual_seed(1)
+        for _ in range(3):
+            step(torch.randn(B, D), class_indices())
+        found.append([*model.parameters()])
+        found[-1] += [v for p in model.parameters() for v in optimizer.state[p].values()]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 def test_export_of_eval():

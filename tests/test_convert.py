@@ -129,7 +129,7 @@ def test_subclasses_of_linear_are_left_alone():
 
 
 def test_a_layer_that_cannot_be_one_changes_nothing():
-    model = nn.Sequential(nn.Linear(8, 40), nn.Linear(8, 40, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.bfloat16"):
+    model = nn.Sequential(nn.Linear(8, 40), nn.Linear(8, 40, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"float64 or bfloat16, got torch\.float16"):
         convert_(model, min_out_features=1)
     assert set(kinds(model).values()) == {nn.Linear}

@@ -40,12 +40,12 @@ def batch(step, rank):
     return torch.randint(20, (B,), generator=data), torch.randint(N, (B,), generator=data)
 
 
-def work(rank, file, result, sparse, budget, built):
+def work(rank, file, result, sparse, budget, built, dtype):
     torch.set_num_threads(1)
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{file}", timeout=limit, rank=rank, world_size=2)
     torch.manual_seed(rank)  # parameters, tables and draws differ until rank 0's are taken
-    model = Model(sparse, budget)
+    model = Model(sparse, budget).to(dtype)
     if built:
         F.cross_entropy(model(torch.zeros(2, dtype=torch.int64)), torch.zeros(2, dtype=torch.int64))
     if sparse:
@@ -72,10 +72,49 @@ def work(rank, file, result, sparse, budget, built):
     content["steps"] = tables.steps
     torch.save(content, f"{result}{rank}")
     dist.barrier()  # no process takes the group, and the file behind it, from the other
+    # One that outlives the group destroys it, and may then wait for a thread that waits for the interpreter
+    # (pytorch/pytorch#56297).
+    del parallel
     dist.destroy_process_group()
 
 
-def run_both(*arguments):
+class WithUnused(Model):
+    """Returns the loss; ``extra`` is there for some batches only."""
+
+    def __init__(self, sparse, budget):
+        super().__init__(sparse, budget)
+        self.extra = nn.Linear(D, D)
+
+    def forward(self, x, y, use_extra):
+        hidden = torch.relu(self.body(self.embedding(x)))
+        return F.cross_entropy(self.head(self.extra(hidden) if use_extra else hidden), y)
+
+
+def work_with_unused(rank, file, result, sparse):
+    """Ranks use ``extra`` in turn, in every third step neither does."""
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{file}", timeout=limit, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    model = WithUnused(sparse, N)
+    if sparse:
+        prepare(model)
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = Adam(model.parameters(), lr=0.05)
+    initial = copy.deepcopy(model.state_dict())
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        parallel(*batch(step, rank), step % 3 == rank).backward()
+        if sparse:
+            allreduce_row_gradients(parallel)
+        optimizer.step()
+    torch.save({"model": model.state_dict(), "initial": initial}, f"{result}{rank}")
+    dist.barrier()
+    del parallel  # as in work
+    dist.destroy_process_group()
+
+
+def run_both(work, *arguments):
     """Runs work in two processes; one that hangs fails the test instead of stopping it."""
     context = mp.spawn(work, arguments, nprocs=2, join=False)
     deadline = time.monotonic() + 300
@@ -88,11 +127,17 @@ def run_both(*arguments):
 
 
 @pytest.mark.parametrize(
-    "sparse,budget,built", [(False, 5, True), (True, 5, True), (True, N, False)]
+    "sparse,budget,built,dtype",
+    [
+        (False, 5, True, torch.float32),
+        (True, 5, True, torch.float32),
+        (True, N, False, torch.float32),
+        (True, 5, False, torch.bfloat16),
+    ],
 )
-def test_replicas_stay_equal(sparse, budget, built, tmp_path):
+def test_replicas_stay_equal(sparse, budget, built, dtype, tmp_path):
     file, result = tmp_path / "store", str(tmp_path / "result")
-    run_both(str(file), result, sparse, budget, built)
+    run_both(work, str(file), result, sparse, budget, built, dtype)
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     for key in ("initial", "model"):
         assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
@@ -114,6 +159,26 @@ def test_replicas_stay_equal(sparse, budget, built, tmp_path):
             torch.testing.assert_close(one["model"][name], value, rtol=1e-4, atol=1e-5)
     else:
         assert one["steps"] == other["steps"] == STEPS + built
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_parameters_that_a_rank_does_not_use(sparse, tmp_path):
+    result = str(tmp_path / "result")
+    run_both(work_with_unused, str(tmp_path / "store"), result, sparse)
+    one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+    # exact: one process with both shards' batches does the same
+    torch.set_num_threads(1)
+    model = WithUnused(sparse, N)
+    model.load_state_dict(one["initial"])
+    optimizer = Adam(model.parameters(), lr=0.05)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for rank in range(2):
+            (model(*batch(step, rank), step % 3 == rank) / 2).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(one["model"][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_a_dense_gradient_is_refused(tmp_path):

@@ -144,7 +144,10 @@ def test_layer_refuses_input(input, message):
         (dict(out_features=True), "out_features: .*got True"),
         (dict(options={"K": 3}), "options: expected LSHOptions, got dict"),
         (dict(device="cuda"), "device: expected the CPU, got cuda"),
-        (dict(dtype=torch.bfloat16), "dtype: expected float32 or float64, got torch.bfloat16"),
+        (
+            dict(dtype=torch.float16),
+            "dtype: expected float32, float64 or bfloat16, got torch.float16",
+        ),
     ],
 )
 def test_layer_arguments(arguments, message):

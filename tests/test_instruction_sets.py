@@ -345,6 +345,17 @@ def test_other_codes(level, dtype):
             assert differ < (1e-2 if dtype == "float32" else 1e-4)
 
 
+@pytest.mark.parametrize("level", supported_levels())
+def test_bfloat16_updates(level):
+    """What is rounded stochastically: the tests of those kernels, at each level."""
+    files = [
+        Path(__file__).with_name(f"test_bfloat16_{what}.py") for what in ("moments", "parameters")
+    ]
+    which = "neighbours or unbiased or without_bias or not_a_number"
+    done = run(level, sys.executable, "-m", "pytest", "-q", "-k", which, *map(str, files))
+    assert done.returncode == 0, done.stdout.decode()
+
+
 def test_unknown_level():
     done = run("avx3")
     message = "SLIDE_TORCH_ISA: expected one of .*baseline on this machine, got 'avx3'. Unset it"

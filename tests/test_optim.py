@@ -367,12 +367,7 @@ def transposed():
         (
             nn.Parameter(torch.ones(4, 3).half()),
             row_gradient(dtype=torch.half),
-            "float32 or float64 .*torch.float16",
-        ),
-        (
-            nn.Parameter(torch.ones(4, 3).bfloat16()),
-            row_gradient(dtype=torch.bfloat16),
-            "torch.bfloat16.*sparse=False",
+            "float64 or bfloat16 .*torch.float16.*sparse=False",
         ),
         (
             nn.Parameter(torch.ones(4, 3)),
@@ -521,9 +516,12 @@ def sample_inputs():
     scalars = (0.1, 0.9, 0.99, 1e-8, 0.1, 3, False)
     yield OPS.adam_rows_.default, (matrix(), narrow, narrow.clone(), rows, grad, *scalars)
     yield OPS.adam_rows_.default, (matrix(), matrix(), matrix(), None, whole, *scalars)
-    yield OPS.sgd_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 0.9, 0.1, True, False)
-    yield OPS.sgd_rows_.default, (matrix(), None, rows, grad, 0.1, 0.0, 0.1, False, True)
-    yield OPS.adagrad_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 1e-8, False)
+    yield OPS.sgd_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 0.9, 0.1, True, False, 0)
+    yield OPS.sgd_rows_.default, (matrix(), None, rows, grad, 0.1, 0.0, 0.1, False, True, 0)
+    yield OPS.adagrad_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 1e-8, False, 0)
+    of_all = [matrix().bfloat16() for _ in range(3)]
+    yield OPS.adam_rows_.default, (*of_all, rows, grad.bfloat16(), *scalars)
+    yield OPS.adagrad_rows_.default, (*of_all[:2], None, of_all[2], 0.1, 1e-8, False, 4)
     yield OPS.coalesce_rows.default, (torch.tensor([4, 1, 4]), grad, 6)
     yield OPS.advise_hugepages_.default, (matrix(),)
     yield OPS.touch_rows_.default, (matrix(), rows, False)

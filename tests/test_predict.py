@@ -565,3 +565,34 @@ def test_log_prob():
     assert x.grad is not None
     with pytest.raises(ValueError, match=r"LSHLinear\.log_prob: input"):
         layer.log_prob(torch.randn(3, 7))
+
+
+@pytest.mark.parametrize("layer_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_log_prob_of_bfloat16_is_float32(layer_dtype, autocast):
+    layer = layer_of(60, 8).to(layer_dtype)
+    x = torch.randn(5, 8).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = layer.log_prob(x)
+    exact = copy.deepcopy(layer).float()
+    wanted = exact.log_prob(x.detach().float())
+    assert found.dtype == torch.float32
+    # only parameters in bfloat16 round the logits
+    tolerance = (
+        1e-6 if layer_dtype == torch.float32 else 2**-8 * exact.eval()(x.float()).abs().max()
+    )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=float(tolerance))
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(5))
+    found[:, 0].sum().backward()
+    assert x.grad.dtype == torch.bfloat16 and layer.weight.grad.dtype == layer_dtype
+
+
+def test_prediction_under_autocast_is_that_without():
+    layer, x = clustered(N=300)
+    narrow = x.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer.predict(narrow, 5)
+        assert torch.equal(layer.log_prob(x), layer.log_prob(x.double()))
+    assert all(map(torch.equal, found, layer.predict(narrow.float(), 5)))
+    with pytest.raises(ValueError, match=r"log_prob: input: expected torch\.float32"):
+        layer.log_prob(x.double())

@@ -145,20 +145,23 @@ struct CodedProblem {
 };
 
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
-// (count, width). States are of the parameter's type, or else bits of bfloat16.
+// (count, width). All are of type T; or the states bits of bfloat16; or all three are. What is bfloat16 is rounded by
+// random bits that `step` seeds.
 template <class T>
 struct RowUpdate {
   T* param;
   T* state[2];
+  uint16_t* bfloat16_param;
   uint16_t* bfloat16_state[2];
   const int64_t* rows;
   const T* gradient;
+  const uint16_t* bfloat16_gradient;
   int64_t count;
   int64_t width;
+  uint32_t step;
 };
 
-// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta; `step` seeds the rounding of
-// bfloat16 moments.
+// sign is -1 to maximize; keep = 1 - lr * weight_decay; rate = 1 - beta.
 template <class T>
 struct AdamScalars {
   T sign;
@@ -167,7 +170,6 @@ struct AdamScalars {
   T rate2;
   T step_size;
   T eps;
-  uint32_t step;
 };
 
 // The step is lr * (from_buffer * buffer + from_gradient * gradient): (1, 0), or (momentum, 1) for Nesterov's.

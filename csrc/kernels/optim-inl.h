@@ -30,68 +30,64 @@ inline bool worth_prefetching(int64_t width) {
   return bytes >= 16 && bytes <= 512;
 }
 
-// For rows [begin, end): step(param, state, gradient) on vectors, then on the scalars left over. `rounding` takes
-// states in and out of memory.
-template <class T, int States, class Rounding, class Step>
-inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, const Rounding& rounding,
+// For rows [begin, end): step(param, state, gradient) on vectors, then on the scalars left over. `memory` takes them in
+// and out of memory.
+template <class T, int States, class Memory, class Step>
+inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, const Memory& memory,
                         const Step& step) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes, L = W > line<T>() ? W : line<T>();
   const int64_t width = update.width;
   const bool prefetch = worth_prefetching<T>(width);
   for (int64_t u = begin; u < end; ++u) {
-    const int64_t offset = update.rows[u] * width;
+    const int64_t offset = update.rows[u] * width, gradient_offset = u * width;
     const int64_t next = update.rows[min_of(u + kRowsAhead, update.count - 1)] * width;
-    T* param = update.param + offset;
-    const T* gradient = update.gradient + u * width;
-    const auto any_step = [&]<class X>(X& p, int64_t i, X g) {
-      X state[States + 1];
-      for (int s = 0; s < States; ++s) rounding.read(s, offset + i, state[s]);
-      step(p, state, g);
-      rounding.write(offset + i, state);
-    };
-    const auto vector_step = [&](int64_t i) {
-      V p = load<V>(param + i);
-      any_step(p, i, load<V>(gradient + i));
-      store(param + i, p);
+    const auto step_of = [&]<class X>(X param, int64_t i) {
+      X gradient, state[States + 1];
+      memory.read(offset + i, gradient_offset + i, param, gradient, state);
+      step(param, state, gradient);
+      memory.write(offset + i, param, state);
     };
     int64_t i = 0;
     for (; i + L <= width; i += L) {  // a cache line of each
       if (prefetch) {
-        __builtin_prefetch(update.param + next + i, 1);
-        for (int s = 0; s < States; ++s) __builtin_prefetch(rounding.at(s, next + i), 1);
+        __builtin_prefetch(memory.param_at(next + i), 1);
+        for (int s = 0; s < States; ++s) __builtin_prefetch(memory.state_at(s, next + i), 1);
       }
-      for (int64_t k = 0; k < L; k += W) vector_step(i + k);
+      for (int64_t k = 0; k < L; k += W) step_of(V{}, i + k);
     }
-    for (; i + W <= width; i += W) vector_step(i);
-    for (; i < width; ++i) any_step(param[i], i, gradient[i]);
+    for (; i + W <= width; i += W) step_of(V{}, i);
+    for (; i < width; ++i) step_of(T{}, i);
   }
 }
 
-// States of the parameter's own type.
+// All of the parameter's own type.
 template <class T, int States>
 struct Exact {
-  T* const* state;
+  const RowUpdate<T>& update;
 
-  const void* at(int s, int64_t i) const { return state[s] + i; }
+  const void* param_at(int64_t i) const { return update.param + i; }
+  const void* state_at(int s, int64_t i) const { return update.state[s] + i; }
   template <class X>
-  void read(int s, int64_t i, X& value) const {
-    value = load<X>(state[s] + i);
+  void read(int64_t i, int64_t g, X& param, X& gradient, X* state) const {
+    param = load<X>(update.param + i);
+    gradient = load<X>(update.gradient + g);
+    for (int s = 0; s < States; ++s) state[s] = load<X>(update.state[s] + i);
   }
   template <class X>
-  void write(int64_t i, const X* value) const {
-    for (int s = 0; s < States; ++s) store(state[s] + i, value[s]);
+  void write(int64_t i, X param, const X* state) const {
+    for (int s = 0; s < States; ++s) store(update.state[s] + i, state[s]);
+    store(update.param + i, param);
   }
 };
 
-// Two states in bfloat16, rounded up or down at random, with the probability that makes the mean right: rounded to
-// nearest, an average that moves by a thousandth a step would not move at all. The 16 random bits of each are a hash of
-// step and element, so it is the same at any number of threads and on every replica of a model.
+// float to bfloat16 and back. Rounded up or down at random, with the probability that makes the mean right: rounded to
+// nearest, what moves by a thousandth a step would not move at all. The random bits are a hash of step and element, so
+// they are the same at any number of threads and on every replica of a model.
 struct Stochastic {
   typedef uint16_t Narrow __attribute__((vector_size(SLIDE_VECTOR_BYTES / 2)));
   using Bits = Vec<uint32_t>;
 
-  uint16_t* const* state;
   uint32_t random;
 
   template <class U>
@@ -101,24 +97,31 @@ struct Stochastic {
     return x ^ (x >> 16);
   }
 
-  const void* at(int s, int64_t i) const { return state[s] + i; }
-  void read(int s, int64_t i, Vec<float>& value) const {
-    const Bits bits = __builtin_convertvector(load<Narrow>(state[s] + i), Bits) << 16;
+  static void widen(const uint16_t* source, Vec<float>& value) {
+    const Bits bits = __builtin_convertvector(load<Narrow>(source), Bits) << 16;
     value = load<Vec<float>>(reinterpret_cast<const float*>(&bits));
   }
-  void read(int s, int64_t i, float& value) const {
-    const uint32_t bits = uint32_t{state[s][i]} << 16;
+  static void widen(const uint16_t* source, float& value) {
+    const uint32_t bits = uint32_t{*source} << 16;
     __builtin_memcpy(&value, &bits, sizeof(value));
   }
-  void write(int64_t i, const Vec<float>* value) const {
+  // Two of element i, each by 16 random bits of its own.
+  void narrow(int64_t i, uint16_t* const target[2], const Vec<float>* value) const {
     const Bits noise = hash((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
-    store(state[0] + i, narrow(value[0], noise >> 16));
-    store(state[1] + i, narrow(value[1], noise & 0xffffU));
+    store(target[0] + i, rounded(value[0], noise >> 16));
+    store(target[1] + i, rounded(value[1], noise & 0xffffU));
   }
-  void write(int64_t i, const float* value) const {
+  void narrow(int64_t i, uint16_t* const target[2], const float* value) const {
     const uint32_t noise = hash(static_cast<uint32_t>(i) ^ random_of(i));
-    state[0][i] = narrow(value[0], noise >> 16);
-    state[1][i] = narrow(value[1], noise & 0xffffU);
+    target[0][i] = rounded(value[0], noise >> 16);
+    target[1][i] = rounded(value[1], noise & 0xffffU);
+  }
+  void narrow(int64_t i, uint16_t* target, Vec<float> value) const {
+    const Bits noise = hash((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
+    store(target + i, rounded(value, noise >> 16));
+  }
+  void narrow(int64_t i, uint16_t* target, float value) const {
+    target[i] = rounded(value, hash(static_cast<uint32_t>(i) ^ random_of(i)) >> 16);
   }
 
  private:
@@ -128,18 +131,70 @@ struct Stochastic {
     for (uint32_t lane = 0; lane < Simd<uint32_t>::lanes; ++lane) numbers[lane] = lane;
     return numbers;
   }
-  static Narrow narrow(Vec<float> value, Bits noise) {
+  static Narrow rounded(Vec<float> value, Bits noise) {
     Bits bits;
     __builtin_memcpy(&bits, &value, sizeof(bits));
     bits = value == value ? bits + noise : bits;  // NaN could carry into the sign
     return __builtin_convertvector(bits >> 16, Narrow);
   }
-  static uint16_t narrow(float value, uint32_t noise) {
+  static uint16_t rounded(float value, uint32_t noise) {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, sizeof(bits));
     return static_cast<uint16_t>((value == value ? bits + noise : bits) >> 16);
   }
 };
+
+// Two states in bfloat16, parameter and gradient in float.
+struct NarrowStates {
+  const RowUpdate<float>& update;
+  Stochastic rounding{Stochastic::hash(update.step)};
+
+  const void* param_at(int64_t i) const { return update.param + i; }
+  const void* state_at(int s, int64_t i) const { return update.bfloat16_state[s] + i; }
+  template <class X>
+  void read(int64_t i, int64_t g, X& param, X& gradient, X* state) const {
+    param = load<X>(update.param + i);
+    gradient = load<X>(update.gradient + g);
+    for (int s = 0; s < 2; ++s) Stochastic::widen(update.bfloat16_state[s] + i, state[s]);
+  }
+  template <class X>
+  void write(int64_t i, X param, const X* state) const {
+    rounding.narrow(i, update.bfloat16_state, state);
+    store(update.param + i, param);
+  }
+};
+
+// All in bfloat16.
+template <int States>
+struct Narrow {
+  const RowUpdate<float>& update;
+  Stochastic of_states{Stochastic::hash(update.step)}, of_param{Stochastic::hash(~update.step)};
+
+  const void* param_at(int64_t i) const { return update.bfloat16_param + i; }
+  const void* state_at(int s, int64_t i) const { return update.bfloat16_state[s] + i; }
+  template <class X>
+  void read(int64_t i, int64_t g, X& param, X& gradient, X* state) const {
+    Stochastic::widen(update.bfloat16_param + i, param);
+    Stochastic::widen(update.bfloat16_gradient + g, gradient);
+    for (int s = 0; s < States; ++s) Stochastic::widen(update.bfloat16_state[s] + i, state[s]);
+  }
+  template <class X>
+  void write(int64_t i, X param, const X* state) const {
+    if constexpr (States == 2) of_states.narrow(i, update.bfloat16_state, state);
+    if constexpr (States == 1) of_states.narrow(i, update.bfloat16_state[0], state[0]);
+    of_param.narrow(i, update.bfloat16_param, param);
+  }
+};
+
+// Updates rows whose states are of the parameter's type, whichever it is.
+template <class T, int States, class Step>
+inline void update_alike(const RowUpdate<T>& update, int64_t begin, int64_t end, const Step& step) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (update.bfloat16_param != nullptr)
+      return update_rows<T, States>(update, begin, end, Narrow<States>{update}, step);
+  }
+  update_rows<T, States>(update, begin, end, Exact<T, States>{update}, step);
+}
 
 // state = {exp_avg, exp_avg_sq}. The order of operations is torch.optim.SparseAdam's.
 template <class T>
@@ -152,20 +207,20 @@ void adam_rows(const RowUpdate<T>& update, const AdamScalars<T>& c, int64_t begi
     param -= c.step_size * (state[0] / (square_root<X, T>(state[1]) + c.eps));
   };
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (update.bfloat16_state[0] != nullptr)
-      return update_rows<T, 2>(update, begin, end, Stochastic{update.bfloat16_state, Stochastic::hash(c.step)}, step);
+    if (update.bfloat16_param == nullptr && update.bfloat16_state[0] != nullptr)
+      return update_rows<T, 2>(update, begin, end, NarrowStates{update}, step);
   }
-  update_rows<T, 2>(update, begin, end, Exact<T, 2>{update.state}, step);
+  update_alike<T, 2>(update, begin, end, step);
 }
 
 // state = {momentum_buffer}, or none.
 template <class T>
 void sgd_rows(const RowUpdate<T>& update, const SgdScalars<T>& c, int64_t begin, int64_t end) {
-  if (update.state[0] == nullptr)
-    return update_rows<T, 0>(update, begin, end, Exact<T, 0>{update.state}, [&c]<class X>(X& param, X*, X gradient) {
+  if (update.state[0] == nullptr && update.bfloat16_state[0] == nullptr)
+    return update_alike<T, 0>(update, begin, end, [&c]<class X>(X& param, X*, X gradient) {
       param -= c.lr * (gradient * c.sign + param * c.weight_decay);
     });
-  update_rows<T, 1>(update, begin, end, Exact<T, 1>{update.state}, [&c]<class X>(X& param, X* state, X gradient) {
+  update_alike<T, 1>(update, begin, end, [&c]<class X>(X& param, X* state, X gradient) {
     gradient = gradient * c.sign + param * c.weight_decay;
     state[0] = state[0] * c.momentum + gradient;
     param -= c.lr * (state[0] * c.from_buffer + gradient * c.from_gradient);
@@ -175,7 +230,7 @@ void sgd_rows(const RowUpdate<T>& update, const SgdScalars<T>& c, int64_t begin,
 // state = {sum}.
 template <class T>
 void adagrad_rows(const RowUpdate<T>& update, T lr, T eps, T sign, int64_t begin, int64_t end) {
-  update_rows<T, 1>(update, begin, end, Exact<T, 1>{update.state}, [=]<class X>(X& param, X* state, X gradient) {
+  update_alike<T, 1>(update, begin, end, [=]<class X>(X& param, X* state, X gradient) {
     state[0] += gradient * gradient;
     param -= lr * sign * (gradient / (square_root<X, T>(state[0]) + eps));
   });

@@ -185,6 +185,12 @@ auto dispatch_real(const char* op, ScalarType dtype, F&& f) {
   return f(float{});
 }
 
+// Likewise; what is stored in bfloat16 is computed in float.
+template <class F>
+auto dispatch_stored(const char* op, ScalarType dtype, F&& f) {
+  return dispatch_real(op, dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype, f);
+}
+
 // Adam's numbers at one step, from its options.
 template <class T>
 AdamScalars<T> adam_scalars(const char* op, double lr, double beta1, double beta2, double eps, double weight_decay,
@@ -196,14 +202,13 @@ AdamScalars<T> adam_scalars(const char* op, double lr, double beta1, double beta
           static_cast<T>(1 - beta1),
           static_cast<T>(1 - beta2),
           static_cast<T>(lr * std::sqrt(correction2) / correction1),
-          static_cast<T>(eps),
-          static_cast<uint32_t>(step)};
+          static_cast<T>(eps)};
 }
 
-// What Adam's moments of a parameter of type T are to be, given the first of them: bfloat16, or T.
+// What a tensor of a computation in T is to be: bfloat16 where it is that and T is float, else T.
 template <class T>
-ScalarType moments_dtype(const Tensor& moment) {
-  const bool narrow = sizeof(T) == sizeof(float) && moment.scalar_type() == ScalarType::BFloat16;
+ScalarType stored_dtype(const Tensor& t) {
+  const bool narrow = sizeof(T) == sizeof(float) && t.scalar_type() == ScalarType::BFloat16;
   return narrow ? ScalarType::BFloat16 : scalar_type_of<T>();
 }
 

@@ -75,15 +75,16 @@ SharedProblem<T> shared_problem(const char* op, const Tensor& input, const Tenso
 
 template <class T>
 RowAdam<T> row_adam(const char* op, const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                    const AdamScalars<T>& scalars) {
+                    const AdamScalars<T>& scalars, int64_t step) {
   const std::vector<int64_t> shape = {weight.size(0), weight.size(1)};
-  const ScalarType dtype = moments_dtype<T>(exp_avg);
+  const ScalarType dtype = stored_dtype<T>(exp_avg);
   check_tensor(op, "exp_avg", exp_avg, dtype, shape);
   check_tensor(op, "exp_avg_sq", exp_avg_sq, dtype, shape);
   RowUpdate<T> states{};
   states.param = mutable_data<T>(weight);
   set_state(states, 0, exp_avg);
   set_state(states, 1, exp_avg_sq);
+  states.step = static_cast<uint32_t>(step);
   return {states, scalars};
 }
 
@@ -167,7 +168,7 @@ std::tuple<Tensor, Tensor> shared_cross_entropy_backward_adam_(
     const auto found =
         shared_backward<T>(op, grad_loss, input, weight, rows, label_offsets, label_places, label_probabilities, logits,
                            log_normalizer, true, has_bias, [&](const char* name) -> std::optional<RowAdam<T>> {
-                             return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars);
+                             return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars, step);
                            });
     return {std::get<0>(found), std::get<2>(found)};
   });
@@ -267,7 +268,7 @@ std::tuple<Tensor, Tensor> sample_cross_entropy_backward_adam_(
         sample_backward<T>(op, grad_loss, input, weight, rows, offsets, pair_offsets, pair_positions, pair_samples,
                            label_offsets, label_places, label_probabilities, logits, log_normalizer, true, has_bias,
                            [&](const char* name) -> std::optional<RowAdam<T>> {
-                             return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars);
+                             return row_adam<T>(name, weight, exp_avg, exp_avg_sq, scalars, step);
                            });
     return {std::get<0>(found), std::get<2>(found)};
   });

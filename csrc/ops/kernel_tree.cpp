@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "../kernels/retrieve.h"
-#include "common.h"
+#include "stored_rows.h"
 
 namespace slide_torch {
 namespace {
@@ -31,7 +31,7 @@ struct Leaves {
 
 template <class T>
 struct SumsOf {
-  const T* weight;
+  StoredRows<T> weight;
   const T* bias;
   int64_t features;
   int64_t size;
@@ -41,8 +41,10 @@ struct SumsOf {
   // Sets `total` to the node's sum, and the entries of all inner nodes below it.
   void build(int64_t node, int64_t depth, T* total) const {
     if (depth == leaves.depth()) {
-      real_kernels<T>().outer_sum(weight, bias, features, leaves.begin(node, depth), leaves.begin(node + 1, depth),
-                                  total);
+      const int64_t begin = leaves.begin(node, depth), end = leaves.begin(node + 1, depth);
+      std::vector<T> wide;
+      real_kernels<T>().outer_sum(weight.range(begin, end, wide), bias ? bias + begin : nullptr, features, 0,
+                                  end - begin, total);
       return;
     }
     T* left = sums + node * size;
@@ -75,7 +77,7 @@ double inclusion_of(double low, double high) {
 
 template <class T>
 struct Drawing {
-  const T* weight;
+  StoredRows<T> weight;
   const T* bias;
   int64_t features;
   int64_t size;
@@ -124,8 +126,7 @@ struct Drawing {
     std::vector<T> logits(count);
     std::vector<double> ends(count, floor);
     for (size_t q = 0; q < factors.size(); ++q) {
-      real_kernels<T>().score_rows(weight, bias, queries + static_cast<int64_t>(q) * features, features, ids.data(),
-                                   count, logits.data());
+      weight.score(bias, queries + static_cast<int64_t>(q) * features, ids.data(), count, logits.data());
       for (int64_t i = 0; i < count; ++i) ends[i] += static_cast<double>(factors[q]) * logits[i] * logits[i];
     }
     double total = 0;
@@ -185,13 +186,14 @@ Tensor kernel_sums(Tensor weight, std::optional<Tensor> bias, int64_t leaves) {
   constexpr const char* op = "kernel_sums";
   check_tensor(op, "weight", weight, weight.scalar_type(), {-1, -1});
   const int64_t neurons = weight.size(0), features = weight.size(1);
-  if (bias) check_tensor(op, "bias", *bias, weight.scalar_type(), {neurons});
   const Leaves own = check_leaves(op, neurons, leaves);
   const int64_t size = triangle(features + (bias ? 1 : 0));
-  Tensor sums = empty({leaves, size}, weight.scalar_type());
-  dispatch_real(op, weight.scalar_type(), [&](auto zero) {
+  return dispatch_stored(op, weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const SumsOf<T> of{data<T>(weight), data_or_null<T>(bias), features, size, own, mutable_data<T>(sums)};
+    if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {neurons});
+    Tensor sums = empty({leaves, size}, scalar_type_of<T>());
+    const SumsOf<T> of{
+        StoredRows<T>(weight, features), data_or_null<T>(bias), features, size, own, mutable_data<T>(sums)};
     // Subtrees one by one, then what lies above them: the same additions at any number of threads.
     const int64_t parts = std::min(kParts, leaves), depth = Leaves{neurons, parts}.depth();
     std::vector<T> totals(parts * size);
@@ -205,8 +207,8 @@ Tensor kernel_sums(Tensor weight, std::optional<Tensor> bias, int64_t leaves) {
         for (int64_t i = 0; i < size; ++i) totals[p * size + i] = left[i] + right[i];
       }
     std::copy(totals.begin(), totals.begin() + size, of.sums);
+    return sums;
   });
-  return sums;
 }
 
 // Returns distinct ids (n) in increasing order, their inclusion probabilities, and those of the rows `asked`.
@@ -215,10 +217,11 @@ std::tuple<Tensor, Tensor, Tensor> kernel_draw(Tensor sums, Tensor weight, std::
   constexpr const char* op = "kernel_draw";
   check_tensor(op, "weight", weight, weight.scalar_type(), {-1, -1});
   const int64_t neurons = weight.size(0), features = weight.size(1);
-  if (bias) check_tensor(op, "bias", *bias, weight.scalar_type(), {neurons});
-  check_tensor(op, "queries", queries, weight.scalar_type(), {-1, features});
+  const ScalarType dtype = weight.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : weight.scalar_type();
+  if (bias) check_tensor(op, "bias", *bias, dtype, {neurons});
+  check_tensor(op, "queries", queries, dtype, {-1, features});
   const int64_t size = triangle(features + (bias ? 1 : 0));
-  check_tensor(op, "sums", sums, weight.scalar_type(), {-1, size});
+  check_tensor(op, "sums", sums, dtype, {-1, size});
   const Leaves leaves = check_leaves(op, neurons, sums.size(0));
   check(alpha > 0 && alpha <= 1e6, op, "alpha: expected a number above 0 and at most 1e6, got ", alpha);
   check(count >= 0 && count <= neurons, op, "count: expected 0 to ", neurons, ", got ", count);
@@ -234,9 +237,9 @@ std::tuple<Tensor, Tensor, Tensor> kernel_draw(Tensor sums, Tensor weight, std::
   }
   Tensor asked_inclusion = empty({asked.numel()}, ScalarType::Double);
   std::vector<std::vector<Drawn>> drawn(kParts);
-  dispatch_real(op, weight.scalar_type(), [&](auto zero) {
+  dispatch_real(op, dtype, [&](auto zero) {
     using T = decltype(zero);
-    Drawing<T> drawing{data<T>(weight),
+    Drawing<T> drawing{StoredRows<T>(weight, features),
                        data_or_null<T>(bias),
                        features,
                        size,

@@ -1,5 +1,6 @@
 // Optimizer steps on touched rows, in place, and the sum of duplicate rows before them. One thread owns a row, so
-// results are the same bit for bit at any number of threads.
+// results are the same bit for bit at any number of threads. A parameter in bfloat16 has its gradient and states in
+// bfloat16 too.
 #include <algorithm>
 
 #include "common.h"
@@ -16,26 +17,41 @@ using States = std::vector<std::pair<const char*, Tensor>>;
 
 // Checks param (N, ...) and states like it; the update knows them alone.
 template <class T>
-RowUpdate<T> check_states(const char* op, const Tensor& param, const States& states, ScalarType state_dtype) {
+RowUpdate<T> check_states(const char* op, const Tensor& param, const States& states, ScalarType state_dtype,
+                          int64_t step) {
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < param.dim(); ++i) shape.push_back(param.size(i));
-  check_tensor(op, "param", param, scalar_type_of<T>(), shape);
+  const ScalarType dtype = stored_dtype<T>(param);
+  check_tensor(op, "param", param, dtype, shape);
+  if (dtype == ScalarType::BFloat16) state_dtype = dtype;
   for (const auto& [name, state] : states) check_tensor(op, name, state, state_dtype, shape);
   RowUpdate<T> update{};
-  update.param = mutable_data<T>(param);
+  if (dtype == ScalarType::BFloat16)
+    update.bfloat16_param = mutable_data<uint16_t>(param);
+  else
+    update.param = mutable_data<T>(param);
   for (size_t i = 0; i < states.size(); ++i) set_state(update, i, states[i].second);
+  update.step = static_cast<uint32_t>(step);
   return update;
+}
+
+template <class T>
+void set_gradient(RowUpdate<T>& update, const Tensor& gradient) {
+  if (update.bfloat16_param != nullptr)
+    update.bfloat16_gradient = data<uint16_t>(gradient);
+  else
+    update.gradient = data<T>(gradient);
 }
 
 // And grad_rows like it, for an update of all elements.
 template <class T>
 RowUpdate<T> check_every_row(const char* op, const Tensor& param, const States& states, const Tensor& grad_rows,
-                             ScalarType state_dtype) {
-  RowUpdate<T> update = check_states<T>(op, param, states, state_dtype);
+                             ScalarType state_dtype, int64_t step) {
+  RowUpdate<T> update = check_states<T>(op, param, states, state_dtype, step);
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < param.dim(); ++i) shape.push_back(param.size(i));
-  check_tensor(op, "grad_rows", grad_rows, scalar_type_of<T>(), shape);
-  update.gradient = data<T>(grad_rows);
+  check_tensor(op, "grad_rows", grad_rows, stored_dtype<T>(param), shape);
+  set_gradient(update, grad_rows);
   update.count = param.numel();
   update.width = 1;
   return update;
@@ -44,22 +60,47 @@ RowUpdate<T> check_every_row(const char* op, const Tensor& param, const States& 
 // And rows (U) and grad_rows (U, numbers of a row).
 template <class T>
 RowUpdate<T> check_update(const char* op, const Tensor& param, const States& states, const Tensor& rows,
-                          const Tensor& grad_rows, ScalarType state_dtype = scalar_type_of<T>()) {
+                          const Tensor& grad_rows, ScalarType state_dtype, int64_t step) {
   check(param.dim() >= 1, op, "param: expected at least one dimension, got shape ()");
-  RowUpdate<T> update = check_states<T>(op, param, states, state_dtype);
+  RowUpdate<T> update = check_states<T>(op, param, states, state_dtype, step);
   const int64_t neurons = param.size(0), width = neurons > 0 ? param.numel() / neurons : 0;
   check_tensor(op, "rows", rows, ScalarType::Long, {-1});
   const int64_t count = rows.numel();
   check_rows(op, data<int64_t>(rows), count, neurons);
   std::vector<int64_t> grad_shape(grad_rows.dim(), -1);
-  check_tensor(op, "grad_rows", grad_rows, scalar_type_of<T>(), grad_shape);
+  check_tensor(op, "grad_rows", grad_rows, stored_dtype<T>(param), grad_shape);
   check(grad_rows.dim() >= 1 && grad_rows.size(0) == count && grad_rows.numel() == count * width, op,
         "grad_rows: expected ", count, " rows of ", width, " numbers, got shape ", shape_of(grad_rows));
   update.rows = data<int64_t>(rows);
-  update.gradient = data<T>(grad_rows);
+  set_gradient(update, grad_rows);
   update.count = count;
   update.width = width;
   return update;
+}
+
+// kernel(update, first, last) on parts of `rows`, or of all.
+template <class T, class Kernel>
+void update_rows(const char* op, const Tensor& param, const States& states, const std::optional<Tensor>& rows,
+                 const Tensor& grad_rows, ScalarType state_dtype, int64_t step, const Kernel& kernel) {
+  if (rows) {
+    const auto update = check_update<T>(op, param, states, *rows, grad_rows, state_dtype, step);
+    parallel_for(0, update.count, grain(update.width * 4),
+                 [&](int64_t first, int64_t last) { kernel(update, first, last); });
+    return;
+  }
+  // Every element, in rows of kDenseWidth whatever the shape; what is left over in rows of one.
+  auto update = check_every_row<T>(op, param, states, grad_rows, state_dtype, step);
+  const int64_t count = update.count, wide = count / kDenseWidth, left = count - wide * kDenseWidth;
+  std::vector<int64_t> numbers(wide + left);
+  for (int64_t i = 0; i < wide; ++i) numbers[i] = i;
+  for (int64_t i = 0; i < left; ++i) numbers[wide + i] = wide * kDenseWidth + i;
+  auto rest = update;
+  update.rows = numbers.data(), update.count = wide, update.width = kDenseWidth;
+  rest.rows = numbers.data() + wide, rest.count = left;
+  if (rest.gradient != nullptr) rest.gradient += wide * kDenseWidth;
+  if (rest.bfloat16_gradient != nullptr) rest.bfloat16_gradient += wide * kDenseWidth;
+  parallel_for(0, wide, grain(kDenseWidth * 4), [&](int64_t first, int64_t last) { kernel(update, first, last); });
+  kernel(rest, 0, left);
 }
 
 // Sorts entries by the low `bits` of their row, keeping the order of equals: least significant digit first.
@@ -152,63 +193,49 @@ std::vector<int64_t> starts_of(const std::vector<RowEntry>& sorted) {
 void adam_rows_(Tensor param, Tensor exp_avg, Tensor exp_avg_sq, std::optional<Tensor> rows, Tensor grad_rows,
                 double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
   constexpr const char* op = "adam_rows_";
-  dispatch_real(op, param.scalar_type(), [&](auto zero) {
+  dispatch_stored(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto scalars = adam_scalars<T>(op, lr, beta1, beta2, eps, weight_decay, step, maximize);
     const States moments = {{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}};
-    const ScalarType dtype = moments_dtype<T>(exp_avg);
-    const auto& k = real_kernels<T>();
-    if (rows) {
-      const auto update = check_update<T>(op, param, moments, *rows, grad_rows, dtype);
-      parallel_for(0, update.count, grain(update.width * 4),
-                   [&](int64_t first, int64_t last) { k.adam_rows(update, scalars, first, last); });
-      return;
-    }
-    // Every element, in rows of kDenseWidth whatever the shape; what is left over in rows of one.
-    auto update = check_every_row<T>(op, param, moments, grad_rows, dtype);
-    const int64_t count = update.count, wide = count / kDenseWidth, left = count - wide * kDenseWidth;
-    std::vector<int64_t> numbers(wide + left);
-    for (int64_t i = 0; i < wide; ++i) numbers[i] = i;
-    for (int64_t i = 0; i < left; ++i) numbers[wide + i] = wide * kDenseWidth + i;
-    auto rest = update;
-    update.rows = numbers.data(), update.count = wide, update.width = kDenseWidth;
-    rest.rows = numbers.data() + wide, rest.count = left, rest.gradient += wide * kDenseWidth;
-    parallel_for(0, wide, grain(kDenseWidth * 4),
-                 [&](int64_t first, int64_t last) { k.adam_rows(update, scalars, first, last); });
-    k.adam_rows(rest, scalars, 0, left);
+    update_rows<T>(op, param, moments, rows, grad_rows, stored_dtype<T>(exp_avg), step,
+                   [&](const RowUpdate<T>& update, int64_t first, int64_t last) {
+                     real_kernels<T>().adam_rows(update, scalars, first, last);
+                   });
   });
 }
 
-void sgd_rows_(Tensor param, std::optional<Tensor> momentum_buffer, Tensor rows, Tensor grad_rows, double lr,
-               double momentum, double weight_decay, bool nesterov, bool maximize) {
+void sgd_rows_(Tensor param, std::optional<Tensor> momentum_buffer, std::optional<Tensor> rows, Tensor grad_rows,
+               double lr, double momentum, double weight_decay, bool nesterov, bool maximize, int64_t step) {
   constexpr const char* op = "sgd_rows_";
-  dispatch_real(op, param.scalar_type(), [&](auto zero) {
+  dispatch_stored(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     States states;
     if (momentum_buffer) states.emplace_back("momentum_buffer", *momentum_buffer);
     check(momentum_buffer || momentum == 0, op, "momentum_buffer: expected a tensor for momentum ", momentum,
           ", got None");
-    const auto update = check_update<T>(op, param, states, rows, grad_rows);
     const SgdScalars<T> scalars{static_cast<T>(maximize ? -1 : 1),
                                 static_cast<T>(lr),
                                 static_cast<T>(weight_decay),
                                 static_cast<T>(momentum),
                                 static_cast<T>(nesterov ? momentum : 1),
                                 static_cast<T>(nesterov ? 1 : 0)};
-    parallel_for(0, rows.numel(), grain(update.width * 2),
-                 [&](int64_t first, int64_t last) { real_kernels<T>().sgd_rows(update, scalars, first, last); });
+    update_rows<T>(op, param, states, rows, grad_rows, scalar_type_of<T>(), step,
+                   [&](const RowUpdate<T>& update, int64_t first, int64_t last) {
+                     real_kernels<T>().sgd_rows(update, scalars, first, last);
+                   });
   });
 }
 
-void adagrad_rows_(Tensor param, Tensor sum, Tensor rows, Tensor grad_rows, double lr, double eps, bool maximize) {
+void adagrad_rows_(Tensor param, Tensor sum, std::optional<Tensor> rows, Tensor grad_rows, double lr, double eps,
+                   bool maximize, int64_t step) {
   constexpr const char* op = "adagrad_rows_";
-  dispatch_real(op, param.scalar_type(), [&](auto zero) {
+  dispatch_stored(op, param.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto update = check_update<T>(op, param, {{"sum", sum}}, rows, grad_rows);
-    parallel_for(0, rows.numel(), grain(update.width * 4), [&](int64_t first, int64_t last) {
-      real_kernels<T>().adagrad_rows(update, static_cast<T>(lr), static_cast<T>(eps), static_cast<T>(maximize ? -1 : 1),
-                                     first, last);
-    });
+    update_rows<T>(op, param, {{"sum", sum}}, rows, grad_rows, scalar_type_of<T>(), step,
+                   [&](const RowUpdate<T>& update, int64_t first, int64_t last) {
+                     real_kernels<T>().adagrad_rows(update, static_cast<T>(lr), static_cast<T>(eps),
+                                                    static_cast<T>(maximize ? -1 : 1), first, last);
+                   });
   });
 }
 

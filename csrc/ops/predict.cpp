@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "../kernels/retrieve.h"
-#include "common.h"
+#include "stored_rows.h"
 
 namespace slide_torch {
 namespace {
@@ -311,9 +311,15 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
   constexpr const char* op = "topk_lists";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const TopkProblem<T> s = topk_problem<T>(op, input, weight, bias);
+    check(weight.dim() == 2, op, "weight: expected shape (N, d), got ", shape_of(weight));
+    const int64_t d = weight.size(1);
+    check_tensor(op, "input", input, scalar_type_of<T>(), {-1, d});
+    check_tensor(op, "weight", weight, stored_dtype<T>(weight), {-1, -1});
+    if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
     check_lists(op, list_offsets, list_rows);
-    const int64_t batch = input.size(0), lists = list_offsets.numel() - 1, d = s.features, pairs = (d + 1) / 2;
+    const int64_t batch = input.size(0), lists = list_offsets.numel() - 1, pairs = (d + 1) / 2;
+    const StoredRows<T> stored(weight, d);
+    const T *x = data<T>(input), *shift = data_or_null<T>(bias);
     const int64_t* offset = data<int64_t>(list_offsets);
     const int32_t* rows = data<int32_t>(list_rows);
     const std::vector<int64_t> block_of = blocks_of_lists(offset, lists);
@@ -352,8 +358,8 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     parallel_for(0, batch, grain(4 * d), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         int16_t* own = reinterpret_cast<int16_t*>(inputs.data() + i * pairs);
-        scales[i] = quantize(s.input + i * d, d, limit,
-                             [&](int64_t p, int32_t value) { own[p] = static_cast<int16_t>(value); });
+        scales[i] =
+            quantize(x + i * d, d, limit, [&](int64_t p, int32_t value) { own[p] = static_cast<int16_t>(value); });
       }
     });
     const CodedProblem coded = {inputs.data(), scales.data(), pairs};
@@ -397,7 +403,7 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
         }
         if (!inside) stray = true;
         if (!inside) continue;
-        real_kernels<T>().score_rows(s.weight, s.bias, s.input + b * d, d, ids.data(), count, scores.data());
+        stored.score(shift, x + b * d, ids.data(), count, scores.data());
         for (int64_t i = 0; i < count; ++i) best[i] = {scores[i], ids[i]};
         const int64_t given = std::min(k, count);
         std::partial_sort(best.begin(), best.begin() + given, best.end());

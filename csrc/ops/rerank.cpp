@@ -3,7 +3,7 @@
 #include <limits>
 #include <utility>
 
-#include "common.h"
+#include "stored_rows.h"
 
 namespace slide_torch {
 namespace {
@@ -12,11 +12,10 @@ namespace {
 // where scores are equal; NaN last).
 template <class T>
 void keep_best(std::vector<int32_t>& active, int64_t labels, int64_t room, std::vector<T>& scores,
-               std::vector<std::pair<T, int32_t>>& ranked, const T* weight, const T* bias, const T* x,
-               int64_t features) {
+               std::vector<std::pair<T, int32_t>>& ranked, const StoredRows<T>& weight, const T* bias, const T* x) {
   const int64_t candidates = static_cast<int64_t>(active.size()) - labels;
   scores.resize(candidates);
-  real_kernels<T>().score_rows(weight, bias, x, features, active.data() + labels, candidates, scores.data());
+  weight.score(bias, x, active.data() + labels, candidates, scores.data());
   ranked.clear();
   for (int64_t i = 0; i < candidates; ++i) {
     const T score = scores[i] == scores[i] ? scores[i] : -std::numeric_limits<T>::infinity();
@@ -38,7 +37,6 @@ std::tuple<Tensor, Tensor, Tensor> rerank(Tensor offsets, Tensor active, Tensor 
   constexpr const char* op = "rerank";
   check(weight.dim() == 2, op, "weight: expected shape (N, d), got ", shape_of(weight));
   const int64_t neurons = weight.size(0), features = weight.size(1);
-  check_tensor(op, "weight", weight, input.scalar_type(), {neurons, features});
   check_tensor(op, "input", input, input.scalar_type(), {-1, features});
   if (bias) check_tensor(op, "bias", *bias, input.scalar_type(), {neurons});
   const int64_t batch = input.size(0);
@@ -66,6 +64,8 @@ std::tuple<Tensor, Tensor, Tensor> rerank(Tensor offsets, Tensor active, Tensor 
   std::vector<std::vector<int32_t>> kept(batch);
   dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    check_tensor(op, "weight", weight, stored_dtype<T>(weight), {neurons, features});
+    const StoredRows<T> stored(weight, features);
     parallel_for(0, batch, grain(active.numel() / (batch + 1) * features), [&](int64_t first, int64_t last) {
       std::vector<int32_t> own;
       std::vector<T> scores;
@@ -76,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor> rerank(Tensor offsets, Tensor active, Tensor 
         int64_t labels = 0;  // those without repetition, which stand first
         for (int64_t i = label_start[b]; i < label_start[b + 1]; ++i)
           labels = std::max<int64_t>(labels, data<int32_t>(label_positions)[i] + 1);
-        keep_best<T>(own, labels, std::max<int64_t>(budget - labels, 0), scores, ranked, data<T>(weight),
-                     data_or_null<T>(bias), data<T>(input) + b * features, features);
+        keep_best<T>(own, labels, std::max<int64_t>(budget - labels, 0), scores, ranked, stored, data_or_null<T>(bias),
+                     data<T>(input) + b * features);
         mutable_data<int64_t>(tail_starts)[b] = static_cast<int64_t>(own.size());
         if (tail.numel() > 0) {
           std::fill(listed.begin(), listed.end(), 0);

@@ -19,7 +19,7 @@ Tensor rows_to_dense(Tensor rows, Tensor values, int64_t neurons) {
     sizes.push_back(values.size(i));
     width *= values.size(i);
   }
-  return dispatch_real(op, values.scalar_type(), [&](auto zero) {
+  const auto copy = [&](auto zero) {
     using T = decltype(zero);
     Tensor dense = empty(sizes, values.scalar_type());
     T* target = mutable_data<T>(dense);
@@ -35,7 +35,9 @@ Tensor rows_to_dense(Tensor rows, Tensor values, int64_t neurons) {
       }
     });
     return dense;
-  });
+  };
+  if (values.scalar_type() == ScalarType::BFloat16) return copy(uint16_t{});
+  return dispatch_real(op, values.scalar_type(), copy);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
