@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the operators)
-from .bfloat16 import widened
 
 
 def adam_rows_(
@@ -103,7 +102,8 @@ def coalesce_rows(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tenso
     Each sum is taken in the order of the entries: the same bit for bit at any number of threads. That of
     bfloat16 values is taken in float32.
     """
-    rows, sums = torch.ops.slide_torch.coalesce_rows(indices, widened(values), num_rows)
+    wide = values.float() if values.dtype == torch.bfloat16 else values
+    rows, sums = torch.ops.slide_torch.coalesce_rows(indices, wide, num_rows)
     return rows, sums.to(values.dtype)
 
 
