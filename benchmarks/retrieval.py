@@ -109,7 +109,7 @@ def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
             continue
         if family == "kmeans":
             for K in (auto.K - 1, auto.K, auto.K + 1):
-                for probes in (2, 4, 8, 16, 32, 64):
+                for probes in (16, 32, 64, 128):
                     if (K, probes) != (auto.K, auto.probes):
                         yield LSHOptions(family=family, K=K, probes=probes, **common)
             yield LSHOptions(family=family, augment_norms=True, **common)
