@@ -422,7 +422,7 @@ class KMeans(HashFamily):
         K: int,
         L: int,
         *,
-        points: int = 32,
+        points: int = 16,
         iterations: int = 6,
         refinements: int = 1,
         **common: Any,
