@@ -13,7 +13,7 @@ from .bfloat16 import topk_linear, widened
 from .proposals import QUERIES
 from .tables import HashTables, draw_seed
 
-# Rows scored exactly for each one wanted of a search: codes are as old as the last rehash, and round.
+# Rows scored exactly for each one wanted of a search, whose first look is at rounded rows.
 _RESCORED = 2
 
 

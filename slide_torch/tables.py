@@ -476,6 +476,8 @@ class HashTables:
         self._fixed = None
         for name in _SCHEDULE:
             setattr(self, name, state["schedule"].get(name, getattr(self, name)))
+        if self.searches and self.row_codes is None:
+            self.invalidate()
 
     def _check_sampler_state(self, state: dict[str, Any]) -> HashFamily | None:
         """The saved hash family, if the state fits these tables."""

@@ -165,6 +165,20 @@ def test_what_was_learnt_from_the_rows_is_saved(case, learnt):
         assert other[-1].tables.family.norm_bound > own["norm_bound"]
 
 
+def test_a_state_without_copies_of_rows_is_completed():
+    """One saved before tables kept int8 copies of rows to search: rows are hashed, and copied, at the next use."""
+    model, optimizer = make(**CASES["drift_kmeans"])
+    train(model, optimizer, range(5))
+    saved = checkpoint(model, optimizer)
+    for state in saved["sampler"].values():
+        for name in ("row_codes", "row_terms", "row_places"):
+            assert state.pop(name) is not None
+    other, other_optimizer = make(seed=1, **CASES["drift_kmeans"])
+    restore(other, other_optimizer, saved)
+    assert train(other, other_optimizer, range(5, 8)).isfinite().all()
+    assert other[-1].tables.row_codes is not None
+
+
 def test_resuming_between_backward_and_step():
     """Marks of rows about to change outlive the checkpoint, as they outlive a rehash."""
 
