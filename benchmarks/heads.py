@@ -25,6 +25,7 @@ __all__ = [
     "SampledHead",
     "make_head",
     "parse_contender",
+    "variants_of",
 ]
 
 
@@ -32,8 +33,8 @@ __all__ = [
 class Contender:
     """A name for the table, what stands behind it, and that kind's options.
 
-    ``kind``: "dense"; "sampled": the batch's labels and what ``options`` adds (see :class:`SampledHead`);
-    "lsh": ``options`` are those of LSHOptions; "omikuji": ``trees``.
+    ``kind``: "dense": ``bf16`` for autocast; "sampled": the batch's labels and what ``options`` adds (see
+    :class:`SampledHead`); "lsh": ``options`` are those of LSHOptions; "omikuji": ``trees``.
     """
 
     name: str
@@ -48,6 +49,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         Contender("dense", "dense"),
+        Contender("dense_bf16", "dense", {"bf16": True}),
         Contender("inbatch", "sampled"),
         Contender("uniform_1024", "sampled", {"drawn": 1024}),
         Contender("importance_8192", "sampled", {"drawn": 8192, "corrected": True}),
@@ -93,12 +95,21 @@ def parse_contender(text: str) -> Contender:
 
 
 def make_head(contender: Contender, linear: nn.Linear, variant: str | None = None):
-    """The contender's head on the parameters of ``linear``."""
+    """The contender's head on the parameters of ``linear``; ``variant`` is one of :func:`variants_of`."""
     if contender.kind == "dense":
-        return DenseHead(linear, variant or "eager")
+        return DenseHead(linear, variant or "eager", **contender.options)
     if contender.kind == "sampled":
         return SampledHead(linear, **contender.options)
     return LSHHead(linear, LSHOptions(**contender.options))
+
+
+def variants_of(kind: str, options: dict[str, Any]) -> tuple[str | None, ...]:
+    """Ways to compute the same head, of which the fastest counts."""
+    if kind == "omikuji":
+        return ()
+    if kind == "dense":
+        return DenseHead.BF16_VARIANTS if options.get("bf16") else DenseHead.VARIANTS
+    return (None,)
 
 
 class DenseHead(nn.Module):
@@ -107,19 +118,24 @@ class DenseHead(nn.Module):
     - ``eager``: ``F.linear`` and a log-softmax.
     - ``compile``: the same under ``torch.compile``.
     - ``linear_cross_entropy``: ``F.linear_cross_entropy``; a row with m labels stands there m times.
+
+    With ``bf16`` logits and loss are computed under autocast.
     """
 
     VARIANTS = ("eager", "compile", "linear_cross_entropy")
+    BF16_VARIANTS = ("eager", "compile")
 
-    def __init__(self, linear: nn.Linear, variant: str) -> None:
+    def __init__(self, linear: nn.Linear, variant: str, bf16: bool = False) -> None:
         super().__init__()
         self.linear = linear
+        self.bf16 = bf16
         self._compute = _linear_cross_entropy if variant == "linear_cross_entropy" else _dense_loss
         if variant == "compile":
             self._compute = torch.compile(_dense_loss, dynamic=True)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return self._compute(hidden, self.linear.weight, self.linear.bias, labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self._compute(hidden, self.linear.weight, self.linear.bias, labels)
 
     def classes(self) -> tuple[float, float]:
         """Classes whose rows the last step read, and how many of them a sample met."""

@@ -161,7 +161,7 @@ def time_to_accuracy(columns: tuple[str, ...] | None = None) -> str:
     paths = sorted(RESULTS.glob("time_to_accuracy_*.json"))
     if not paths:
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
-    from time_to_accuracy import table
+    from accuracy_record import table
 
     parts = []
     for path in paths:
@@ -173,20 +173,33 @@ def time_to_accuracy(columns: tuple[str, ...] | None = None) -> str:
         machines = {
             f"{m['cpu']}, {m['threads']} of {m['cores']} cores, {m['instruction_set']}, torch "
             f"{m['torch']}, slide_torch {m['slide_torch']}, {m['date']}"
-            for m in (entry["machine"] for entry in record["contenders"])
+            for m in (e["clock"]["machine"] for e in record["contenders"] if "clock" in e)
         }
-        seeds = {len(entry["runs"]) for entry in record["contenders"] if entry["kind"] != "omikuji"}
         parts.append(
             f"{problem['name']}, {problem['num_labels']:,} classes, {problem['train_rows']:,} training "
             f"rows:\n\n{markdown([names[i] for i in kept], rows)}\n\n"
-            f"Runs of each: {', '.join(map(str, sorted(seeds)))}. {'; '.join(sorted(machines))}."
+            f"{runs_of(record)} Clocked on {'; '.join(sorted(machines))}."
         )
     return "\n\n".join(parts)
 
 
+def runs_of(record: dict) -> str:
+    """How many seeds stand behind each line; label trees take none."""
+    names: dict[int, list[str]] = {}
+    for entry in record["contenders"]:
+        if entry["kind"] != "omikuji":
+            own = names.setdefault(len(entry["runs"]), [])
+            own += [f"`{entry['contender']}`"] if f"`{entry['contender']}`" not in own else []
+    most = max(names, key=lambda count: len(names[count]))
+    others = "".join(
+        f", {count} of {' and '.join(names[count])}" for count in names if count != most
+    )
+    return f"Runs of each: {most}{others}."
+
+
 def time_to_accuracy_short() -> str:
     """For the README."""
-    return time_to_accuracy(("contender", "P@", "ms/step", "seconds", "s to"))
+    return time_to_accuracy(("contender", "epochs", "P@", "ms/step", "seconds", "lsh", "s to"))
 
 
 def hidden() -> str:

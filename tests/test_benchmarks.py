@@ -157,25 +157,84 @@ def test_time_to_accuracy(tmp_path):
     record, printed = record_of(tmp_path, "time_to_accuracy", *arguments)
     assert [e["contender"] for e in record["contenders"]] == names[:3]
     for entry in record["contenders"]:
-        tried = {(t["lr"], t["schedule"]): t["P@1"] for t in entry["tuning"]["trials"]}
-        chosen = entry["settings"]["lr"], entry["settings"]["schedule"]
-        assert tried[chosen] == max(tried.values()) and len(tried) == 4
+        tried = {t["lr"]: t["P@1"] for t in entry["trials"]}
+        assert tried[entry["settings"]["lr"]] == max(tried.values()) and len(tried) == 2
         (run,) = entry["runs"]
-        assert run["curve"][-1]["step"] == run["steps"] == entry["settings"]["steps"]
+        # the trial that was best is the run
+        assert run["curve"][-1]["step"] == entry["settings"]["steps"]
+        assert run["curve"][-1]["P@1"] == max(tried.values())
         assert entry["contender"] in printed and 0 <= run["test"]["P@1"] <= 1
+        assert "clock" not in entry
     # with all twelve classes active, every head is the same model
     dense, _, lsh = (e["runs"][0]["classes_a_step"] for e in record["contenders"])
     assert dense == lsh == 12
-    target = record["targets"][0]
-    assert target["target"] == "dense's best" and target["seconds"]["dense"] is not None
-    # another call adds its contender, and trains no other
+    # another call adds its contender and the seed that is missing, and trains nothing else
+    trained = record["contenders"]
     record, _ = record_of(
-        tmp_path, "time_to_accuracy", "--resume", "--contender", names[3], "--contender", "lsh"
+        *(tmp_path, "time_to_accuracy", "--seeds", 2),
+        *("--contender", names[3], "--contender", "lsh"),
     )
     assert [e["contender"] for e in record["contenders"]] == [*names[:3], "mine"]
     assert record["contenders"][3]["options"] == {"budget": 2, "tail": 2, "family": "dwta"}
-    assert record["contenders"][2]["runs"][0]["seconds"] > 0
-    assert len(list(tmp_path.glob("*.pt"))) == 1
+    assert record["contenders"][0] == trained[0]
+    first, second = record["contenders"][2]["runs"]
+    assert first == trained[2]["runs"][0] and second["seed"] == 4
+
+    record, printed = record_of(
+        *(tmp_path, "time_to_accuracy", "--clock", "--turns", 2),
+        *("--contender", "dense", "--contender", names[3]),
+    )
+    dense, uniform, _, mine = record["contenders"]
+    assert "clock" not in uniform
+    assert set(dense["clock"]["variants_ms"]) == {"eager", "compile", "linear_cross_entropy"}
+    assert len(mine["clock"]["ms_step"]) == 3 and min(mine["clock"]["ms_step"]) > 0
+    assert mine["clock"]["start_ms"] > 0 == dense["clock"]["start_ms"]  # the tables
+    assert "s to dense's best" in printed
+
+
+def test_seconds_at_a_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from clock import seconds_at
+
+    entry = {"settings": {"steps": 300}, "clock": {"ms_step": [1, 2, 4], "start_ms": 50}}
+    assert [seconds_at(entry, step) for step in (50, 150, 300)] == [0.1, 0.25, 0.75]
+    assert seconds_at({"clock": {"seconds": 3.5}}, 1) == 3.5
+
+
+def test_clock_takes_whole_periods(monkeypatch):
+    """What a rehash costs is spread over the steps from one to the next, and a rebuild is not met."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import clock
+
+    now = [0.0]
+
+    class Training:
+        def __init__(self, *_):
+            self.head = SimpleNamespace(linear=SimpleNamespace(tables=tables))
+
+        def load(self, _):
+            pass
+
+        def batches(self):
+            while True:
+                yield (None, None)
+
+        def step(self, *_):
+            now[0] += 1.0
+            tables.steps += 1
+            if tables.steps % 30 == 0:
+                tables.rehashes += 1
+                tables.rebuilds += tables.rehashes % 3 == 0
+                now[0] += 3000.0 if tables.rehashes % 3 == 0 else 15.0
+
+    tables = SimpleNamespace(has_upkeep=True, steps=0, rehashes=0, rebuilds=0)
+    monkeypatch.setattr(clock, "Training", Training)
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    entry = {"contender": "lsh", "kind": "lsh", "options": {}, "settings": {}, "seed": 0}
+    clocked = clock.Clocked(None, entry, None, None)
+    assert [clocked.turn() for _ in range(4)] == [1_500.0] * 4 and tables.steps == 7 * 30
+    tables.has_upkeep = False  # no tables, no periods
+    assert clock.Clocked(None, entry, None, None).turn() > 0 and tables.steps == 7 * 30 + 2 * 20
 
 
 @pytest.mark.parametrize("best,tried", [(0.1, {0.005, 0.01, 0.02, 0.05, 0.1, 0.2}), (1e-3, None)])
@@ -183,46 +242,36 @@ def test_learning_rates_beyond_those_given(best, tried, monkeypatch):
     """Where the best is the first or the last, the next of 1, 2, 5, 10 on that side; a rate that diverges is
     never the best."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import time_to_accuracy as script
+    from training import choose_rate
 
-    class Worker:
-        def __init__(self, *_):
-            pass
+    asked = []
 
-        def run(self, contender, settings, seed):
-            lr, slow = settings["lr"], settings["schedule"] == "linear"
-            return None if lr > 10 * best else -abs(math.log(lr / best)) - slow
+    def score(lr):
+        asked.append(lr)
+        return -math.inf if lr > 10 * best else -abs(math.log(lr / best))
 
-        def stop(self):
-            pass
-
-    monkeypatch.setattr(script, "Worker", Worker)
-    args = SimpleNamespace(
-        lr=[0.005, 0.01], schedule=["linear", "constant"], threads=1, seed=0, quick=False
-    )
-    about = {"larger_is_better": True, "metric": "P@1"}
-    entry = {"tuning": {"trials": []}}
-    contender = script.CONTENDERS["lsh"]
-    found = script.tune(contender, {}, args, about, {"steps": 10}, entry)
-    assert found == (best, "constant")
-    trials = {t["lr"] for t in entry["tuning"]["trials"]}
-    assert trials == (tried or {0.01, 0.005, 0.002, 0.001, 0.0005})
-    args.quick = True
-    entry["tuning"]["trials"].clear()
-    script.tune(contender, {}, args, about, {"steps": 10}, entry)
-    assert len(entry["tuning"]["trials"]) == 4
+    assert choose_rate(score, [0.01, 0.005], beyond=True) == best
+    assert set(asked) == (tried or {0.01, 0.005, 0.002, 0.001, 0.0005})
+    assert len(asked) == len(set(asked))
+    asked.clear()
+    choose_rate(score, [0.01, 0.005], beyond=False)
+    assert len(asked) == 2
+    with pytest.raises(SystemExit, match="every trial diverged"):
+        choose_rate(lambda lr: -math.inf, [0.01, 0.02], beyond=True)
 
 
 def test_time_to_accuracy_of_label_trees(tmp_path):
     pytest.importorskip("omikuji")
     record, _ = record_of(tmp_path, "time_to_accuracy", "--contender", "omikuji_1")
     (run,) = record["contenders"][0]["runs"]
-    assert run["seconds"] > 0 and run["test"]["P@1"] > 0.15  # guessing gives about so much
+    assert run["test"]["P@1"] > 0.15  # guessing gives about so much
+    record, _ = record_of(tmp_path, "time_to_accuracy", "--clock", "--contender", "omikuji_1")
+    assert record["contenders"][0]["clock"]["seconds"] > 0
 
 
-def test_time_to_accuracy_refuses():
-    answer = run("time_to_accuracy.py", "--resume", "--contender", "dense")
-    assert answer.returncode == 2 and "give --json" in answer.stderr
+def test_time_to_accuracy_refuses(tmp_path):
+    answer = run("time_to_accuracy.py", "--clock", "--contender", "dense")
+    assert answer.returncode == 2 and "--clock: expected --json" in answer.stderr
 
 
 @pytest.mark.parametrize(
