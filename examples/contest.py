@@ -301,7 +301,9 @@ def show(
     classifier.print_table(columns, lines)
     runs = [run for run, _, _ in results]
     if args.json:
-        settings = {key: getattr(args, key) for key in ("batch", "lr", "dense_lr", "equal", "clock")}
+        settings = {
+            key: getattr(args, key) for key in ("batch", "lr", "dense_lr", "equal", "clock")
+        }
         record = {
             "machine": where,
             "settings": settings | task.settings | {"lsh": repr(args.lsh)},
