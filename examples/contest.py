@@ -81,6 +81,7 @@ def parser_of(
     )
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--dense-lr", type=float, help="of the dense model, in place of --lr")
     parser.add_argument(
         "--lsh",
         nargs="*",
@@ -111,7 +112,7 @@ def parse(parser: argparse.ArgumentParser, *positive: str) -> argparse.Namespace
             parser.error(
                 f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}"
             )
-    for name in ("lr", "dense_seconds", "seconds"):
+    for name in ("lr", "dense_lr", "dense_seconds", "seconds"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
@@ -152,10 +153,11 @@ def train(
 ) -> None:
     """Trains until the first limit; evaluation does not count as time. Ctrl-C ends the training, not the
     program. Where a checkpoint exists, training goes on from it."""
-    optimizer = Adam(model.parameters(), lr=args.lr)
+    lr = args.dense_lr if run.name == DENSE and args.dense_lr is not None else args.lr
+    optimizer = Adam(model.parameters(), lr=lr)
     clock = CLOCKS[args.clock]
     head = model.head
-    settings = {"batch": args.batch, "lr": args.lr, "seed": args.seed, "clock": args.clock}
+    settings = {"batch": args.batch, "lr": lr, "seed": args.seed, "clock": args.clock}
     settings |= {"head": repr(getattr(head, "options", None)), **task.settings}
     path = None
     if args.checkpoint is not None:
@@ -299,7 +301,9 @@ def show(
     classifier.print_table(columns, lines)
     runs = [run for run, _, _ in results]
     if args.json:
-        settings = {key: getattr(args, key) for key in ("batch", "lr", "equal", "clock")}
+        settings = {
+            key: getattr(args, key) for key in ("batch", "lr", "dense_lr", "equal", "clock")
+        }
         record = {
             "machine": where,
             "settings": settings | task.settings | {"lsh": repr(args.lsh)},

@@ -215,8 +215,15 @@ def counting_text(path, documents=60, words=30):
     return path
 
 
-@pytest.mark.parametrize("body", [("gru",), ("transformer", "--tied")])
-def test_language_model_learns_with_both_heads(example, capsys, tmp_path, body):
+@pytest.mark.parametrize(
+    ("body", "budget", "other"),
+    [
+        (("gru",), 0, "with candidates of tables"),
+        (("gru",), 4, "labels and tail alone"),
+        (("transformer", "--tied"), 4, "labels and tail alone"),
+    ],
+)
+def test_language_model_learns_with_every_head(example, capsys, tmp_path, body, budget, other):
     text = counting_text(tmp_path / "text.txt")
     printed = example(
         *("language_model", capsys, "--text", text, "--body", *body, "--equal", "steps"),
@@ -232,10 +239,10 @@ def test_language_model_learns_with_both_heads(example, capsys, tmp_path, body):
             "--json",
             tmp_path / "r.json",
         ),
-        *("--lsh", "budget=4", "tail=8", "correction=importance", "--prompt", "w3 w4"),
+        *("--lsh", f"budget={budget}", "tail=8", "correction=importance", "--prompt", "w3 w4"),
     )
     table = table_of(printed)
-    assert list(table) == ["LSHLinear", "labels and tail alone", "dense torch"]
+    assert list(table) == ["LSHLinear", other, "dense torch"]
     for line in table.values():
         assert float(line["perplexity"]) < 15  # of 30 words; unigrams give about 30
         assert line["steps"] == "80"
