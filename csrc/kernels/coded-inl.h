@@ -5,6 +5,7 @@
 
 constexpr int64_t kCodedBytes = SLIDE_VECTOR_BYTES;  // multiplied pairs at a time
 constexpr int64_t kCodedLanes = kCodedBytes / 4, kCodedVectors = kBlockRows / kCodedLanes;
+constexpr int64_t kBlocksAhead = 2;
 constexpr int64_t kCodedSamples = kCodedBytes < 32 ? 2 : 4;  // as many sums as registers hold
 
 typedef int8_t CodedBytes __attribute__((vector_size(kCodedBytes / 2)));
@@ -214,16 +215,16 @@ void rows_center(const T* weight, const T* bias, int64_t features, const int32_t
   *radius = variance > T(0) ? static_cast<T>(__builtin_sqrt(variance)) : T(0);
 }
 
-// One block against some samples.
+// One block against some samples; asks for the block `ahead`.
 template <int64_t Samples>
 inline void offer_block(const CodedProblem& s, const int8_t* codes, const float* terms, const int32_t* ids,
-                        int64_t rows, const int64_t* samples, const Best<float>& best) {
+                        int64_t rows, const int8_t* ahead, const int64_t* samples, const Best<float>& best) {
   CodedInts sum[Samples][kCodedVectors] = {};
   const int32_t* input[Samples];
   for (int64_t i = 0; i < Samples; ++i) input[i] = s.input + samples[i] * s.pairs;
   for (int64_t p = 0; p < s.pairs; ++p) {
     CodedShorts row[kCodedVectors];
-    __builtin_prefetch(codes + (2 * s.pairs + p) * 2 * kBlockRows);  // the block after the next
+    __builtin_prefetch(ahead + p * 2 * kBlockRows);
     for (int64_t j = 0; j < kCodedVectors; ++j) row[j] = widen(codes + p * 2 * kBlockRows + j * (kCodedBytes / 2));
     for (int64_t i = 0; i < Samples; ++i) {
       const CodedShorts pair = (CodedShorts)(CodedInts{} + input[i][p]);
@@ -251,20 +252,25 @@ inline void offer_block(const CodedProblem& s, const int8_t* codes, const float*
   }
 }
 
-// Offers `count` coded rows, from the beginning of a block on, to the samples; ids has their numbers.
+// Offers `count` coded rows, from the beginning of a block on, to the samples; ids has their numbers. `following` are
+// the codes that will come next: lists lie apart, and their first blocks must be asked for in time too.
 inline void topk_coded(const CodedProblem& s, const int8_t* codes, const float* terms, const int32_t* ids,
-                       int64_t count, const int64_t* samples, int64_t sample_count, const Best<float>& best) {
-  for (int64_t first = 0; first < count; first += kBlockRows) {
-    const int64_t rows = min_of(kBlockRows, count - first);
+                       int64_t count, const int8_t* following, const int64_t* samples, int64_t sample_count,
+                       const Best<float>& best) {
+  const int64_t block_bytes = kBlockRows * 2 * s.pairs, blocks = (count + kBlockRows - 1) / kBlockRows;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * kBlockRows, rows = min_of(kBlockRows, count - first), later = block + kBlocksAhead;
+    const int8_t* ahead =
+        later < blocks ? codes + kBlocksAhead * block_bytes : following + (later - blocks) * block_bytes;
     int64_t i = 0;
     for (; i + kCodedSamples <= sample_count; i += kCodedSamples)
-      offer_block<kCodedSamples>(s, codes, terms, ids + first, rows, samples + i, best);
+      offer_block<kCodedSamples>(s, codes, terms, ids + first, rows, ahead, samples + i, best);
     if (i + 2 <= sample_count) {
-      offer_block<2>(s, codes, terms, ids + first, rows, samples + i, best);
+      offer_block<2>(s, codes, terms, ids + first, rows, ahead, samples + i, best);
       i += 2;
     }
-    if (i < sample_count) offer_block<1>(s, codes, terms, ids + first, rows, samples + i, best);
-    codes += kBlockRows * 2 * s.pairs;
+    if (i < sample_count) offer_block<1>(s, codes, terms, ids + first, rows, ahead, samples + i, best);
+    codes += block_bytes;
     terms += 2 * kBlockRows;
   }
 }

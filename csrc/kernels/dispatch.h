@@ -271,7 +271,7 @@ struct KernelTable {
   RealKernels<float> f32;
   RealKernels<double> f64;
   void (*topk_coded)(const CodedProblem&, const int8_t* codes, const float* terms, const int32_t* ids, int64_t count,
-                     const int64_t* samples, int64_t sample_count, const Best<float>&);
+                     const int8_t* following, const int64_t* samples, int64_t sample_count, const Best<float>&);
 };
 
 // The table for this machine, chosen at the first call: the widest supported level, or the one named by the

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kPackedBytes = int64_t{256} << 10;
 // Rows that a thread takes at a time, as many as make up for the taking; fewer where there are few.
 constexpr int64_t kRowsATime = 4096, kFewRowsATime = 256, kListRowsATime = 512;
+constexpr int64_t kPartsATime = 16;  // of lists
 static_assert(kListRowsATime % kBlockRows == 0);
 // In heaps that are not full.
 constexpr int64_t kNoRow = std::numeric_limits<int64_t>::max();
@@ -367,14 +368,22 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     const float* term = data<float>(terms);
     const int64_t items = static_cast<int64_t>(parts.size());
     std::vector<Heaps<float>> heaps(workers_for(items));
-    share_out(items, static_cast<int64_t>(heaps.size()), [&](int64_t worker, int64_t item) {
+    const auto block_at = [&](const ListPart& part) {
+      return block_of[part.list] + (part.begin - offset[part.list]) / kBlockRows;
+    };
+    // a few parts that follow one another are one worker's, which asks for the next while it is at one
+    const int64_t workers = static_cast<int64_t>(heaps.size());
+    const int64_t at_a_time = std::clamp<int64_t>(items / (8 * workers), 1, kPartsATime);
+    share_out((items + at_a_time - 1) / at_a_time, workers, [&](int64_t worker, int64_t share) {
       if (heaps[worker].ids.empty()) heaps[worker].clear(batch, rescored);
-      const ListPart& part = parts[item];
-      const int64_t first = sample_offsets[part.list], count = sample_offsets[part.list + 1] - first;
-      const int64_t block = block_of[part.list] + (part.begin - offset[part.list]) / kBlockRows;
-      kernels().topk_coded(coded, code + block * pairs * 2 * kBlockRows, term + block * 2 * kBlockRows,
-                           rows + part.begin, part.end - part.begin, samples.data() + first, count,
-                           heaps[worker].best());
+      for (int64_t item = share * at_a_time; item < std::min(items, (share + 1) * at_a_time); ++item) {
+        const ListPart& part = parts[item];
+        const int64_t first = sample_offsets[part.list], count = sample_offsets[part.list + 1] - first;
+        const int64_t block = block_at(part), next = block_at(parts[std::min(item + 1, items - 1)]);
+        kernels().topk_coded(coded, code + block * pairs * 2 * kBlockRows, term + block * 2 * kBlockRows,
+                             rows + part.begin, part.end - part.begin, code + next * pairs * 2 * kBlockRows,
+                             samples.data() + first, count, heaps[worker].best());
+      }
     });
 
     Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
