@@ -5,7 +5,7 @@
 Every contender lives in a process of its own; they take turns, a few steps each, for several rounds, so
 that a noisy neighbour meets all of them. Medians. The same generated batches for all (see common.py);
 losses that take one label a row get the first. LSH steps include the tables' upkeep: the rehashes and
-rebuilds of the first 1,000 steps (periods grow from 50), each as long as one measured after a whole first
+rebuilds of the first 1,000 steps (periods grow from 25), each as long as one measured after a whole first
 period, spread over those steps. Row-sparse LSH contenders update inside backward (fuse_backward), so the
 head's Adam is in their backward time. Random data: speed only, no accuracy.
 

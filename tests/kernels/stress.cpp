@@ -289,8 +289,8 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
         const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges;
         const int64_t begin = first * kBlockRows, end = std::min(N, last * kBlockRows);
         kernels().topk_coded(coded, codes.data() + first * pairs * 2 * kBlockRows,
-                             terms.data() + first * 2 * kBlockRows, rows.data() + begin, end - begin, samples.data(),
-                             batch, heaps);
+                             terms.data() + first * 2 * kBlockRows, rows.data() + begin, end - begin, codes.data(),
+                             samples.data(), batch, heaps);
       });
     });
   }
