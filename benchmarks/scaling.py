@@ -7,8 +7,8 @@ the optimizer's update of the layer. Contenders: LSHLinear with row-sparse gradi
 slide_torch.optim.Adam (fuse_backward), ``lsh_shared`` (the defaults) and ``lsh_per_sample``; dense torch
 with its fused Adam, ``dense`` (F.linear and F.cross_entropy) and ``dense_linear_cross_entropy``
 (F.linear_cross_entropy, which keeps no (B, N) matrix).
-LSH steps bear the tables' upkeep: a rehash of as many rows as 50 steps touch, and now and then a rebuild,
-measured, divided by 50. Inputs, labels and weights are random: active sets overlap less than on real
+LSH steps bear the tables' upkeep: a rehash of as many rows as a first period's steps touch, and now and
+then a rebuild, measured, divided by the period's 25 steps. Inputs, labels and weights are random: active sets overlap less than on real
 data, which is in dense's favour; speed only, no accuracy.
 
 Contenders take turns where all fit into memory, else come one after the other; what would not fit alone is
