@@ -28,6 +28,7 @@ BENCHMARKS := step_time kernels scaling retrieval prediction sampling hidden xmc
 
 bench: $(VENV)/installed-examples
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/step_time.py --batch 256 --json benchmarks/results/step_time_256.json
 	$(BIN)/python benchmarks/update_readme.py
 
 # Accuracy: the other records behind the README's tables; the dense run takes as long as it takes.
@@ -36,6 +37,9 @@ figures: $(VENV)/installed-examples
 	$(BIN)/python benchmarks/equal_steps.py --head dense --json benchmarks/results/quickstart_dense.json
 	$(BIN)/python benchmarks/equal_steps.py --head lsh --json benchmarks/results/quickstart_lsh.json \
 		--against benchmarks/results/quickstart_dense.json
+	$(BIN)/python benchmarks/equal_steps.py --head lsh --steps 3406 --json benchmarks/results/quickstart_epoch.json
+	$(BIN)/python benchmarks/equal_steps.py --head lsh --steps 3406 --bf16-moments \
+		--against benchmarks/results/quickstart_epoch.json --json benchmarks/results/quickstart_epoch_bf16_moments.json
 	$(BIN)/python benchmarks/log_frequency.py --json benchmarks/results/log_frequency.json
 	for problem in places lemmas; do for clock in "" --clock; do $(BIN)/python benchmarks/time_to_accuracy.py $$clock \
 		--problem $$problem --classes 20000 --epochs 8 --seeds 3 \

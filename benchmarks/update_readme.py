@@ -49,8 +49,21 @@ def equal_steps() -> str:
     )
 
 
-def step_time() -> str:
-    record = json.loads((RESULTS / "step_time.json").read_text())
+def bf16_moments() -> str:
+    names = ("quickstart_epoch", "quickstart_epoch_bf16_moments")
+    runs = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
+    table = markdown(
+        ["Adam's moments", "P@1, all held-out names", "P@5"],
+        [
+            [moments, f"{run['test_p1']:.4f}", f"{run['test_p5']:.4f}"]
+            for moments, run in zip(("float32", "bfloat16"), runs, strict=True)
+        ],
+    )
+    return f"{table}\n\n{runs[0]['steps']:,} steps each, seed {runs[0]['seed']}, torch {runs[0]['torch']}."
+
+
+def step_time(name: str = "step_time") -> str:
+    record = json.loads((RESULTS / f"{name}.json").read_text())
     rows = [
         [
             f"`{c['contender']}`",
@@ -65,6 +78,10 @@ def step_time() -> str:
     where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
     missing = "".join(f"\n`{name}` did not run: {why}." for name, why in record["failed"].items())
     return f"{markdown(columns, rows)}\n\n{where}.{missing}"
+
+
+def step_time_256() -> str:
+    return step_time("step_time_256")
 
 
 def scaling() -> str:
@@ -269,6 +286,7 @@ BLOCKS = {
         recommender,
         images,
     ),
+    "docs/benchmarks.md": (step_time_256, bf16_moments),
     "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
     "docs/sampling.md": (sampling, time_to_accuracy),
 }
