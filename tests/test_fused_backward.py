@@ -1,6 +1,7 @@
 """Adam(..., fuse_backward=True): the weight's update inside backward."""
 
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -13,6 +14,7 @@ from torch import nn
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam
 
+OPS = torch.ops.slide_torch
 D, N, B = 20, 500, 12
 SHARED = LSHOptions(tail=30, K=4, L=8)
 PER_SAMPLE = LSHOptions(pattern="per_sample", budget=40, tail=9, K=4, L=8)
@@ -66,6 +68,66 @@ def test_same_bits_as_two_steps(options, dtype, bias):
     for index, state in states[0].items():
         for key, value in state.items():
             assert torch.equal(value, states[1][index][key])
+
+
+@functools.cache
+def backward_both_ways(dtype, moments_dtype):
+    """By width, after the per-sample pattern's backward in two steps and after the fused one: weight, moments
+    and the gradients of input and bias. Rows meet from no sample to all."""
+    results = {}
+    for width in (1, 3, 16, 17, 32, 64, 100, 128, 130, 257):
+        generator = torch.Generator().manual_seed(width)
+        weight = torch.randn(60, width, generator=generator, dtype=dtype)
+        x = torch.randn(B, width, generator=generator, dtype=dtype)
+        rows = torch.arange(0, 60, 2)
+        met = torch.rand(B, 30, generator=generator) < torch.linspace(0, 1, 30)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), met.sum(1).cumsum(0)])
+        order = met.nonzero()[:, 1].argsort(stable=True).int()
+        pair_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), met.sum(0).cumsum(0)])
+        samples = met.nonzero()[order.long(), 0].int()
+        labels = torch.arange(B + 1), offsets[1:] - 1, torch.ones(B, dtype=dtype)
+        active = rows, offsets, pair_offsets, order, samples
+        _, *kept = OPS.sample_cross_entropy(x, weight, None, *active, None, *labels, 1.0, True)
+        arguments = torch.rand(B, generator=generator, dtype=dtype), x
+        both = []
+        for fuse in (False, True):
+            param = weight.clone()
+            moments = [
+                torch.rand(weight.shape, generator=torch.Generator().manual_seed(i), dtype=dtype)
+                for i in range(2)
+            ]
+            moments = [moment.to(moments_dtype) for moment in moments]
+            adam = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.3}
+            adam |= {"step": 3, "maximize": width % 2 == 0}
+            given = *arguments, param, *active, *labels, *kept
+            if fuse:
+                op = OPS.sample_cross_entropy_backward_adam_
+                grads = op(*given, True, *moments, *adam.values())
+            else:
+                op = OPS.sample_cross_entropy_backward
+                grad_input, grad_rows, grad_bias = op(*given, True, True)
+                OPS.adam_rows_(param, *moments, rows, grad_rows, *adam.values())
+                grads = grad_input, grad_bias
+            both.append((param, *moments, *grads))
+        results[width] = both
+    return results
+
+
+@pytest.mark.parametrize("width", (1, 3, 16, 17, 32, 64, 100, 128, 130, 257))
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float64, torch.float64),
+    ],
+    ids=["float32", "bfloat16_moments", "float64"],
+)
+def test_same_bits_as_two_steps_at_any_width(width, dtypes):
+    two_steps, fused = backward_both_ways(*dtypes)[width]
+    names = ("weight", "exp_avg", "exp_avg_sq", "grad_input", "grad_bias")
+    for name, a, b in zip(names, two_steps, fused, strict=True):
+        assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize("options", [SHARED, PER_SAMPLE], ids=["shared", "sample"])

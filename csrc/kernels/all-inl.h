@@ -14,6 +14,8 @@
 #include "rerank-inl.h"  // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
 //
+#include "sample_adam-inl.h"  // steps as optim-inl.h
+//
 #include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h and topk-inl.h
 #include "coded-inl.h"      // keeps the best as topk-inl.h
 
@@ -44,6 +46,7 @@ constexpr RealKernels<T> kernels_of() {
           sample_log_normalizer<T>,
           sample_softmax_gradient<T>,
           sample_gradients<T>,
+          sample_gradients_adam<T>,
           sample_weighted_rows<T>,
           sample_grad_rows<T>,
           shared_softplus<T>,

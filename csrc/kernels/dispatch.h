@@ -240,6 +240,8 @@ struct RealKernels {
   void (*sample_softmax_gradient)(const T* logits, int64_t count, T log_normalizer, T scale, T* gradient);
   void (*sample_gradients)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_rows, T* grad_bias,
                            int64_t begin, int64_t end);
+  void (*sample_gradients_adam)(const SampleProblem<T>&, const T* gradient, T* grad_input, T* grad_bias,
+                                const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
   void (*sample_weighted_rows)(const SampleProblem<T>&, const T* values, T* y, int64_t begin, int64_t end);
   void (*sample_grad_rows)(const SampleProblem<T>&, const T* values, T* grad_rows, int64_t begin, int64_t end);
   void (*shared_softplus)(const T* logits, const T* weight, int64_t active, int64_t batch, T* losses, int64_t begin,

@@ -44,7 +44,8 @@ inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, 
     const int64_t next = update.rows[min_of(u + kRowsAhead, update.count - 1)] * width;
     const auto step_of = [&]<class X>(X param, int64_t i) {
       X gradient, state[States + 1];
-      memory.read(offset + i, gradient_offset + i, param, gradient, state);
+      memory.read(offset + i, param, state);
+      memory.read_gradient(gradient_offset + i, gradient);
       step(param, state, gradient);
       memory.write(offset + i, param, state);
     };
@@ -64,15 +65,18 @@ inline void update_rows(const RowUpdate<T>& update, int64_t begin, int64_t end, 
 // All of the parameter's own type.
 template <class T, int States>
 struct Exact {
-  const RowUpdate<T>& update;
+  RowUpdate<T> update;
 
   const void* param_at(int64_t i) const { return update.param + i; }
   const void* state_at(int s, int64_t i) const { return update.state[s] + i; }
   template <class X>
-  void read(int64_t i, int64_t g, X& param, X& gradient, X* state) const {
+  void read(int64_t i, X& param, X* state) const {
     param = load<X>(update.param + i);
-    gradient = load<X>(update.gradient + g);
     for (int s = 0; s < States; ++s) state[s] = load<X>(update.state[s] + i);
+  }
+  template <class X>
+  void read_gradient(int64_t i, X& gradient) const {
+    gradient = load<X>(update.gradient + i);
   }
   template <class X>
   void write(int64_t i, X param, const X* state) const {
@@ -146,16 +150,19 @@ struct Stochastic {
 
 // Two states in bfloat16, parameter and gradient in float.
 struct NarrowStates {
-  const RowUpdate<float>& update;
+  RowUpdate<float> update;
   Stochastic rounding{Stochastic::hash(update.step)};
 
   const void* param_at(int64_t i) const { return update.param + i; }
   const void* state_at(int s, int64_t i) const { return update.bfloat16_state[s] + i; }
   template <class X>
-  void read(int64_t i, int64_t g, X& param, X& gradient, X* state) const {
+  void read(int64_t i, X& param, X* state) const {
     param = load<X>(update.param + i);
-    gradient = load<X>(update.gradient + g);
     for (int s = 0; s < 2; ++s) Stochastic::widen(update.bfloat16_state[s] + i, state[s]);
+  }
+  template <class X>
+  void read_gradient(int64_t i, X& gradient) const {
+    gradient = load<X>(update.gradient + i);
   }
   template <class X>
   void write(int64_t i, X param, const X* state) const {
@@ -167,16 +174,19 @@ struct NarrowStates {
 // All in bfloat16.
 template <int States>
 struct Narrow {
-  const RowUpdate<float>& update;
+  RowUpdate<float> update;
   Stochastic of_states{Stochastic::hash(update.step)}, of_param{Stochastic::hash(~update.step)};
 
   const void* param_at(int64_t i) const { return update.bfloat16_param + i; }
   const void* state_at(int s, int64_t i) const { return update.bfloat16_state[s] + i; }
   template <class X>
-  void read(int64_t i, int64_t g, X& param, X& gradient, X* state) const {
+  void read(int64_t i, X& param, X* state) const {
     Stochastic::widen(update.bfloat16_param + i, param);
-    Stochastic::widen(update.bfloat16_gradient + g, gradient);
     for (int s = 0; s < States; ++s) Stochastic::widen(update.bfloat16_state[s] + i, state[s]);
+  }
+  template <class X>
+  void read_gradient(int64_t i, X& gradient) const {
+    Stochastic::widen(update.bfloat16_gradient + i, gradient);
   }
   template <class X>
   void write(int64_t i, X param, const X* state) const {
@@ -198,14 +208,22 @@ inline void update_alike(const RowUpdate<T>& update, int64_t begin, int64_t end,
 
 // state = {exp_avg, exp_avg_sq}. The order of operations is torch.optim.SparseAdam's.
 template <class T>
-void adam_rows(const RowUpdate<T>& update, const AdamScalars<T>& c, int64_t begin, int64_t end) {
-  const auto step = [&c]<class X>(X& param, X* state, X gradient) {
+struct AdamStep {
+  AdamScalars<T> c;
+
+  template <class X>
+  void operator()(X& param, X* state, X gradient) const {
     gradient *= c.sign;
     param *= c.keep;
     state[0] += (gradient - state[0]) * c.rate1;
     state[1] += (gradient * gradient - state[1]) * c.rate2;
     param -= c.step_size * (state[0] / (square_root<X, T>(state[1]) + c.eps));
-  };
+  }
+};
+
+template <class T>
+void adam_rows(const RowUpdate<T>& update, const AdamScalars<T>& c, int64_t begin, int64_t end) {
+  const AdamStep<T> step{c};
   if constexpr (sizeof(T) == sizeof(float)) {
     if (update.bfloat16_param == nullptr && update.bfloat16_state[0] != nullptr)
       return update_rows<T, 2>(update, begin, end, NarrowStates{update}, step);

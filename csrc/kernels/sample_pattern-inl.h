@@ -2,9 +2,9 @@
 // a weight row comes from memory once a batch and meets every sample that activated it; the inputs of the
 // batch sit in the second-level cache.
 
-// Scattered rows must be asked for ahead of their use: this many rows, a cache line at a time between the arithmetic
-// of the present row. (All lines of a row at once would fill the core's miss buffers, and its own loads would queue
-// behind them.)
+// Scattered rows must be asked for ahead of their use: this many rows. Into the first-level cache a line at a time,
+// between the arithmetic of the present row: all lines of a row at once would fill the core's miss buffers, and its own
+// loads would queue behind them.
 constexpr int64_t kRowsAhead = 10;
 
 template <class T>
@@ -12,18 +12,15 @@ constexpr int64_t line() {  // elements of a cache line
   return 64 / sizeof(T);
 }
 
-// <a, b>; asks for the row `ahead` on the way, unless it is null.
+// <a, b>.
 template <class T>
-inline T dot(const T* a, const T* b, int64_t n, const T* ahead = nullptr) {
+inline T dot(const T* a, const T* b, int64_t n) {
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   V sum[4] = {};
   int64_t i = 0;
-  for (; i + 4 * W <= n; i += 4 * W) {
-    if (ahead)
-      for (int64_t k = 0; k < 4 * W; k += line<T>()) __builtin_prefetch(ahead + i + k);
+  for (; i + 4 * W <= n; i += 4 * W)
     for (int64_t j = 0; j < 4; ++j) sum[j] += load<V>(a + i + j * W) * load<V>(b + i + j * W);
-  }
   for (; i + W <= n; i += W) sum[0] += load<V>(a + i) * load<V>(b + i);
   T rest = T(0);
   for (; i < n; ++i) rest += a[i] * b[i];
@@ -53,29 +50,66 @@ inline void dot4(const T* w, const T* const* x, int64_t n, T* result) {
   }
 }
 
+// Asks the second-level cache, which leaves the miss buffers of the first to the loads: the per-sample forward takes a
+// tenth less.
+inline void prefetch_later(const void* memory) {
+  __builtin_prefetch(memory, 0, 2);
+}
+
 template <class T>
 inline void prefetch_row(const T* row, int64_t features) {
-  for (int64_t i = 0; i < features; i += line<T>()) __builtin_prefetch(row + i);
+  for (int64_t i = 0; i < features; i += line<T>()) prefetch_later(row + i);
+}
+
+// <w, x> + bias for the samples of pairs [first, last), w being as wide as `Vectors` vectors, which are loaded once.
+// Most rows meet one sample or two: loops over the width would cost as much as the products.
+template <class T, int64_t Vectors>
+inline void held_row_logits(const SampleProblem<T>& s, const T* w, T bias, int64_t first, int64_t last, T* logits) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes;
+  V row[Vectors];
+  for (int64_t j = 0; j < Vectors; ++j) row[j] = load<V>(w + j * W);
+  for (int64_t e = first; e < last; ++e) {
+    const T* x = s.input + s.pair_samples[e] * (Vectors * W);
+    V even = row[0] * load<V>(x), odd = row[1] * load<V>(x + W);
+    for (int64_t j = 2; j < Vectors; j += 2) {
+      even += row[j] * load<V>(x + j * W);
+      odd += row[j + 1] * load<V>(x + (j + 1) * W);
+    }
+    logits[s.pair_positions[e]] = horizontal_sum<T>(even + odd) + bias;
+  }
+}
+
+// The same for any width.
+template <class T>
+inline void row_logits(const SampleProblem<T>& s, const T* w, T bias, int64_t first, int64_t last, T* logits) {
+  int64_t e = first;
+  for (; e + 4 <= last; e += 4) {
+    const T* x[4];
+    T result[4];
+    for (int64_t j = 0; j < 4; ++j) x[j] = s.input + s.pair_samples[e + j] * s.features;
+    dot4(w, x, s.features, result);
+    for (int64_t j = 0; j < 4; ++j) logits[s.pair_positions[e + j]] = result[j] + bias;
+  }
+  for (; e < last; ++e)
+    logits[s.pair_positions[e]] = dot(w, s.input + s.pair_samples[e] * s.features, s.features) + bias;
 }
 
 // logits[position] = <weight[rows[u]], x[sample]> + bias[rows[u]] for the pairs of rows [begin, end).
 template <class T>
 void sample_logits(const SampleProblem<T>& s, T* logits, int64_t begin, int64_t end) {
+  constexpr int64_t W = Simd<T>::lanes;
   for (int64_t u = begin; u < end; ++u) {
     const T* w = s.weight + s.rows[u] * s.features;
-    const T* ahead = s.weight + s.rows[min_of(u + kRowsAhead, s.active - 1)] * s.features;
+    prefetch_row(s.weight + s.rows[min_of(u + kRowsAhead, s.active - 1)] * s.features, s.features);
     const T bias = s.bias ? s.bias[s.rows[u]] : T(0);
-    int64_t e = s.pair_offsets[u];
-    for (; e + 4 <= s.pair_offsets[u + 1]; e += 4, ahead = nullptr) {
-      const T* x[4];
-      T result[4];
-      for (int64_t j = 0; j < 4; ++j) x[j] = s.input + s.pair_samples[e + j] * s.features;
-      if (ahead) prefetch_row(ahead, s.features);
-      dot4(w, x, s.features, result);
-      for (int64_t j = 0; j < 4; ++j) logits[s.pair_positions[e + j]] = result[j] + bias;
-    }
-    for (; e < s.pair_offsets[u + 1]; ++e, ahead = nullptr)
-      logits[s.pair_positions[e]] = dot(w, s.input + s.pair_samples[e] * s.features, s.features, ahead) + bias;
+    const int64_t first = s.pair_offsets[u], last = s.pair_offsets[u + 1];
+    if (s.features == 8 * W)
+      held_row_logits<T, 8>(s, w, bias, first, last, logits);
+    else if (s.features == 16 * W)
+      held_row_logits<T, 16>(s, w, bias, first, last, logits);
+    else
+      row_logits(s, w, bias, first, last, logits);
   }
 }
 
@@ -124,6 +158,28 @@ void sample_softmax_gradient(const T* logits, int64_t count, T log_normalizer, T
   }
 }
 
+// sum = g x, or += where the row has met a sample before, and gx += g w, of some vectors.
+template <class T, bool First, int64_t Vectors>
+inline void meet_sample(T g, const Vec<T>* w, const T* x, T* gx, Vec<T>* sum) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes;
+  for (int64_t j = 0; j < Vectors; ++j) {
+    const V gradient = load<V>(x + j * W) * g;
+    sum[j] = First ? gradient : sum[j] + gradient;
+    store(gx + j * W, load<V>(gx + j * W) + w[j] * g);
+  }
+}
+
+// The same of the elements after a row's last vector. One function for all: inlined, a compiler may round the products
+// here and not there, and two ways to the same gradient would differ in their last bits.
+template <class T>
+[[gnu::noinline]] void meet_rest(T g, const T* w, const T* x, int64_t count, bool first, T* gx, T* sum) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum[i] = first ? x[i] * g : sum[i] + x[i] * g;
+    gx[i] += w[i] * g;
+  }
+}
+
 // out = g x, or += where the row has met a sample before, and gx += g w.
 template <class T, bool First>
 inline void pair_gradient(T g, const T* __restrict w, const T* __restrict x, const T* ahead, int64_t n,
@@ -131,9 +187,10 @@ inline void pair_gradient(T g, const T* __restrict w, const T* __restrict x, con
   using V = Vec<T>;
   constexpr int64_t W = Simd<T>::lanes;
   const auto vector_step = [&](int64_t i) {
-    const V gradient = load<V>(x + i) * g;
-    store(out + i, First ? gradient : load<V>(out + i) + gradient);
-    store(gx + i, load<V>(gx + i) + load<V>(w + i) * g);
+    const V row = load<V>(w + i);
+    V sum = First ? V{} : load<V>(out + i);
+    meet_sample<T, First, 1>(g, &row, x + i, gx + i, &sum);
+    store(out + i, sum);
   };
   int64_t i = 0;
   for (; i + 2 * W <= n; i += 2 * W) {
@@ -143,10 +200,7 @@ inline void pair_gradient(T g, const T* __restrict w, const T* __restrict x, con
     vector_step(i + W);
   }
   for (; i + W <= n; i += W) vector_step(i);
-  for (; i < n; ++i) {
-    out[i] = First ? x[i] * g : out[i] + x[i] * g;
-    gx[i] += w[i] * g;
-  }
+  if (i < n) meet_rest(g, w + i, x + i, n - i, First, gx + i, out + i);
 }
 
 // gx += g w, as pair_gradient does.

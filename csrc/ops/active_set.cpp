@@ -194,23 +194,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tens
     }
   }
   range_pairs[ranges] = pairs;
-  // In each range the pairs keep their order. The numbers of the neurons' pairs are counted meanwhile, then become the
-  // places of their next pairs.
-  Tensor dealt_ids = empty({pairs}, ScalarType::Int), dealt_positions = empty({pairs}, ScalarType::Int);
-  Tensor counters = empty({neurons}, ScalarType::Int);
-  int32_t* ids = mutable_data<int32_t>(dealt_ids);
-  int32_t* from = mutable_data<int32_t>(dealt_positions);
+  // In each range the pairs keep their order. An id and a position go in one word, so that half as many lines and pages
+  // are written to by turns. The numbers of the neurons' pairs are counted meanwhile, then become the places of their
+  // next pairs.
+  Tensor dealt_pairs = empty({pairs}, ScalarType::Long), counters = empty({neurons}, ScalarType::Int);
+  uint64_t* dealt_to = static_cast<uint64_t*>(dealt_pairs.mutable_data_ptr());
   int32_t* next = mutable_data<int32_t>(counters);
   for_blocks([&](int64_t i, int64_t& slot) {
-    ids[slot] = id[i];
-    from[slot++] = static_cast<int32_t>(i);
+    dealt_to[slot++] = static_cast<uint64_t>(id[i]) << 32 | static_cast<uint64_t>(i);
   });
   const int64_t range_grain = grain((8 * pairs + neurons) / ranges);
   parallel_for(0, ranges, range_grain, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       const int64_t low = r << shift, high = std::min(low + (int64_t{1} << shift), neurons);
       std::fill(next + low, next + high, 0);
-      for (int64_t e = range_pairs[r]; e < range_pairs[r + 1]; ++e) ++next[ids[e]];
+      for (int64_t e = range_pairs[r]; e < range_pairs[r + 1]; ++e) ++next[dealt_to[e] >> 32];
       for (int64_t n = low; n < high; ++n) range_rows[r + 1] += next[n] > 0;
     }
   });
@@ -228,18 +226,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tens
     for (int64_t r = first; r < last; ++r) {
       const int64_t low = r << shift, high = std::min(low + (int64_t{1} << shift), neurons);
       int64_t u = range_rows[r], target = range_pairs[r];
-      for (int64_t n = low; n < high; ++n) {
-        if (next[n] == 0) continue;
+      // Every neuron is stored, and kept if it is active: no branch that is often wrong.
+      for (int64_t n = low; n < high && u < range_rows[r + 1]; ++n) {
+        const int32_t here = next[n];
         row[u] = n;
-        begins[u++] = target;
-        target += next[n];
-        next[n] = static_cast<int32_t>(target - next[n]);
+        begins[u] = target;
+        u += here > 0;
+        next[n] = static_cast<int32_t>(target);
+        target += here;
       }
       int64_t sample = 0;
       for (int64_t e = range_pairs[r]; e < range_pairs[r + 1]; ++e) {
-        while (from[e] >= start[sample + 1]) ++sample;
-        const int32_t at = next[ids[e]]++;
-        positions[at] = from[e];
+        const int32_t from = static_cast<int32_t>(dealt_to[e]);
+        while (from >= start[sample + 1]) ++sample;
+        const int32_t at = next[dealt_to[e] >> 32]++;
+        positions[at] = from;
         samples[at] = static_cast<int32_t>(sample);
       }
     }

@@ -226,16 +226,17 @@ Gradients sample_backward(const char* op, const Tensor& grad_loss, const Tensor&
   check_tensor(op, "log_normalizer", log_normalizer, input.scalar_type(), {batch});
   const std::optional<RowAdam<T>> adam = adam_of(op);
   const auto& k = real_kernels<T>();
-  std::vector<T> gradient(pairs);
+  Tensor gradients = empty({pairs}, input.scalar_type());
+  T* gradient = mutable_data<T>(gradients);
   const std::vector<T> scale = softmax_scale(targets, data<T>(grad_loss), batch);
   const int64_t* start = data<int64_t>(offsets);
   parallel_for(0, batch, grain(4 * (pairs / (batch + 1) + 1)), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
       k.sample_softmax_gradient(data<T>(logits) + start[b], start[b + 1] - start[b], data<T>(log_normalizer)[b],
-                                scale[b], gradient.data() + start[b]);
+                                scale[b], gradient + start[b]);
   });
-  subtract_labels(targets, data<T>(grad_loss), batch, gradient.data(), [](int64_t, int64_t place) { return place; });
-  return sample_gradients<T>(s, input, pairs, gradient.data(), has_rows, has_bias, adam);
+  subtract_labels(targets, data<T>(grad_loss), batch, gradient, [](int64_t, int64_t place) { return place; });
+  return sample_gradients<T>(s, input, pairs, gradient, has_rows, has_bias, adam);
 }
 
 }  // namespace

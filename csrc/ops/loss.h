@@ -138,9 +138,13 @@ void sum_of_chunks(const SampleProblem<T>& s, int64_t pairs, const Tensor& outpu
   std::vector<int64_t> cut(chunks + 1, s.active);
   for (int64_t c = 0; c < chunks; ++c)
     cut[c] = std::lower_bound(s.pair_offsets, s.pair_offsets + s.active, pairs * c / chunks) - s.pair_offsets;
-  std::vector<T> accumulators(chunks * values, T(0));
+  Tensor sums = empty({chunks, values}, scalar_type_of<T>());
+  T* accumulators = mutable_data<T>(sums);
   parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) body(accumulators.data() + c * values, cut[c], cut[c + 1]);
+    for (int64_t c = first; c < last; ++c) {
+      std::fill(accumulators + c * values, accumulators + (c + 1) * values, T(0));
+      body(accumulators + c * values, cut[c], cut[c + 1]);
+    }
   });
   parallel_for(0, values, grain(chunks), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -155,8 +159,6 @@ void sum_of_chunks(const SampleProblem<T>& s, int64_t pairs, const Tensor& outpu
 template <class T>
 Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64_t pairs, const T* gradient,
                            bool has_rows, bool has_bias, const std::optional<RowAdam<T>>& adam = std::nullopt) {
-  // With Adam, so few rows at a time that their gradients and all they touch stay in the first-level cache.
-  constexpr int64_t kAdamRows = 2;
   const auto& k = real_kernels<T>();
   Gradients result = empty_gradients<T>(input, s.active, has_bias, has_rows && !adam);
   auto& [grad_input, grad_rows, grad_bias] = result;
@@ -164,16 +166,7 @@ Gradients sample_gradients(const SampleProblem<T>& s, const Tensor& input, int64
   T* to_bias = has_bias ? mutable_data<T>(grad_bias) : nullptr;
   sum_of_chunks<T>(s, pairs, grad_input, [&](T* accumulator, int64_t first, int64_t last) {
     if (!adam) return k.sample_gradients(s, gradient, accumulator, to_rows, to_bias, first, last);
-    std::vector<T> few(kAdamRows * s.features);
-    for (int64_t u = first; u < last; u += kAdamRows) {
-      const int64_t count = std::min(kAdamRows, last - u);
-      SampleProblem<T> part = s;
-      part.rows += u;
-      part.pair_offsets += u;
-      part.active -= u;
-      k.sample_gradients(part, gradient, accumulator, few.data(), to_bias ? to_bias + u : nullptr, 0, count);
-      update_rows(*adam, part.rows, few.data(), part.active, s.features, count);
-    }
+    k.sample_gradients_adam(s, gradient, accumulator, to_bias, adam->states, adam->scalars, first, last);
   });
   return result;
 }

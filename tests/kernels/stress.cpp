@@ -203,6 +203,24 @@ void sample_pattern(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     out.insert(out.end(), accumulators.begin(), accumulators.end());
     return out;
   });
+  compare("sample_gradients_adam", [&](int threads) {
+    const int64_t chunks = 4, values = batch * d;
+    std::vector<T> accumulators(chunks * values), out = weight, moments(2 * N * d), grad_bias(active);
+    SampleProblem<T> own = s;
+    own.weight = out.data();
+    RowUpdate<T> update{};
+    update.param = out.data();
+    update.state[0] = moments.data();
+    update.state[1] = moments.data() + N * d;
+    const AdamScalars<T> scalars{T(1), T(0.9), T(0.1), T(0.01), T(0.1), T(1e-8)};
+    parallel(threads, chunks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c)
+        k.sample_gradients_adam(own, gradient.data(), accumulators.data() + c * values, grad_bias.data(), update,
+                                scalars, active * c / chunks, active * (c + 1) / chunks);
+    });
+    for (const auto* part : {&accumulators, &moments, &grad_bias}) out.insert(out.end(), part->begin(), part->end());
+    return out;
+  });
 }
 
 template <class T>
