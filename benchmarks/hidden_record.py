@@ -110,13 +110,14 @@ def shape(point: dict[str, Any], hidden: str | None = None) -> str:
 
 
 def paint(axes: Any, record: Record) -> None:
-    """Accuracy over the width of one hidden layer, a line for each contender, share and length."""
-    lines: dict[tuple[str, float], list[Run]] = {}
-    shortest = min(run["steps"] for run in record["runs"])
+    """Accuracy over the width of one hidden layer, a line for each contender, share and length of training."""
+    lines: dict[tuple[str, float, int], list[Run]] = {}
     for run in record["runs"]:
-        if run["depth"] == 1 and run["steps"] == shortest:
-            lines.setdefault((run["contender"], run["share"]), []).append(run)
-    for (kind, share), runs in lines.items():
+        if run["depth"] == 1:
+            lines.setdefault((run["contender"], run["share"], run["steps"]), []).append(run)
+    longest = max(run["steps"] for run in record["runs"])
+    for (kind, share, steps), runs in lines.items():
+        name = "dense" if kind == "dense" else f"{kind.replace('_', ' ')}, {share:.0%}"
         axes.plot(
             [run["hidden"] for run in runs],
             [measured(run) for run in runs],
@@ -124,10 +125,11 @@ def paint(axes: Any, record: Record) -> None:
             markersize=3,
             color="black" if kind == "dense" else f"C{ORDER.index(kind)}",
             linestyle={1.0: "-", 0.05: "--", 0.01: ":"}.get(share, "-."),
-            label="dense" if kind == "dense" else f"{kind.replace('_', ' ')}, {share:.0%}",
+            alpha=1 if steps == longest else 0.5,
+            label=name if steps == longest else f"{name}, {steps:,} steps",
         )
     axes.set_xscale("log", base=2)
     axes.set_xlabel("hidden neurons")
     axes.set_ylabel("accuracy on held-out names")
-    axes.set_title(f"country of a place's name, one hidden layer, {shortest:,} steps")
+    axes.set_title(f"country of a place's name, one hidden layer, {longest:,} steps")
     axes.legend(fontsize=8)

@@ -75,7 +75,7 @@ class Run:
     predicted: Tensor | None = None
     interrupted: bool = False
     lr: float = float("nan")
-    trials: list[tuple[float, float]] = field(default_factory=list)  # learning rate, validation measure
+    trials: list[tuple[float, float]] = field(default_factory=list)  # rate, validation measure
 
     @property
     def ms_step(self) -> float:

@@ -8,6 +8,7 @@ import ast
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -273,7 +274,7 @@ def compete(
             steps = lsh.steps if args.equal == "steps" else None
             seconds = {"steps": None, "time": lsh.seconds, "none": args.dense_seconds}[args.equal]
         try:
-            run, model = best_run(args, task, name, lambda: make_model(make_head), steps, seconds)
+            run, model = best_run(args, task, name, partial(make_model, make_head), steps, seconds)
             model.eval()
             results.append((run, model, task.test(model, run)))
         except KeyboardInterrupt:  # in an evaluation
