@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["add_run", "find_run", "measured", "paint", "read", "tables"]
 
-KEYS = ("depth", "hidden", "contender", "share", "steps")
+KEYS = ("depth", "hidden", "steps", "contender", "share")
 ORDER = ("dense", "shared", "per_sample", "top", "batch_dropout", "dropout")
 
 Record = dict[str, Any]
@@ -44,7 +44,7 @@ def add_run(path: Path | None, record: Record, run: Run) -> Record:
     old = find_run(record, **{key: run[key] for key in KEYS})
     runs = [r for r in record["runs"] if r is not old] + [run]
     runs.sort(
-        key=lambda r: (r["steps"], r["depth"], r["hidden"], ORDER.index(r["contender"]), r["share"])
+        key=lambda r: (r["depth"], r["hidden"], r["steps"], ORDER.index(r["contender"]), r["share"])
     )
     record = record | {"runs": runs}
     if path is not None:
@@ -110,7 +110,7 @@ def shape(point: dict[str, Any], hidden: str | None = None) -> str:
 
 
 def paint(axes: Any, record: Record) -> None:
-    """Accuracy over the width of one hidden layer, a line for each contender, share and length of training."""
+    """Accuracy over the width of one hidden layer, a line for each contender, share and length."""
     lines: dict[tuple[str, float, int], list[Run]] = {}
     for run in record["runs"]:
         if run["depth"] == 1:
