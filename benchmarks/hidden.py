@@ -68,9 +68,8 @@ def plan(quick: bool) -> Iterator[Contender]:
         yield contender("dense", hidden, 1.0)
         yield contender("shared", hidden, 0.01)
         yield contender("shared", hidden, 0.05)
-        if hidden <= 16_384:
-            yield contender("per_sample", hidden, 0.05)
         if hidden <= 4096:
+            yield contender("per_sample", hidden, 0.05)
             yield contender("batch_dropout", hidden, 0.05)
     for share in (0.01, 0.05):
         yield contender("top", 1024, share)
