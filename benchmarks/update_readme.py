@@ -221,38 +221,19 @@ def time_to_accuracy_short() -> str:
 
 def hidden() -> str:
     record = json.loads((RESULTS / "hidden.json").read_text())
-    accuracy = markdown(
-        [
-            "in training",
-            "hidden layers",
-            "active",
-            "accuracy, all active in eval",
-            "within the budget",
-        ],
-        [
-            [
-                r["contender"].replace("_", " "),
-                f"{r['depth']} × {r['hidden']:,}",
-                f"{r.get('active_share', r['share']):.0%}",
-                f"{r['accuracy']:.3f}" if "accuracy" in r else "",
-                f"{r['accuracy_budget']:.3f}" if "accuracy_budget" in r else "",
-            ]
-            for r in record["runs"]
-        ],
+    from hidden_record import tables
+
+    parts = [markdown(columns, lines) for columns, lines in tables(record)]
+    problem = record["problem"]
+    about = (
+        f"{problem['train_rows']:,} training names, {problem['outputs']} countries, {problem['test_rows']:,} "
+        f"names to measure with, {problem['validation_rows']:,} others to choose learning rates with; batch "
+        f"{problem['batch']}, seed {problem['seed']}."
     )
-    times = markdown(
-        ["block", "dense, ms/step", "per sample, 5%", "shared, 5%"],
-        [
-            [
-                f"{t['inputs']} -> {t['hidden']:,} -> {t['outputs']}",
-                *(f"{t['ms'][kind]:.1f}" for kind in ("dense", "per_sample", "shared")),
-            ]
-            for t in record["times"]
-        ],
-    )
-    where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
-    note = f" {record['note']}." if record["note"] else ""
-    return f"{accuracy}\n\n{times}\n\n{where}.{note}"
+    if record["times"]:
+        where = ", ".join(f"{key} {value}" for key, value in record["times"]["machine"].items())
+        about += f" Step times: {where}."
+    return "\n\n".join([*parts, about])
 
 
 def contest(name: str) -> str:
@@ -273,6 +254,20 @@ def images() -> str:
     return contest("images")
 
 
+def images_10000() -> str:
+    return f"{contest('images_10000')}\n\n{trials('images_10000')}"
+
+
+def trials(name: str) -> str:
+    """The learning rates that an example's contenders chose from, and what validation data said of each."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    tried = "; ".join(
+        f"{who} {', '.join(f'{lr:g}: {value:.3f}' for lr, value in found)}"
+        for who, found in record["trials"].items()
+    )
+    return f"Learning rates tried, with the accuracy on validation images: {tried}."
+
+
 BLOCKS = {
     "README.md": (
         quickstart,
@@ -285,6 +280,7 @@ BLOCKS = {
         language_model,
         recommender,
         images,
+        images_10000,
     ),
     "docs/benchmarks.md": (step_time_256, bf16_moments),
     "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),

@@ -74,6 +74,8 @@ class Run:
     recall: float = float("nan")
     predicted: Tensor | None = None
     interrupted: bool = False
+    lr: float = float("nan")
+    trials: list[tuple[float, float]] = field(default_factory=list)  # rate, validation measure
 
     @property
     def ms_step(self) -> float:

@@ -8,6 +8,7 @@ import ast
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ class Task(Protocol):
     Attributes:
         title: of the plot.
         measure: what ``validate`` returns, for the plot's axis.
+        larger_is_better: whether that is the better the larger it is.
         columns: names of what ``test`` returns.
         settings: all that a checkpoint must agree in, beside the options every example has.
         rows: predictions that a training step learns from.
@@ -40,6 +42,7 @@ class Task(Protocol):
 
     title: str
     measure: str
+    larger_is_better: bool
     columns: list[str]
     settings: dict[str, Any]
     rows: int
@@ -80,8 +83,16 @@ def parser_of(
         help="what seconds are: cpu counts this process's own, on a machine shared with other work",
     )
     parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--lr", type=float, default=lr)
-    parser.add_argument("--dense-lr", type=float, help="of the dense model, in place of --lr")
+    parser.add_argument(
+        "--lr",
+        type=float,
+        nargs="+",
+        default=[lr],
+        help="several: each is a whole run, of which the best on validation data counts",
+    )
+    parser.add_argument(
+        "--dense-lr", type=float, nargs="+", help="of the dense model, in place of --lr"
+    )
     parser.add_argument(
         "--lsh",
         nargs="*",
@@ -114,8 +125,9 @@ def parse(parser: argparse.ArgumentParser, *positive: str) -> argparse.Namespace
             )
     for name in ("lr", "dense_lr", "dense_seconds", "seconds"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not number > 0:
+                parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {number}")
     if args.head == "dense" and args.equal == "time" and args.seconds is None:
         parser.error(
             "--equal time --head dense: expected --seconds, as no LSH model gives the time"
@@ -148,12 +160,12 @@ def train(
     task: Task,
     args: argparse.Namespace,
     *,
+    lr: float,
     steps: int | None,
     seconds: float | None,
 ) -> None:
     """Trains until the first limit; evaluation does not count as time. Ctrl-C ends the training, not the
     program. Where a checkpoint exists, training goes on from it."""
-    lr = args.dense_lr if run.name == DENSE and args.dense_lr is not None else args.lr
     optimizer = Adam(model.parameters(), lr=lr)
     clock = CLOCKS[args.clock]
     head = model.head
@@ -161,7 +173,10 @@ def train(
     settings |= {"head": repr(getattr(head, "options", None)), **task.settings}
     path = None
     if args.checkpoint is not None:
-        path = args.checkpoint.with_name(f"{args.checkpoint.name}.{run.name.replace(' ', '-')}")
+        name = f"{args.checkpoint.name}.{run.name.replace(' ', '-')}"
+        if len(rates_of(args, run.name)) > 1:
+            name += f".{lr:g}"
+        path = args.checkpoint.with_name(name)
         if path.exists():
             classifier.load_checkpoint(path, run, model, optimizer, settings)
 
@@ -218,13 +233,19 @@ def train(
         save()
 
 
+def rates_of(args: argparse.Namespace, name: str) -> list[float]:
+    """The learning rates that the contender ``name`` is to choose from."""
+    return args.dense_lr if name == DENSE and args.dense_lr is not None else args.lr
+
+
 def compete(
     args: argparse.Namespace,
     task: Task,
     make_model: Callable[[Callable[[int, int], nn.Module]], nn.Module],
     sampled: dict[str, LSHOptions],
 ) -> list[tuple[Run, nn.Module, list[str]]]:
-    """Trains and tests the LSH head, other sampled heads, and the dense head, each from the same seed.
+    """Trains and tests the LSH head, other sampled heads, and the dense head, each from the same seed, at the
+    learning rate that does best on validation data.
 
     Args:
         make_model: makes the model around a head that it calls for with (width, classes).
@@ -243,9 +264,6 @@ def compete(
         heads[DENSE] = nn.Linear
     results: list[tuple[Run, nn.Module, list[str]]] = []
     for name, make_head in heads.items():
-        torch.manual_seed(args.seed)
-        run = Run(name)
-        model = make_model(make_head)
         steps, seconds = args.steps, args.seconds
         if name == DENSE:
             lsh = (
@@ -256,7 +274,7 @@ def compete(
             steps = lsh.steps if args.equal == "steps" else None
             seconds = {"steps": None, "time": lsh.seconds, "none": args.dense_seconds}[args.equal]
         try:
-            train(run, model, task, args, steps=steps, seconds=seconds)
+            run, model = best_run(args, task, name, partial(make_model, make_head), steps, seconds)
             model.eval()
             results.append((run, model, task.test(model, run)))
         except KeyboardInterrupt:  # in an evaluation
@@ -267,6 +285,33 @@ def compete(
         if run.interrupted:
             break
     return results
+
+
+def best_run(
+    args: argparse.Namespace,
+    task: Task,
+    name: str,
+    make_model: Callable[[], nn.Module],
+    steps: int | None,
+    seconds: float | None,
+) -> tuple[Run, nn.Module]:
+    """A run at each of the contender's learning rates; the one that ends best on validation data."""
+    best: tuple[Run, nn.Module] | None = None
+    trials: list[tuple[float, float]] = []
+    sign = 1 if task.larger_is_better else -1
+    for lr in rates_of(args, name):
+        torch.manual_seed(args.seed)
+        run, model = Run(name, lr=lr), make_model()
+        train(run, model, task, args, lr=lr, steps=steps, seconds=seconds)
+        trials.append((lr, run.curve[-1][2]))
+        if best is None or sign * (trials[-1][1] - best[0].curve[-1][2]) > 0:
+            best = run, model
+        best[0].interrupted |= run.interrupted
+        if run.interrupted:
+            break
+    assert best is not None  # there is at least one rate
+    best[0].trials = trials
+    return best
 
 
 # --- what is shown ----------------------------------------------------------------------------------
@@ -282,6 +327,7 @@ def show(
     columns = [
         "head",
         *task.columns,
+        "learning rate",
         "ms/step",
         "steps",
         "seconds",
@@ -293,8 +339,8 @@ def show(
         active = f"{model.head.out_features:,}"
         if isinstance(model.head, LSHLinear):
             active = f"{np.mean(run.active):,.0f}" if run.active else ""
-        line = [run.name, *cells, f"{run.ms_step:.1f}", f"{run.steps:,}", f"{run.seconds:.0f}"]
-        lines.append([*line, f"{run.peak_gb:.2f}", active])
+        line = [run.name, *cells, f"{run.lr:g}", f"{run.ms_step:.1f}", f"{run.steps:,}"]
+        lines.append([*line, f"{run.seconds:.0f}", f"{run.peak_gb:.2f}", active])
     kind = {"wall": "", "cpu": "; seconds are processor seconds of the process"}[args.clock]
     where = f"{note}{kind}; {classifier.machine_line(args.seed)}"
     print(f"\n{where}\n")
@@ -310,6 +356,7 @@ def show(
             "columns": columns,
             "rows": lines,
             "curves": {run.name: run.curve for run in runs},
+            "trials": {run.name: run.trials for run in runs},
         }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     if len(runs) > 1 and runs[-1].name == DENSE and runs[0].name == LSH:

@@ -86,6 +86,7 @@ class ReadNumber:
 
     columns = ["accuracy", "in top 5"]  # noqa: RUF012
     measure = "accuracy on validation images"
+    larger_is_better = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.rows = args, args.batch

@@ -111,6 +111,7 @@ class NextWord:
 
     columns = ["perplexity", "words/s"]  # noqa: RUF012
     measure = "perplexity on validation text"
+    larger_is_better = False
 
     def __init__(self, corpus: wikipedia.Corpus, args: argparse.Namespace) -> None:
         self.corpus, self.seed = corpus, args.seed

@@ -70,6 +70,7 @@ class NextItem:
         self.k = min(args.k, histories.num_items)
         self.columns = [f"recall@{self.k}", f"nDCG@{self.k}"]
         self.measure = f"recall@{self.k} of validation items"
+        self.larger_is_better = True
         self.title = f"next item of {histories.num_items:,}"
         users = len(histories.indptr) - 1
         order = np.random.default_rng(args.seed).permutation(users)

@@ -108,20 +108,31 @@ def test_sampling(tmp_path):
 
 
 def test_hidden(tmp_path):
-    record, _ = record_of(tmp_path, "hidden")
-    for run in record["runs"]:
-        shares = run.get("active_share", run["share"])
-        assert shares <= run["share"] and run["ms_step"] > 0
+    record, printed = record_of(tmp_path, "hidden")
+    for entry in record["runs"]:
+        assert entry.get("active_share", entry["share"]) <= entry["share"]
         # dense and the tables' evaluations stand where they exist
-        lsh = run["contender"] in ("per_sample", "shared")
-        assert ("accuracy_budget" in run) == (lsh or run["contender"] == "top")
-        assert ("accuracy" in run) == (run["contender"] != "top")
+        lsh = entry["contender"] in ("per_sample", "shared")
+        for part in ("validation", "test"):
+            assert ("budget" in entry[part]) == (lsh or entry["contender"] == "top")
+            assert ("all" in entry[part]) == (entry["contender"] != "top")
+        # the rate that validation rows like best
+        tried = {trial["lr"]: trial["validation"] for trial in entry["trials"]}
+        assert len(tried) == 2 and tried[entry["lr"]] == max(tried.values())
+        assert max(entry["validation"].values()) == tried[entry["lr"]]
     assert {r["contender"] for r in record["runs"]} == {
-        *("dense", "per_sample", "shared", "dropout", "top")
+        *("dense", "per_sample", "shared", "dropout", "batch_dropout", "top")
     }
-    for point in record["times"]:
+    assert {r["depth"] for r in record["runs"]} == {1, 3}
+    for point in record["times"]["points"]:
         assert min(point["ms"].values()) > 0
-    assert len(record["crossovers"]) == 2
+    assert len(record["times"]["crossovers"]) == 4
+    assert "lr 0.01: loss" in printed
+
+    again, printed = record_of(tmp_path, "hidden", "--hidden", 64)
+    assert again["runs"] == record["runs"] and "loss" not in printed  # nothing was missing
+    answer = run("hidden.py", "--quick", "--seed", 4, "--json", tmp_path / "hidden.json")
+    assert "expected a record of" in answer.stderr
 
 
 def test_xmc_read(tmp_path):

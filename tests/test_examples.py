@@ -378,6 +378,20 @@ def test_a_contest_goes_on_after_sigkill(example, capsys, tmp_path):
         example("language_model", capsys, *options, *parts, "--lr", 0.5)
 
 
+def test_a_contest_keeps_the_rate_that_validation_likes_best(example, capsys, tmp_path):
+    pytest.importorskip("sklearn")
+    record = tmp_path / "record.json"
+    options = ["--digits", 1, "--steps", 30, "--batch", 32, "--width", 16, "--test-images", 50]
+    rates = ["--lr", 1e-6, 0.01, "--dense-lr", 0.01, 1e-6]
+    example("images", capsys, *options, *rates, "--equal", "steps", "--json", record)
+    kept = json.loads(record.read_text())
+    place = kept["columns"].index("learning rate")
+    assert [row[place] for row in kept["rows"]] == ["0.01", "0.01"]
+    for name, trials in kept["trials"].items():
+        assert {lr for lr, _ in trials} == {1e-6, 0.01}
+        assert max(value for _, value in trials) == kept["curves"][name][-1][2]
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
