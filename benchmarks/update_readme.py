@@ -107,6 +107,23 @@ def scaling() -> str:
     return f"{markdown(columns, rows)}\n\n{where}."
 
 
+def scaling_neurons() -> str:
+    """Along N, at the width, batch and threads of the most points."""
+    points = json.loads((RESULTS / "scaling.json").read_text())["points"]
+    settings = [(p["width"], p["batch"], p["threads"]) for p in points]
+    common = max(settings, key=settings.count)
+    rows = []
+    for p in (p for p, setting in zip(points, settings, strict=True) if setting == common):
+        dense = [ms for name, ms in p["ms"].items() if name.startswith("dense") and ms]
+        lsh = p["ms"]["lsh_shared"]
+        shown = [f"{lsh:.1f}" if lsh else "does not fit", ""]
+        if dense and lsh:
+            shown[1] = f"{min(dense) / lsh:.1f}×"
+        rows.append([f"{p['neurons']:,}", f"{min(dense):.0f}" if dense else "does not fit", *shown])
+    table = markdown(["N", "dense torch, ms/step", "LSHLinear", "dense / LSHLinear"], rows)
+    return f"{table}\n\nd {common[0]}, batch {common[1]}, {common[2]} threads, as above."
+
+
 def prediction() -> str:
     record = json.loads((RESULTS / "prediction.json").read_text())
     # rivals find less at some settings
@@ -275,6 +292,7 @@ BLOCKS = {
         time_to_accuracy_short,
         step_time,
         scaling,
+        scaling_neurons,
         prediction,
         hidden,
         language_model,
