@@ -54,7 +54,9 @@ class Point:
     def gigabytes(self, contender: str) -> float:
         """What a contender holds at its peak, roughly."""
         weights = 4 * self.neurons * self.width
-        if contender in PATTERNS:  # weight, moments; tables, int8 codes, and some again in the making
+        if (
+            contender in PATTERNS
+        ):  # weight, moments; tables, int8 codes, and some again in the making
             tables = self.neurons * (self.width + 24)
             pairs = self.batch * 2048 if contender == "lsh_per_sample" else 0
             rows = min(self.neurons, pairs or 1024 + 17 * self.batch)
