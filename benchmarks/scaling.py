@@ -8,8 +8,8 @@ slide_torch.optim.Adam (fuse_backward), ``lsh_shared`` (the defaults) and ``lsh_
 with its fused Adam, ``dense`` (F.linear and F.cross_entropy) and ``dense_linear_cross_entropy``
 (F.linear_cross_entropy, which keeps no (B, N) matrix).
 LSH steps bear the tables' upkeep: a rehash of as many rows as a first period's steps touch, and now and
-then a rebuild, measured, divided by the period's 25 steps. Inputs, labels and weights are random: active sets overlap less than on real
-data, which is in dense's favour; speed only, no accuracy.
+then a rebuild, measured, divided by the period's 25 steps. Inputs, labels and weights are random: active
+sets overlap less than on real data, which is in dense's favour; speed only, no accuracy.
 
 Contenders take turns where all fit into memory, else come one after the other; what would not fit alone is
 left out and says so. Then, for each width and batch, N is doubled from 1,000 until an LSH step is
@@ -54,9 +54,8 @@ class Point:
     def gigabytes(self, contender: str) -> float:
         """What a contender holds at its peak, roughly."""
         weights = 4 * self.neurons * self.width
-        if (
-            contender in PATTERNS
-        ):  # weight, moments; tables, int8 codes, and some again in the making
+        if contender in PATTERNS:
+            # weight, moments; tables and int8 codes, some again in the making
             tables = self.neurons * (self.width + 24)
             pairs = self.batch * 2048 if contender == "lsh_per_sample" else 0
             rows = min(self.neurons, pairs or 1024 + 17 * self.batch)
