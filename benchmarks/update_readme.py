@@ -192,7 +192,7 @@ def sampling() -> str:
 
 def time_to_accuracy(columns: tuple[str, ...] | None = None) -> str:
     """A table for each problem that was recorded; only the ``columns`` named, by how they begin, or all."""
-    paths = sorted(RESULTS.glob("time_to_accuracy_*.json"))
+    paths = sorted(RESULTS.glob("time_to_accuracy_*.json"), reverse=True)  # places first
     if not paths:
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
     from accuracy_record import table
