@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clock import seconds_at
-from common import machine
+from common import machine, read_record, write_record
 from heads import CONTENDERS
 
 __all__ = ["add_entry", "find_entry", "paint", "read", "table", "write"]
@@ -19,25 +17,13 @@ Record = dict[str, Any]
 
 
 def read(path: Path | None, problem: dict[str, Any]) -> Record:
-    """The record at ``path``, which must be of ``problem``; an empty one if there is none.
-
-    Raises:
-        SystemExit: it is of another problem.
-    """
-    if path is None or not path.exists():
-        return {"problem": problem, "contenders": []}
-    record = json.loads(path.read_text())
-    if record["problem"] != problem:
-        raise SystemExit(f"{path}: expected a record of {problem}, got {record['problem']}")
-    return {key: record[key] for key in ("problem", "contenders")}
+    """The record at ``path``, which must be of ``problem``; an empty one if there is none."""
+    return read_record(path, problem, {"contenders": []})
 
 
 def write(path: Path | None, record: Record) -> None:
     """Keeps what is known so far."""
-    if path is not None:
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
-        os.replace(part, path)
+    write_record(path, {"machine": machine(), **record})
 
 
 def find_entry(record: Record, name: str, epochs: float | None) -> Entry | None:

@@ -60,9 +60,11 @@ __all__ = [
     "print_rates",
     "print_table",
     "random_rows",
+    "read_record",
     "reset_peak_memory",
     "resident_gb",
     "save_checkpoint",
+    "write_record",
 ]
 
 FEATURES, LABELS = 135_909, 670_091  # Amazon-670K's shape
@@ -107,6 +109,32 @@ def finish(
     if args.json is not None:
         args.json.write_text(json.dumps({"machine": where, **content}, indent=1) + "\n")
         draw(args.json.with_suffix(".png"), paint, size)
+
+
+def read_record(
+    path: Path | None, problem: dict[str, Any], empty: dict[str, Any]
+) -> dict[str, Any]:
+    """The record at ``path`` that grows over several calls: ``problem``, and what ``empty`` names.
+
+    Raises:
+        SystemExit: it is of another problem.
+    """
+    if path is None or not path.exists():
+        return {"problem": problem, **empty}
+    record = json.loads(path.read_text())
+    if record.get("problem") != problem:
+        raise SystemExit(
+            f"{path}: expected a record of {problem}, got {record.get('problem')}: give it another name"
+        )
+    return {key: record[key] for key in ("problem", *empty)}
+
+
+def write_record(path: Path | None, record: dict[str, Any]) -> None:
+    """In one piece: a call that is killed leaves the old one."""
+    if path is not None:
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(part, path)
 
 
 def milliseconds(work: Callable[[], object]) -> float:

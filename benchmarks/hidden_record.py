@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
+
+from common import read_record, write_record
 
 __all__ = ["add_run", "find_run", "measured", "paint", "read", "tables"]
 
@@ -17,19 +17,8 @@ Run = dict[str, Any]
 
 
 def read(path: Path | None, problem: dict[str, Any]) -> Record:
-    """The record at ``path``, which must be of ``problem``; an empty one if there is none.
-
-    Raises:
-        SystemExit: it is of another problem.
-    """
-    if path is None or not path.exists():
-        return {"problem": problem, "runs": [], "times": {}}
-    record = json.loads(path.read_text())
-    if record.get("problem") != problem:
-        raise SystemExit(
-            f"{path}: expected a record of {problem}, got {record.get('problem')}: give it another name"
-        )
-    return {key: record[key] for key in ("problem", "runs", "times")}
+    """The record at ``path``, which must be of ``problem``; an empty one if there is none."""
+    return read_record(path, problem, {"runs": [], "times": {}})
 
 
 def find_run(record: Record, **keys: Any) -> Run | None:
@@ -47,10 +36,7 @@ def add_run(path: Path | None, record: Record, run: Run) -> Record:
         key=lambda r: (r["depth"], r["hidden"], r["steps"], ORDER.index(r["contender"]), r["share"])
     )
     record = record | {"runs": runs}
-    if path is not None:
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(part, path)
+    write_record(path, record)
     return record
 
 
