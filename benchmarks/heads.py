@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Contender:
 
 
 _SLIDE = {"family": "dwta", "pattern": "per_sample", "correction": "none"}
+_WORDS = {"correction": "importance", "tail_distribution": "log_uniform"}
 
 CONTENDERS = {
     contender.name: contender
@@ -53,7 +55,12 @@ CONTENDERS = {
         Contender("inbatch", "sampled"),
         Contender("uniform_1024", "sampled", {"drawn": 1024}),
         Contender("importance_8192", "sampled", {"drawn": 8192, "corrected": True}),
+        Contender("log_uniform_1024", "sampled", {"drawn": 1024, "log_uniform": True}),
+        Contender("log_uniform_4096", "sampled", {"drawn": 4096, "log_uniform": True}),
         Contender("slide", "lsh", _SLIDE),
+        Contender("tail_1024", "lsh", _WORDS | {"budget": 0, "tail": 1024}),
+        Contender("tail_4096", "lsh", _WORDS | {"budget": 0, "tail": 4096}),
+        Contender("lsh_corrected", "lsh", _WORDS | {"budget": 4, "tail": 1024}),
         Contender("lsh", "lsh"),
         Contender("exact_top10", "sampled", {"exact": 10}, reference=True),
         Contender("omikuji_1", "omikuji", {"trees": 1}),
@@ -169,17 +176,26 @@ class SampledHead(nn.Module):
         drawn: classes drawn uniformly besides.
         corrected: adds log((N - labels) / drawn) to the logits of those, which makes the softmax's
             normaliser an unbiased estimate of the full one.
+        log_uniform: draws as torch's users do for words, ids being sorted by falling frequency: with
+            replacement, class i with probability q = log((i + 2) / (i + 1)) / log(N + 1); corrected by
+            -log(1 - (1 - q) ** drawn), the probability of being drawn at all.
         exact: besides, the so many largest logits of every row, found exactly at the cost of all N.
 
     Its gradients are row-sparse, for slide_torch's Adam, which is faster than torch.optim.SparseAdam.
     """
 
     def __init__(
-        self, linear: nn.Linear, drawn: int = 0, corrected: bool = False, exact: int = 0
+        self,
+        linear: nn.Linear,
+        drawn: int = 0,
+        corrected: bool = False,
+        exact: int = 0,
+        log_uniform: bool = False,
     ) -> None:
         super().__init__()
         self.linear = linear
         self.drawn, self.corrected, self.exact = drawn, corrected, exact
+        self.log_uniform = log_uniform
         self._classes = 0
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -194,17 +210,27 @@ class SampledHead(nn.Module):
         certain = torch.cat(parts).unique()
         classes = certain
         if self.drawn:
-            classes = torch.cat([certain, torch.randint(neurons, (self.drawn,))]).unique()
+            classes = torch.cat([certain, self._draw(neurons)]).unique()
         self._classes = len(classes)
         rows = F.embedding(classes, weight, sparse=True)
         logits = torch.addmm(bias.gather(0, classes, sparse_grad=True), hidden, rows.T)
-        if self.corrected:
-            shift = torch.tensor((neurons - len(certain)) / max(1, len(classes) - len(certain)))
-            shift = shift.log().repeat(len(classes))
+        if self.corrected or self.log_uniform:
+            if self.log_uniform:
+                share = (1 / (classes + 1.0)).log1p() / math.log(neurons + 1)
+                shift = -(1 - (1 - share) ** self.drawn).log()
+            else:
+                shift = torch.tensor((neurons - len(certain)) / max(1, len(classes) - len(certain)))
+                shift = shift.log().repeat(len(classes))
             shift[torch.searchsorted(classes, certain)] = 0
             logits = logits + shift
         places = torch.searchsorted(classes, labels.clamp(min=0))
         return loss_of(logits, torch.where(kept, places, IGNORE_INDEX))
+
+    def _draw(self, neurons: int) -> Tensor:
+        if not self.log_uniform:
+            return torch.randint(neurons, (self.drawn,))
+        exponent = torch.rand(self.drawn, dtype=torch.float64) * math.log(neurons + 1)
+        return (exponent.exp().long() - 1).clamp(max=neurons - 1)
 
     def classes(self) -> tuple[float, float]:
         """Classes whose rows the last step read, and how many of them a sample met."""

@@ -21,7 +21,13 @@ from slide_torch.ops import topk_linear
 
 __all__ = ["PROBLEMS", "Problem", "SparseProblem", "load_problem"]
 
-PROBLEMS = ("places", "lemmas", "xmc")
+_RANKING = ("dense", "dense_bf16", "inbatch", "uniform_1024", "importance_8192", "slide", "lsh")
+_RANKING += ("exact_top10", "omikuji_1", "omikuji_3")
+_LIKELIHOOD = ("dense", "dense_bf16", "importance_8192", "log_uniform_1024", "log_uniform_4096")
+_LIKELIHOOD += ("tail_1024", "tail_4096", "lsh_corrected")
+
+# With the contenders that each is for: perplexity is of no use without correction.
+PROBLEMS = {"places": _RANKING, "lemmas": _RANKING, "xmc": _RANKING, "words": _LIKELIHOOD}
 
 
 class Problem(ABC):
@@ -47,6 +53,9 @@ class Problem(ABC):
     def body(self) -> nn.Module:
         """All but the output layer: features -> (B, hidden). Initialised from torch's generator; its
         parameters may have row-sparse gradients."""
+
+    def prepare(self, linear: nn.Linear) -> None:  # noqa: B027
+        """May give the output layer other initial values, the same for every contender."""
 
     @abstractmethod
     def batches(
@@ -165,12 +174,19 @@ def load_problem(
     files: tuple[Path, Path] | None = None,
     propensity: str | None = None,
     data_dir: Path | None = None,
+    text: Path | None = None,
     **options: Any,
 ) -> Problem:
-    """The problem ``name``, one of :data:`PROBLEMS`; ``files`` are training and test rows of "xmc"."""
+    """The problem ``name``, one of :data:`PROBLEMS`; ``files`` are training and test rows of "xmc",
+    ``text`` is that of "words", Wikipedia's introductions if None."""
     if name == "xmc":
         assert files is not None
         return _load_xmc(*files, propensity, **options)
+    if name == "words":
+        import wikipedia
+        from next_word import NextWord
+
+        return NextWord(wikipedia.load_corpus(text), **options)
     if name == "places":
         import places
 

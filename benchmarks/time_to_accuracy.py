@@ -3,6 +3,7 @@
     python benchmarks/time_to_accuracy.py --problem places --classes 20000 --epochs 4 8 --seeds 3 --json FILE
     python benchmarks/time_to_accuracy.py --problem places --classes 20000 --clock --json FILE
     python benchmarks/time_to_accuracy.py --problem lemmas --contender wide=budget:64,tail:4096 --json ...
+    python benchmarks/time_to_accuracy.py --problem words --classes 20000 --batch 512 --epochs 0.2 --json ...
     python benchmarks/time_to_accuracy.py --xmc train.txt test.txt --propensity Amazon-670K --json ...
 
 Model body, initial weights, batches and seed are the same for every contender; its output layer differs
@@ -70,11 +71,16 @@ def arguments() -> argparse.Namespace:
     add("--problem", choices=PROBLEMS, default=None, help="places unless --xmc is given")
     add("--xmc", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="files of the XMC repository")
     add("--propensity", choices=metrics.PROPENSITY_CONSTANTS, help="constants of that data set")
+    add("--text", type=Path, help="the text of --problem words; default: Wikipedia's introductions")
     add("--classes", type=int, default=0, help="only the first so many classes; 0: all")
     add("--validation-rows", type=int, default=5_000)
     add("--data-dir", type=Path)
     names = ", ".join(CONTENDERS)
-    add("--contender", action="append", help=f"{names}, or NAME=option:value,...; default: all")
+    add(
+        "--contender",
+        action="append",
+        help=f"{names}, or NAME=option:value,...; default: the problem's",
+    )
     add("--epochs", type=float, nargs="+", default=[8.0], help="lengths of training")
     add("--batch", type=int, default=256)
     add("--seeds", type=int, default=1, help="runs of each contender, from --seed on")
@@ -100,11 +106,13 @@ def arguments() -> argparse.Namespace:
     args.problem = "xmc" if args.xmc is not None else args.problem or "places"
     if args.problem == "xmc" and args.xmc is None:
         parser.error("--problem xmc: give its files: --xmc TRAIN TEST")
-    for path in args.xmc or []:
+    if args.text is not None and args.problem != "words":
+        parser.error(f"--text: expected with --problem words, got --problem {args.problem}")
+    for path in [*(args.xmc or []), *filter(None, [args.text])]:
         if not path.exists():
             parser.error(f"{path}: expected a file, got none")
     try:
-        chosen = [parse_contender(text) for text in args.contender or CONTENDERS]
+        chosen = [parse_contender(text) for text in args.contender or PROBLEMS[args.problem]]
     except ValueError as error:
         parser.error(str(error))
     if importlib.util.find_spec("omikuji") is None and any(c.kind == "omikuji" for c in chosen):
@@ -121,6 +129,7 @@ def start(args: argparse.Namespace) -> Worker:
         "files": args.xmc and tuple(args.xmc),
         "propensity": args.propensity,
         "data_dir": args.data_dir,
+        "text": args.text,
         "classes": args.classes,
         "validation_rows": args.validation_rows,
     }

@@ -47,6 +47,7 @@ class Training:
         torch.manual_seed(seed)
         self.body = problem.body()
         linear = nn.Linear(problem.hidden, problem.num_labels)
+        problem.prepare(linear)
         self.head = make_head(contender, linear, variant)
         self.optimizers = self.head.optimizers(self.body, settings["lr"])
         self.steps = 0

@@ -233,7 +233,9 @@ def runs_of(record: dict) -> str:
 
 def time_to_accuracy_short() -> str:
     """For the README."""
-    return time_to_accuracy(("contender", "epochs", "P@", "ms/step", "seconds", "lsh", "s to"))
+    return time_to_accuracy(
+        ("contender", "epochs", "P@", "perplexity", "ms/step", "seconds", "lsh", "s to")
+    )
 
 
 def hidden() -> str:
@@ -294,13 +296,13 @@ BLOCKS = {
         scaling,
         scaling_neurons,
         prediction,
-        hidden,
         language_model,
         recommender,
         images,
         images_10000,
     ),
     "docs/benchmarks.md": (step_time_256, bf16_moments),
+    "docs/hidden.md": (hidden,),
     "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
     "docs/sampling.md": (sampling, time_to_accuracy),
 }

@@ -95,9 +95,10 @@ class LanguageModel(nn.Module):
 
 
 @torch.no_grad()
-def exact_losses(hidden: Tensor, targets: Tensor, head: nn.Module, block: int = 8192) -> Tensor:
+def exact_losses(
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, block: int = 8192
+) -> Tensor:
     """Cross entropy over all N classes of each row, (n); ``block`` classes at a time, never (n, N)."""
-    weight, bias = head.weight, head.bias
     normaliser = torch.full((len(hidden),), -math.inf)
     for start in range(0, len(weight), block):
         part = slice(start, start + block)
@@ -141,7 +142,10 @@ class NextWord:
         windows = torch.from_numpy(text[positions].astype(np.int64))
         losses = [
             exact_losses(
-                model.hidden(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten(), model.head
+                model.hidden(part[:, :-1]).flatten(0, 1),
+                part[:, 1:].flatten(),
+                model.head.weight,
+                model.head.bias,
             )
             for part in windows.split(max(1, 2048 // length))
         ]

@@ -271,6 +271,22 @@ def test_learning_rates_beyond_those_given(best, tried, monkeypatch):
         choose_rate(lambda lr: -math.inf, [0.01, 0.02], beyond=True)
 
 
+def test_time_to_perplexity(tmp_path):
+    text = tmp_path / "text.txt"
+    lines = [" ".join(f"w{(start + i) % 13}" for i in range(70)) for start in range(60)]
+    text.write_text("\n".join(lines))
+    names = ["dense", "log_uniform_1024", "tail_1024"]
+    arguments = [word for name in names for word in ("--contender", name)]
+    arguments += ["--problem", "words", "--text", text, "--batch", 64, "--epochs", 1, "--lr", 0.02]
+    record, printed = record_of(tmp_path, "time_to_accuracy", *arguments)
+    assert record["problem"]["num_labels"] == 15  # with the unknown word and the end of a document
+    dense, sampled, tail = (e["runs"][0]["test"]["perplexity"] for e in record["contenders"])
+    assert 1 < dense < 8  # counting modulo 13 begins to be learnt: guessing gives over 13
+    # with every word in the softmax, all heads are the same model
+    assert sampled == pytest.approx(dense, rel=1e-3) == tail
+    assert "s to within 2% of dense's best" in printed
+
+
 def test_time_to_accuracy_of_label_trees(tmp_path):
     pytest.importorskip("omikuji")
     record, _ = record_of(tmp_path, "time_to_accuracy", "--contender", "omikuji_1")

@@ -260,7 +260,7 @@ def test_perplexity_in_blocks_is_that_of_all_logits(example):
     hidden, targets = torch.randn(20, 8), torch.randint(50, (20,))
     expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="none")
     for block in (7, 50, 64):
-        found = language_model.exact_losses(hidden, targets, head, block)
+        found = language_model.exact_losses(hidden, targets, head.weight, head.bias, block)
         torch.testing.assert_close(found, expected)
 
 
