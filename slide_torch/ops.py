@@ -181,7 +181,7 @@ def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
 
 @_fake("slide_torch::mean_row")
 def _(weight: Any, bias: Any, most: Any) -> Any:
-    return weight.new_empty((weight.shape[1] + (bias is not None),))
+    return weight.new_empty((weight.shape[1] + int(bias is not None),))
 
 
 @_fake("slide_torch::nearest_in_groups")
@@ -451,7 +451,7 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
 
 @_fake("slide_torch::kernel_sums")
 def _(weight: Any, bias: Any, leaves: Any) -> Any:
-    width = weight.shape[1] + (bias is not None)
+    width = weight.shape[1] + int(bias is not None)
     dtype = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
     return weight.new_empty((leaves, width * (width + 1) // 2), dtype=dtype)
 
@@ -670,7 +670,7 @@ def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
 
 
 def _fake_centers(weight: Tensor, bias: Tensor | None, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    lists, width = offsets.shape[0] - 1, weight.shape[1] + (bias is not None)
+    lists, width = offsets.shape[0] - 1, weight.shape[1] + int(bias is not None)
     return weight.new_empty((lists, width)), weight.new_empty((lists,))
 
 
