@@ -190,17 +190,23 @@ def sampling() -> str:
     return f"{table}\n\n{where}."
 
 
-def time_to_accuracy(columns: tuple[str, ...] | None = None) -> str:
-    """A table for each problem that was recorded; only the ``columns`` named, by how they begin, or all."""
-    paths = sorted(RESULTS.glob("time_to_accuracy_*.json"), reverse=True)  # places first
-    if not paths:
+def time_to_accuracy(columns: tuple[str, ...] | None = None, *, largest: bool = False) -> str:
+    """A table for each problem that was recorded, or for the ``largest`` of each name; only the ``columns``
+    named, by how they begin, or all."""
+    records = [json.loads(p.read_text()) for p in RESULTS.glob("time_to_accuracy_*.json")]
+    if not records:
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
     from accuracy_record import table
 
-    parts = []
-    for path in paths:
-        record = json.loads(path.read_text())
+    order = ["places", "lemmas", "words"]
+    records.sort(key=lambda r: (order.index(r["problem"]["name"]), -r["problem"]["num_labels"]))
+    parts: list[str] = []
+    shown: set[str] = set()
+    for record in records:
         problem = record["problem"]
+        if largest and problem["name"] in shown:
+            continue
+        shown.add(problem["name"])
         names, lines = table(record)
         kept = [i for i, name in enumerate(names) if columns is None or name.startswith(columns)]
         rows = [[f"`{line[0]}`", *(line[i] for i in kept if i > 0)] for line in lines]
@@ -233,9 +239,8 @@ def runs_of(record: dict) -> str:
 
 def time_to_accuracy_short() -> str:
     """For the README."""
-    return time_to_accuracy(
-        ("contender", "epochs", "P@", "perplexity", "ms/step", "seconds", "lsh", "s to")
-    )
+    columns = ("contender", "epochs", "P@", "perplexity", "ms/step", "seconds", "lsh", "s to")
+    return time_to_accuracy(columns, largest=True)
 
 
 def hidden() -> str:
