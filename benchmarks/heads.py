@@ -176,8 +176,8 @@ class SampledHead(nn.Module):
         drawn: classes drawn uniformly besides.
         corrected: adds log((N - labels) / drawn) to the logits of those, which makes the softmax's
             normaliser an unbiased estimate of the full one.
-        log_uniform: draws as torch's users do for words, ids being sorted by falling frequency: with
-            replacement, class i with probability q = log((i + 2) / (i + 1)) / log(N + 1); corrected by
+        log_uniform: draws with replacement, ids being sorted by falling frequency: class i with
+            probability q = log((i + 2) / (i + 1)) / log(N + 1); corrected by
             -log(1 - (1 - q) ** drawn), the probability of being drawn at all.
         exact: besides, the so many largest logits of every row, found exactly at the cost of all N.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from common import HIDDEN
-from language_model import exact_losses
+from language_model import log_frequency, perplexity
 from problems import Problem
 from torch import Tensor, nn
-from wikipedia import UNKNOWN, Corpus
+from wikipedia import UNKNOWN, Corpus, windows_of
 
 __all__ = ["NextWord"]
 
@@ -59,14 +58,14 @@ class NextWord(Problem):
         texts = {part: getattr(corpus, part) for part in ("train", "validation", "test")}
         texts["validation"] = texts["validation"][: max(CONTEXT, validation_rows) + 1]
         self.windows = {
-            part: windows_of(np.where(text < self.num_labels, text, unknown))
+            part: windows_of(np.where(text < self.num_labels, text, unknown), CONTEXT)
             for part, text in texts.items()
         }
         for part, windows in self.windows.items():
             if not len(windows):
                 raise ValueError(f"NextWord: corpus.{part}: expected over {CONTEXT} words")
-        counts = np.bincount(self.windows["train"].flatten(), minlength=self.num_labels) + 1.0
-        self.log_frequency = torch.from_numpy(np.log(counts / counts.sum())).float()
+        counts = np.bincount(self.windows["train"].flatten(), minlength=self.num_labels)
+        self.log_frequency = log_frequency(counts)
         self.train_rows = len(self.windows["train"]) * CONTEXT
 
     def body(self) -> nn.Module:
@@ -87,23 +86,11 @@ class NextWord(Problem):
             words = torch.from_numpy(windows[order[start : start + count]])
             yield (words[:, :-1],), words[:, 1:].reshape(-1, 1)
 
-    @torch.no_grad()
     def evaluate(
         self, body: nn.Module, weight: Tensor, bias: Tensor, part: str
     ) -> dict[str, float]:
-        losses = [
-            exact_losses(body(words[:, :-1]), words[:, 1:].flatten(), weight, bias)
-            for words in torch.from_numpy(self.windows[part]).split(2048 // CONTEXT)
-        ]
-        return {"perplexity": math.exp(torch.cat(losses).double().mean().item())}
+        return {"perplexity": perplexity(body, self.windows[part], weight, bias)}
 
     def description(self) -> dict[str, Any]:
         held_out = {f"{part}_rows": len(self.windows[part]) * CONTEXT for part in self.windows}
         return super().description() | held_out
-
-
-def windows_of(text: np.ndarray) -> np.ndarray:
-    """(windows, CONTEXT + 1) int64; the last word of one is the first of the next, a rest is left out."""
-    count = (len(text) - 1) // CONTEXT
-    positions = np.arange(count)[:, None] * CONTEXT + np.arange(CONTEXT + 1)
-    return text[positions].astype(np.int64)

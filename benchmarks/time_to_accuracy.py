@@ -236,6 +236,11 @@ def clock(record: dict[str, Any], args: argparse.Namespace) -> None:
         states_of(args.json, entry, entry["settings"]["lr"]) if "settings" in entry else []
         for entry in entries
     ]
+    if lost := [str(path) for paths in states for path in paths or () if not path.exists()]:
+        raise SystemExit(
+            f"--clock: expected the states that training left beside the record, got no {', '.join(lost)}: "
+            "name contenders whose states are there, or train anew with --again"
+        )
     short = [{key: value for key, value in entry.items() if key != "runs"} for entry in entries]
     clocks = on_problem(args, measure, short, states, args.turns)
     for entry, found in zip(entries, clocks, strict=True):

@@ -198,8 +198,8 @@ def time_to_accuracy(columns: tuple[str, ...] | None = None, *, largest: bool = 
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
     from accuracy_record import table
 
-    order = ["places", "lemmas", "words"]
-    records.sort(key=lambda r: (order.index(r["problem"]["name"]), -r["problem"]["num_labels"]))
+    order = {"places": 0, "lemmas": 1, "words": 2}  # others last
+    records.sort(key=lambda r: (order.get(r["problem"]["name"], 3), -r["problem"]["num_labels"]))
     parts: list[str] = []
     shown: set[str] = set()
     for record in records:

@@ -79,7 +79,7 @@ class LanguageModel(nn.Module):
             self.head.weight = self.embedding.weight
         if frequency_bias:
             with torch.no_grad():
-                self.head.bias.copy_(torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())))
+                self.head.bias.copy_(log_frequency(counts))
 
     def hidden(self, words: Tensor) -> Tensor:
         """(B, T) words -> (B, T, width)."""
@@ -105,6 +105,24 @@ def exact_losses(
         logits = F.linear(hidden, weight[part], bias[part])
         normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
     return normaliser - (hidden * weight[targets]).sum(1) - bias[targets]
+
+
+def log_frequency(counts: np.ndarray) -> Tensor:
+    """Of words that occur ``counts`` (N) times, one added to each: float32 (N)."""
+    return torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).float()
+
+
+@torch.no_grad()
+def perplexity(
+    hidden: Callable[[Tensor], Tensor], windows: np.ndarray, weight: Tensor, bias: Tensor
+) -> float:
+    """Exact, of the last T words of each of ``windows`` (n, T + 1), read from a blank state; ``hidden`` gives
+    what is known after each of (B, T) words."""
+    losses = [
+        exact_losses(hidden(part[:, :-1]).flatten(0, -2), part[:, 1:].flatten(), weight, bias)
+        for part in torch.from_numpy(windows).split(max(1, 2048 // (windows.shape[1] - 1)))
+    ]
+    return math.exp(torch.cat(losses).double().mean().item())
 
 
 class NextWord:
@@ -133,23 +151,11 @@ class NextWord:
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
-    @torch.no_grad()
     def perplexity(self, model: nn.Module, text: np.ndarray, words: int) -> float:
-        """Of the first windows of a text, each read from a blank state."""
+        """Of the first ``words`` of a text, at least of one window."""
         length = self.shape[1]
-        count = max(1, min(words, len(text) - 1) // length)
-        positions = np.arange(count)[:, None] * length + np.arange(length + 1)
-        windows = torch.from_numpy(text[positions].astype(np.int64))
-        losses = [
-            exact_losses(
-                model.hidden(part[:, :-1]).flatten(0, 1),
-                part[:, 1:].flatten(),
-                model.head.weight,
-                model.head.bias,
-            )
-            for part in windows.split(max(1, 2048 // length))
-        ]
-        return math.exp(torch.cat(losses).double().mean().item())
+        windows = wikipedia.windows_of(text[: max(words, length) + 1], length)
+        return perplexity(model.hidden, windows, model.head.weight, model.head.bias)
 
     def validate(self, model: nn.Module) -> float:
         return self.perplexity(model, self.corpus.validation, VALIDATION_WORDS)

@@ -131,6 +131,14 @@ def prepare(
     )
 
 
+def windows_of(text: np.ndarray, length: int) -> np.ndarray:
+    """``text`` cut into windows, int64 (n, length + 1): the last word of one is the first of the next; a
+    rest is left out."""
+    count = (len(text) - 1) // length
+    positions = np.arange(count)[:, None] * length + np.arange(length + 1)
+    return text[positions].astype(np.int64)
+
+
 def load_corpus(text: Path | None = None, *, progress: bool = True) -> Corpus:
     """Loads a text, preparing it the first time; what is prepared is kept in ``slide_torch/text`` in the
     user's cache folder, ``$XDG_CACHE_HOME`` or ``~/.cache``.

@@ -285,6 +285,12 @@ def test_time_to_perplexity(tmp_path):
     # with every word in the softmax, all heads are the same model
     assert sampled == pytest.approx(dense, rel=1e-3) == tail
     assert "s to within 2% of dense's best" in printed
+    for state in tmp_path.glob("*-tail_1024-*.pt"):
+        state.unlink()
+    clock = ("--problem", "words", "--text", text, "--batch", 64, "--clock")
+    clock += ("--contender", "tail_1024", "--json", tmp_path / "time_to_accuracy.json")
+    answer = run("time_to_accuracy.py", *clock)
+    assert answer.returncode == 1 and "--clock: expected the states" in answer.stderr
 
 
 def test_time_to_accuracy_of_label_trees(tmp_path):
