@@ -35,7 +35,7 @@ from classifier import (
     save_checkpoint,
 )
 
-from slide_torch.optim_ops import advise_hugepages_, touch_rows_
+from slide_torch.ops.rows import advise_hugepages_, touch_rows_
 
 __all__ = [
     "FEATURES",

@@ -38,10 +38,11 @@ from common import (
 )
 from torch import Tensor, nn
 
-from slide_torch import LSHOptions, instruction_set, ops, optim, optim_ops
-from slide_torch.functional import as_labels
-from slide_torch.sampling import SampleActiveSets, SharedActiveSet, draw_active_set
-from slide_torch.tables import HashTables
+from slide_torch import LSHOptions, instruction_set, ops, optim
+from slide_torch.active_set import SampleActiveSets, SharedActiveSet
+from slide_torch.sampling.draw import draw_active_set
+from slide_torch.sampling.targets import as_labels
+from slide_torch.tables.hash_tables import HashTables
 
 LEVELS = ("baseline", "avx2", "avx512")
 
@@ -70,7 +71,7 @@ class Problem:
         torch.manual_seed(seed)
         self.neurons, self.width, self.batch = neurons, width, batch
         centres = torch.randn(max(1, neurons // 64), width)
-        self.weight = optim_ops.advise_hugepages_(torch.empty(neurons, width)).normal_()
+        self.weight = ops.advise_hugepages_(torch.empty(neurons, width)).normal_()
         self.weight.mul_(0.7).add_(centres[torch.arange(neurons) * len(centres) // neurons])
         self.weight.mul_(width**-0.5)
         self.bias = torch.zeros(neurons)
@@ -362,7 +363,7 @@ def coalesce_rows(p: Problem) -> Case:
     distinct = indices.unique().numel()
     loose = torch.sparse_coo_tensor(indices, values, p.weight.shape, check_invariants=False)
     return Case(
-        lambda: optim_ops.coalesce_rows(indices[0], values, p.neurons),
+        lambda: ops.coalesce_rows(indices[0], values, p.neurons),
         {"row_read": values.nbytes, "write": 4 * p.width * distinct},
         peer=loose.coalesce,
     )

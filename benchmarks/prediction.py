@@ -32,8 +32,8 @@ import classifier
 import places
 
 from slide_torch import LSHLinear, LSHOptions
-from slide_torch import predict as constants
 from slide_torch.optim import Adam
+from slide_torch.prediction import partition
 
 RECALLS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SWEPT = {
@@ -272,14 +272,14 @@ def sweep(args) -> list[dict]:
         for value in values:
             if value == default and any(r["default"] for r in results):
                 continue  # the defaults once
-            setattr(constants, name, value)
+            setattr(partition, name, value)
             head.calibration = None
             started = time.perf_counter()
             head.calibrate(
                 ours, args.k, args.recall, generator=torch.Generator().manual_seed(args.seed)
             )
             seconds = time.perf_counter() - started
-            setattr(constants, name, default)
+            setattr(partition, name, default)
             found = head.predict(queries, args.k, exact=False)[1]
             settings.append(head.calibration)
             results.append(

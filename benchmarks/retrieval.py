@@ -41,7 +41,7 @@ from tqdm import tqdm
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam
 from slide_torch.options import FAMILIES
-from slide_torch.tune import Exact, build, measure
+from slide_torch.tuning.recall import Exact, build, measure
 
 TOP = 10
 CODE_BITS = (9, 12, 15)

@@ -35,7 +35,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from slide_torch import HashTables, LSHOptions
-from slide_torch.functional import as_labels, draw_step, lsh_linear_cross_entropy
+from slide_torch.functional import lsh_linear_cross_entropy
+from slide_torch.sampling.step import draw_step
+from slide_torch.sampling.targets import as_labels
 
 UNCORRECTED = ("in-batch alone", "uniform", "SimHash + uniform")
 

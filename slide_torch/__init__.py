@@ -1,17 +1,18 @@
 """LSHLinear: a drop-in for a huge nn.Linear output layer that trains only the neurons that matter."""
 
 from . import functional, metrics, optim
-from .convert import convert_
-from .feed_forward import LSHFeedForward
-from .gradients import clip_grad_norm_
-from .linear import LSHLinear
-from .logits import SampledLogits
+from .nn.convert import convert_
+from .nn.feed_forward import LSHFeedForward
+from .nn.linear import LSHLinear
+from .nn.sampled_logits import SampledLogits
 from .ops import instruction_set
+from .optim.clipping import clip_grad_norm_
 from .options import LSHOptions
 from .persistence import load_sampler_state, sampler_state
 from .tables import HashTables
-from .tune import TuneResult, tune
-from .watch import RecallProbe
+from .tuning.probe import RecallProbe
+from .tuning.result import TuneResult
+from .tuning.tune import tune
 
 __version__ = "0.1.0"
 

@@ -26,8 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401  (loads the operators)
-
 __all__ = ["IGNORE_INDEX", "SparseRows", "XMCData", "batches", "read_xmc"]
 
 IGNORE_INDEX = -100

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import optim_ops
-from .linear import LSHLinear
+from . import ops
+from .nn.linear import LSHLinear
 
 
 def _row_sparse(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[LSHLinear]]]:
@@ -71,7 +71,7 @@ def allreduce_row_gradients(model: nn.Module, group: dist.ProcessGroup | None = 
         all_values = _gather(values, most, world, group)
         rows = torch.cat([r[: int(n)] for r, n in zip(all_rows, counts, strict=True)])
         values = torch.cat([v[: int(n)] for v, n in zip(all_values, counts, strict=True)])
-        rows, values = optim_ops.coalesce_rows(rows, values.div_(world), len(parameter))
+        rows, values = ops.coalesce_rows(rows, values.div_(world), len(parameter))
         parameter.grad = torch.sparse_coo_tensor(
             rows.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
         )

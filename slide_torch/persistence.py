@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .linear import LSHLinear
+from .nn.linear import LSHLinear
 
 
 def sampler_state(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slide_torch import LSHLinear, LSHOptions, optim_ops
+from slide_torch import LSHLinear, LSHOptions, ops
 from slide_torch.optim import Adam
 
 BF16 = torch.bfloat16
@@ -19,9 +19,7 @@ ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.
 def step_rows(gradient, moments, *, step=1, rows=None, param=None, **options):
     """One update; the bfloat16 moments before and after."""
     param = torch.zeros_like(gradient) if param is None else param
-    optim_ops.adam_rows_(
-        param, *moments, rows, gradient, step=step, maximize=False, **(ADAM | options)
-    )
+    ops.adam_rows_(param, *moments, rows, gradient, step=step, maximize=False, **(ADAM | options))
     return param
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import slide_torch
-from slide_torch import LSHLinear, LSHOptions, bfloat16, optim_ops
+from slide_torch import LSHLinear, LSHOptions, ops, precision
 from slide_torch.optim import SGD, Adagrad, Adam
 
 BF16 = torch.bfloat16
@@ -211,11 +211,9 @@ def test_fuse_backward_hands_the_gradient_over():
 def update(name, param, state, gradient, rows, step):
     if name == "sgd":
         options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "nesterov": False}
-        optim_ops.sgd_rows_(param, state, rows, gradient, maximize=False, step=step, **options)
+        ops.sgd_rows_(param, state, rows, gradient, maximize=False, step=step, **options)
     else:
-        optim_ops.adagrad_rows_(
-            param, state, rows, gradient, lr=0.1, eps=1e-8, maximize=False, step=step
-        )
+        ops.adagrad_rows_(param, state, rows, gradient, lr=0.1, eps=1e-8, maximize=False, step=step)
 
 
 @pytest.mark.parametrize("shape", [(40, 19), (300,), (9, 128), (2000, 3)])
@@ -254,7 +252,7 @@ def test_parameters_are_rounded_without_bias_and_independently():
         param = torch.ones(count, dtype=BF16)
         gradient = torch.full((count,), -chance * 2.0**-7, dtype=BF16)
         options = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False}
-        optim_ops.sgd_rows_(param, None, None, gradient, lr=1.0, step=step, **options)
+        ops.sgd_rows_(param, None, None, gradient, lr=1.0, step=step, **options)
         up = param == 1 + 2**-7
         assert (up | (param == 1)).all()
         assert abs(up.double().mean().item() - chance) < 4 * math.sqrt(chance / count)
@@ -279,13 +277,13 @@ def test_what_is_not_a_number_stays_so():
     param = torch.ones(27, dtype=BF16)
     gradient = torch.tensor([math.nan, math.inf, 1.0] * 9).to(BF16)
     options = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False}
-    optim_ops.sgd_rows_(param, None, None, gradient, lr=1.0, **options)
+    ops.sgd_rows_(param, None, None, gradient, lr=1.0, **options)
     assert param[0::3].isnan().all() and param[1::3].isinf().all() and param[2::3].eq(0).all()
 
 
 def test_accumulated_row_gradients_are_summed_in_float32():
     rows, values = torch.tensor([4, 1, 4]), torch.randn(3, 5).to(BF16)
-    found, sums = optim_ops.coalesce_rows(rows, values, 6)
+    found, sums = ops.coalesce_rows(rows, values, 6)
     assert found.tolist() == [1, 4] and sums.dtype == BF16
     assert torch.equal(sums[1], (values[0].float() + values[2].float()).to(BF16))
 
@@ -372,7 +370,7 @@ def test_compiled(options, sparse, loss_of):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_exact_prediction_is_topk_of_float32_logits(bias, monkeypatch):
-    monkeypatch.setattr(bfloat16, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(precision, "ROWS_AT_ONCE", 64)
     layer = make(bias=bias)
     with torch.no_grad():
         layer.weight[100:103] = layer.weight[5]  # equal logits, in several blocks
@@ -392,7 +390,7 @@ def test_exact_prediction_is_topk_of_float32_logits(bias, monkeypatch):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_approximate_prediction_is_that_of_float32(bias, monkeypatch):
-    monkeypatch.setattr(bfloat16, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(precision, "ROWS_AT_ONCE", 64)
     layer = make(bias=bias)
     twin = float_twin(layer)
     x, _ = batch()
@@ -407,13 +405,13 @@ def test_approximate_prediction_is_that_of_float32(bias, monkeypatch):
 
 
 def test_upkeep_copies_some_rows_at_a_time(monkeypatch):
-    monkeypatch.setattr(bfloat16, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(precision, "ROWS_AT_ONCE", 64)
     monkeypatch.setattr(slide_torch.hashing, "ROWS_AT_ONCE", 64)
     monkeypatch.setattr(slide_torch.hashing, "_SAMPLE", 64)
     layer = make()
     most = 0
 
-    def watched(weight, bias, rows, some_rows=bfloat16.some_rows):
+    def watched(weight, bias, rows, some_rows=precision.some_rows):
         nonlocal most
         found = some_rows(weight, bias, rows)
         most = max(most, len(found[0]))

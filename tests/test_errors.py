@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from slide_torch import HashTables, LSHLinear, LSHOptions, reference
-from slide_torch.functional import as_labels, lsh_linear_cross_entropy
-from slide_torch.sampling import SharedActiveSet, draw_active_set
+from slide_torch.active_set import SharedActiveSet
+from slide_torch.functional import lsh_linear_cross_entropy
+from slide_torch.sampling.draw import draw_active_set
+from slide_torch.sampling.targets import as_labels
 
 N, D, B = 50, 8, 6
 SAMPLED = dict(budget=4, tail=5, K=2, L=3)

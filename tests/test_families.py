@@ -7,10 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slide_torch import HashTables, LSHLinear, LSHOptions, hashing, ops, reference
-from slide_torch.hashing import CrossPolytope, KMeans, MinHash, make_family
+from slide_torch import HashTables, LSHLinear, LSHOptions, ops, reference
+from slide_torch.active_set import Labels
+from slide_torch.hashing import kmeans
+from slide_torch.hashing.bins import MinHash
+from slide_torch.hashing.cross_polytope import CrossPolytope
+from slide_torch.hashing.kmeans import KMeans
+from slide_torch.hashing.make import make_family
 from slide_torch.options import FAMILIES
-from slide_torch.sampling import Labels, draw_active_set
+from slide_torch.sampling.draw import draw_active_set
 
 PROBING = [f for f in FAMILIES if f != "minhash"]
 EMPTY = torch.empty(0, dtype=torch.int32)
@@ -331,7 +336,7 @@ def test_centroids_in_groups(dtype):
     centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
     x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
     x[5, 3] = math.nan
-    groups = hashing._group(centroids)
+    groups = kmeans._group(centroids)
     assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
     exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
     means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from slide_torch import HashTables, LSHOptions, ops, reference
-from slide_torch.functional import as_labels, lsh_linear_cross_entropy
-from slide_torch.sampling import SharedActiveSet, draw_active_set
+from slide_torch.active_set import SharedActiveSet
+from slide_torch.functional import lsh_linear_cross_entropy
+from slide_torch.sampling.draw import draw_active_set
+from slide_torch.sampling.targets import as_labels
 
 PATTERNS = ["shared", "per_sample"]
 DTYPES = [torch.float32, torch.float64]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from slide_torch import LSHOptions, ops, reference
-from slide_torch.hashing import DWTA, SimHash, make_family
+from slide_torch.hashing.bins import DWTA
+from slide_torch.hashing.make import make_family
+from slide_torch.hashing.simhash import SimHash
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slide_torch import LSHFeedForward, LSHLinear, LSHOptions, load_sampler_state, sampler_state
 from slide_torch.optim import Adam
-from slide_torch.sampling import candidates
+from slide_torch.sampling.candidates import candidates
 
 N, D, OUT, B = 60, 8, 5, 7
 PATTERNS = ["shared", "per_sample"]
@@ -171,7 +171,7 @@ def test_gradcheck_with_every_neuron_active(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradcheck_of_active_sets(pattern):
     """Through the operators, whose active sets stay as they are while the numbers move."""
-    from slide_torch import hidden
+    from slide_torch.nn import hidden
 
     layer = feed_forward(pattern, dtype=torch.float64)
     x = randn(B, D, dtype=torch.float64, requires_grad=True)

@@ -359,7 +359,8 @@ def test_computed_over_the_active_set(pattern, sparse, correction):
 
 def tail_of(layer, x):
     """Of a draw without labels: which active neurons only the tail has, (B, N)."""
-    from slide_torch.sampling import Labels, SharedActiveSet, draw_active_set
+    from slide_torch.active_set import Labels, SharedActiveSet
+    from slide_torch.sampling.draw import draw_active_set
 
     flat = x.detach().reshape(-1, D)
     active = draw_active_set(layer.tables, flat, Labels.none(len(flat), flat.dtype))

@@ -23,8 +23,9 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from slide_torch import LSHLinear, LSHOptions, ops, reference
-from slide_torch.functional import as_labels, lsh_linear_binary_cross_entropy
-from slide_torch.sampling import draw_active_set
+from slide_torch.functional import lsh_linear_binary_cross_entropy
+from slide_torch.sampling.draw import draw_active_set
+from slide_torch.sampling.targets import as_labels
 
 PATTERNS = ["shared", "per_sample"]
 MULTI_HOT = torch.zeros(len(LISTS), 40, dtype=torch.float64)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slide_torch import optim, optim_ops
+from slide_torch import ops, optim
 
 OPS = torch.ops.slide_torch
 WIDTHS = ((), (1,), (5,), (19,), (64,), (3, 4))  # row shapes: a bias, tails, whole vectors, n-D
@@ -426,7 +426,7 @@ def test_coalesce(dtype, row, num_rows, entries):
     generator = torch.Generator().manual_seed(num_rows)
     indices = torch.randint(num_rows, (entries,), generator=generator)
     values = torch.randn(entries, *row, generator=generator, dtype=dtype)
-    rows, summed = optim_ops.coalesce_rows(indices, values, num_rows)
+    rows, summed = ops.coalesce_rows(indices, values, num_rows)
     expected, inverse = indices.unique(return_inverse=True)
     assert torch.equal(rows, expected)
     # index_add_ adds in the order of the entries too.
@@ -536,8 +536,8 @@ def test_opcheck(case):
 
 def test_advise_hugepages_on_large_memory():
     tensor = torch.empty(3_000_001)
-    assert optim_ops.advise_hugepages_(tensor) is tensor
-    assert optim_ops.advise_hugepages_(torch.ones(3, 1000, 1000)[1:]).eq(1).all()
+    assert ops.advise_hugepages_(tensor) is tensor
+    assert ops.advise_hugepages_(torch.ones(3, 1000, 1000)[1:]).eq(1).all()
 
 
 @pytest.mark.parametrize("width", [1, 7, 128, 131])
@@ -547,9 +547,9 @@ def test_touch_rows(width, dtype, bits):
     before, rows = tensor.clone().view(bits), torch.randperm(4000)[:3000].sort().values
     expected = np.bitwise_xor.reduce(before[rows].numpy(), axis=None)
     version = tensor._version
-    assert optim_ops.touch_rows_(tensor, rows, write=False).item() == expected
+    assert ops.touch_rows_(tensor, rows, write=False).item() == expected
     assert tensor._version == version and torch.equal(tensor.view(bits), before)
-    assert optim_ops.touch_rows_(tensor, rows, write=True).item() == expected
+    assert ops.touch_rows_(tensor, rows, write=True).item() == expected
     assert tensor._version > version
     inverted = before.clone()
     inverted[rows] = ~inverted[rows]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from slide_torch import LSHLinear, ops
-from slide_torch.predict import RADIUS_WEIGHTS, RowPartition
+from slide_torch.prediction.partition import RADIUS_WEIGHTS, RowPartition
 
 DTYPES = (torch.float32, torch.float64)
 

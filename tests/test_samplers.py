@@ -22,9 +22,11 @@ from test_functional import (
 from test_losses import binary, dense_binary
 
 from slide_torch import LSHLinear, LSHOptions, load_sampler_state, ops, sampler_state
-from slide_torch.functional import as_labels, lsh_linear_cross_entropy
-from slide_torch.proposals import FixedProposal, kernel_sums, log_uniform_shares
-from slide_torch.sampling import Labels, draw_active_set
+from slide_torch.active_set import Labels
+from slide_torch.functional import lsh_linear_cross_entropy
+from slide_torch.sampling.draw import draw_active_set
+from slide_torch.sampling.targets import as_labels
+from slide_torch.tails.proposals import FixedProposal, kernel_sums, log_uniform_shares
 
 DISTRIBUTIONS = {
     "log_uniform": "log_uniform",

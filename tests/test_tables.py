@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from slide_torch import HashTables, LSHOptions, ops, reference
-from slide_torch.sampling import Labels, SampleActiveSets, SharedActiveSet, draw_active_set
+from slide_torch.active_set import Labels, SampleActiveSets, SharedActiveSet
+from slide_torch.sampling.draw import draw_active_set
 
 EMPTY = torch.empty(0, dtype=torch.int32)
 

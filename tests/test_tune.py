@@ -9,8 +9,8 @@ from torch import nn
 
 from slide_torch import LSHLinear, LSHOptions, RecallProbe, sampler_state, tune
 from slide_torch.optim import Adam
-from slide_torch.sampling import candidates
-from slide_torch.tables import HashTables
+from slide_torch.sampling.candidates import candidates
+from slide_torch.tables.hash_tables import HashTables
 
 N, d = 2000, 24
 

@@ -1,0 +1,66 @@
+"""What the functional losses check of a layer and its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..precision import DTYPES
+from ..tables import HashTables
+
+
+def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
+    """Under autocast ``input`` in the dtype of ``weight``: earlier layers give it in bfloat16, and sampled
+    losses are computed at full precision. The cast's own gradient goes back in bfloat16."""
+    if torch.is_autocast_enabled("cpu") and input.is_floating_point():
+        return input.to(weight.dtype)
+    return input
+
+
+def check_leaves(weight: Tensor, bias: Tensor | None, name: str) -> None:
+    for which, tensor in (("linear_weight", weight), ("linear_bias", bias)):
+        if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{name}: {which}: expected a leaf (a Parameter) for sparse=True, got the result of a "
+                "computation (a parametrization?), through which row-sparse gradients do not flow: use "
+                "sparse=False"
+            )
+
+
+def check_layer(
+    input: Tensor, weight: Tensor, bias: Tensor | None, tables: HashTables, name: str
+) -> None:
+    if not isinstance(tables, HashTables):
+        raise ValueError(f"{name}: tables: expected HashTables, got {type(tables).__name__}")
+    shape = (tables.out_features, tables.in_features)
+    if weight.dim() != 2 or tuple(weight.shape) != shape:
+        raise ValueError(
+            f"{name}: linear_weight: expected shape {shape}, that of its tables, "
+            f"got {tuple(weight.shape)}"
+        )
+    if weight.dtype not in DTYPES:
+        raise ValueError(
+            f"{name}: linear_weight: expected float32, float64 or bfloat16, got {weight.dtype}: "
+            "convert the layer with .float()"
+        )
+    if input.dim() < 1 or input.shape[-1] != shape[1]:
+        raise ValueError(
+            f"{name}: input: expected last dimension {shape[1]} (in_features), "
+            f"got shape {tuple(input.shape)}"
+        )
+    for which, tensor in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name}: {which}: expected a CPU tensor, got {tensor.device}")
+        if tensor.dtype != weight.dtype:
+            raise ValueError(
+                f"{name}: {which}: expected {weight.dtype}, the weight's dtype, got {tensor.dtype}"
+            )
+        if tensor is not input and not tensor.is_contiguous():
+            raise ValueError(f"{name}: {which}: expected a contiguous tensor: call .contiguous()")
+    if (bias is not None) != tables.has_bias or (bias is not None and bias.shape != shape[:1]):
+        raise ValueError(
+            f"{name}: linear_bias: expected {'shape ' + str(shape[:1]) if tables.has_bias else None}"
+            f", as its tables, got {None if bias is None else 'shape ' + str(tuple(bias.shape))}"
+        )

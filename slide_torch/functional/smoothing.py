@@ -1,0 +1,112 @@
+"""Label smoothing over active sets."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..active_set import ActiveSet, Labels, SharedActiveSet
+from ..ops import fused_update
+from ..tables import HashTables
+
+_NAME = "lsh_linear_cross_entropy"
+
+
+def check_smoothing(
+    label_smoothing: float, tables: HashTables, weight: Tensor, sparse: bool
+) -> None:
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(
+            f"{_NAME}: label_smoothing: expected a number from 0 to 1, got {label_smoothing}"
+        )
+    options = tables.options
+    own_sets = options.pattern == "per_sample" and options.correction == "none"
+    if label_smoothing > 0 and own_sets and options.budget < tables.out_features:  # type: ignore[operator]
+        raise NotImplementedError(
+            f"{_NAME}: label_smoothing: expected 0.0 with pattern='per_sample' and correction='none', got "
+            f"{label_smoothing}: use correction='importance', or pattern='shared'"
+        )
+    if label_smoothing == 0:
+        return
+    if torch.compiler.is_compiling():
+        if sparse or (options.pattern == "per_sample" and not tables.exact):
+            raise NotImplementedError(
+                f"{_NAME}: label_smoothing: expected 0.0 under torch.compile with sparse=True or "
+                f"pattern='per_sample', got {label_smoothing}: use sparse=False and pattern='shared', or "
+                "leave the loss out of the graph"
+            )
+    elif sparse and weight.requires_grad and fused_update.optimizer_of(weight) is not None:
+        raise NotImplementedError(
+            f"{_NAME}: label_smoothing: expected 0.0 with an optimizer that updates the weight inside "
+            f"backward, got {label_smoothing}: smoothing has a gradient of its own, which would be a second "
+            "step: set fuse_backward=False"
+        )
+
+
+def _smooth(
+    labels: Labels,
+    smoothing: float,
+    active: ActiveSet,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    scale: float,
+    sparse: bool,
+    *,
+    neurons: int,
+    copied: bool,
+    tail_varies: bool,
+) -> tuple[Labels, Tensor]:
+    """Labels and an addition to the losses (B) that make these label-smoothed.
+
+    With p the labels' probabilities (of sum T), c the classes' mean weight, n the log normaliser, and s the
+    smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``. Labels scaled to the
+    mass M = (1 - s) T + s c bring in ``M n``, and too much of their own logits: what is left to add,
+    ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
+
+    ``copied`` says that ``weight`` and ``bias`` are copies of the active rows, not of all ``neurons``.
+    """
+    batch, dtype = input.shape[0], input.dtype
+    sample = torch.arange(batch).repeat_interleave(
+        labels.offsets.diff(), output_size=labels.ids.shape[0]
+    )
+    total = torch.zeros(batch, dtype=dtype).index_add(0, sample, labels.probabilities)
+    has_label = total > 0
+    mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
+    pull = torch.where(has_label, smoothing * mean_weight / total, 0.0)
+    own = pull[sample] * labels.probabilities
+    scaled = labels.probabilities * (1 - smoothing) + own
+
+    # what each active row counts in the mean over classes; any one sample's set estimates that mean
+    if isinstance(active, SharedActiveSet):
+        rows, log_weight = active.rows, active.log_weight
+    else:
+        first = slice(int(active.offsets[0]), int(active.offsets[1]))
+        rows, log_weight = active.active[first].long(), active.log_weight
+        log_weight = None if log_weight is None else log_weight[first]
+    share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()
+    # for a uniform tail the shares sum to N exactly; others are unbiased with N, not with their sum
+    share = share / (neurons if tail_varies else share.sum())
+    if class_weight is not None:
+        share = share * class_weight.detach().to(dtype)[rows]
+
+    def logits(ids: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | float]:
+        """factors * (weight rows, biases) of ids."""
+        if copied:
+            places = torch.searchsorted(active.rows, ids)
+            of_bias = 0.0 if bias is None else bias.index_select(0, places) * factors
+            return weight.index_select(0, places) * factors[:, None], of_bias
+        of_bias = 0.0 if bias is None else bias.gather(0, ids, sparse_grad=sparse) * factors
+        return F.embedding(ids, weight, sparse=sparse) * factors[:, None], of_bias
+
+    # products and sums, no matrix products: their order must not depend on the number of threads
+    label_rows, label_bias = logits(labels.ids, own)
+    pulls = (label_rows * input[sample]).sum(1) + label_bias
+    mean_rows, mean_bias = logits(rows, share)
+    mean = (input * mean_rows.sum(0)).sum(1)
+    mean = mean + (mean_bias.sum() if isinstance(mean_bias, Tensor) else mean_bias)
+    addition = torch.zeros(batch, dtype=dtype).index_add(0, sample, pulls) - smoothing * mean
+    addition = torch.where(has_label, addition, 0.0) * scale
+    return Labels(labels.offsets, labels.ids, scaled), addition

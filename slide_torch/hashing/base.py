@@ -1,0 +1,187 @@
+"""The interface of all hash families."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..precision import ROWS_AT_ONCE, blocks, some_rows
+
+_SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
+
+
+class HashFamily(nn.Module, abc.ABC):
+    """K hashes packed into one code, for each of L tables; the functions are determined by a seed (and,
+    for :class:`KMeans`, by the rows that it is fitted to).
+
+    What is hashed of a row comes about in steps: its bias is appended (``has_bias``; queries append 1);
+    the mean row is subtracted (``center``, rows only); a last coordinate brings its norm up to a common
+    bound (``augment_norms``; 0 for queries). Length itself plays no part: no family's code changes when a
+    vector is multiplied by a positive number.
+
+    Functions are integer or float buffers that no state dict holds.
+
+    Args:
+        in_features: width d of rows and inputs.
+        K, L: hashes per table, and tables.
+        has_bias: whether rows come with a bias.
+        seed: what the functions are drawn from.
+        center: whether :meth:`fit` and :meth:`adapt` center.
+        augment_norms: whether rows get the coordinate above (Neyshabur & Srebro 2015).
+
+    Attributes:
+        bits: bits of a code.
+        seed: what the functions were drawn from.
+        center: (d, or d + 1 with bias), what is subtracted from rows, or None.
+        norm_bound: float64 scalar, what norms are brought up to, or None.
+    """
+
+    center: Tensor | None
+    norm_bound: Tensor | None
+    describes = False
+
+    def __init__(
+        self,
+        in_features: int,
+        K: int,
+        L: int,
+        *,
+        has_bias: bool,
+        seed: int,
+        center: bool = False,
+        augment_norms: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.K = K
+        self.L = L
+        self.has_bias = has_bias
+        self.centers = center
+        self.augment_norms = augment_norms
+        self.register_buffer("center", None, persistent=False)
+        self.register_buffer("norm_bound", None, persistent=False)
+        self.bits = K
+        self.draw(seed)
+
+    @property
+    def width(self) -> int:
+        """Coordinates of what is hashed."""
+        return self.in_features + self.has_bias + self.augment_norms
+
+    def draw(self, seed: int) -> None:
+        """Replaces the hash functions by those of ``seed``."""
+        self.seed = seed
+        self._draw(torch.Generator().manual_seed(seed))
+
+    @abc.abstractmethod
+    def _draw(self, generator: torch.Generator) -> None: ...
+
+    @abc.abstractmethod
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor: ...
+
+    def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
+        """Makes ready for the rows of ``weight`` (N, d) with ``bias`` (N) or None: :meth:`adapt`, and what
+        a data-dependent family learns from them, setting out from a ``previous`` one of the same shape."""
+        self.adapt(weight, bias)
+
+    def follow(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Before some rows are hashed anew: moves functions that may move while the other rows keep their
+        codes. Those that a seed determines may not."""
+
+    def describe(self, centers: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
+        """After rows have been hashed: takes note of what lies in the buckets, where ``describes`` says that
+        it is wanted: for each table mean rows and radius as of :func:`slide_torch.ops.list_centers`;
+        ``offsets`` (L, 2^bits + 1)."""
+
+    def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
+        up to 8,192 of them.
+
+        Centering shifts a query's inner products with all rows alike, so their order stays; but rows that
+        training has pushed in one common direction no longer share a bucket.
+        """
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if self.centers:
+            self.center = mean_row_of(weight, bias)
+        if self.augment_norms:
+            self.norm_bound = self._norm_bound(weight, bias)
+
+    def _norm_bound(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = hashed_rows(weight.detach(), bias, _evenly(weight), self.center)
+        return rows.double().norm(dim=1).quantile(0.9)
+
+    def row_codes(
+        self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Codes of neurons: the rows of ``weight``, the bias appended as one more coordinate.
+
+        Args:
+            weight: float32, float64 or bfloat16 (N, d).
+            bias: the same dtype, (N), or None for a family made without one.
+            rows: int64 (n), the rows to hash; None for all.
+
+        Returns:
+            int16 (up to 15 bits) or int32 (L, n). The code of a row that holds NaN or Inf is -1.
+        """
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if weight.dtype == torch.bfloat16:
+            parts = blocks(weight.shape[0]) if rows is None else rows.split(ROWS_AT_ONCE)
+            found = [self.row_codes(*some_rows(weight, bias, part)) for part in parts]
+            return torch.cat(found, 1)
+        center = None if self.center is None else self.center.to(weight.dtype)
+        norm_bound = None
+        if self.augment_norms:
+            norm_bound = 1.0 if self.norm_bound is None else float(self.norm_bound)
+        return self._codes(weight, bias, rows, center, norm_bound)
+
+    def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
+        """Codes of inputs: a 1 is appended where rows append their bias.
+
+        Args:
+            input: float32 or float64 (B, d).
+            probes: how many codes a table, the best first.
+
+        Returns:
+            (L * probes, B), dtype as :meth:`row_codes`: row ``t * probes + p`` has the p-th best codes of
+            table t, all different; -1 where there are fewer, and for inputs that hold NaN or Inf.
+        """
+        input = input.detach()
+        bias = input.new_ones(input.shape[0]) if self.has_bias else None
+        norm_bound = 0.0 if self.augment_norms else None
+        return self._codes(input, bias, norm_bound=norm_bound, probes=probes)
+
+
+def _evenly(weight: Tensor) -> Tensor:
+    """Rows, up to 8,192, that stand for all."""
+    return torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
+
+
+def mean_row_of(weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype == torch.bfloat16:
+        weight, bias = some_rows(weight, bias, _evenly(weight))
+    return ops.mean_row(weight, bias, _SAMPLE)
+
+
+def hashed_rows(
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    center: Tensor | None,
+    norm_bound: float | None = None,
+) -> Tensor:
+    """:func:`slide_torch.ops.hashed_rows`, of bfloat16 parameters too."""
+    if weight.dtype != torch.bfloat16:
+        return ops.hashed_rows(weight, bias, rows, center, norm_bound)
+    return ops.hashed_rows(*some_rows(weight, bias, rows), None, center, norm_bound)

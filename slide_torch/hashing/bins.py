@@ -1,0 +1,81 @@
+"""Families that hash which coordinate of a bin is largest (DWTA) or first positive (MinHash)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .base import HashFamily
+
+
+class _Bins(HashFamily):
+    """Hashes by bins of ``bin_size`` randomly chosen coordinates."""
+
+    coordinates: Tensor
+
+    def __init__(
+        self, in_features: int, K: int, L: int, *, bin_size: int = 8, **common: Any
+    ) -> None:
+        self.bin_size = bin_size
+        super().__init__(in_features, K, L, **common)
+        self.bits = K * (bin_size.bit_length() - 1)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        needed = self.K * self.L * self.bin_size
+        # whole permutations, cut into bins: within one permutation no coordinate is seen twice
+        permutations = -(-needed // self.width)
+        order = torch.rand(permutations, self.width, generator=generator).argsort(dim=1).flatten()
+        coordinates = order[:needed].view(-1, self.bin_size).to(torch.int32).contiguous()
+        self.register_buffer("coordinates", coordinates, persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"K={self.K}, L={self.L}, bin_size={self.bin_size}"
+
+
+class DWTA(_Bins):
+    """Densified winner-take-all (Yagnik et al. 2011; Chen & Shrivastava 2018): a hash is the place of the
+    largest of ``bin_size`` randomly chosen coordinates. A further probe takes the second largest.
+
+    Coordinates that are zero count as absent, so sparse vectors (a ReLU's output) hash by what they
+    have; a hash whose coordinates are all absent borrows that of another bin. On vectors without zeros
+    this is winner-take-all hashing itself.
+    """
+
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor:
+        return ops.dwta(
+            input, bias, rows, center, self.coordinates, self.K, self.L, norm_bound, probes
+        )
+
+
+class MinHash(_Bins):
+    """One-permutation MinHash (Li et al. 2012) with optimal densification (Shrivastava 2017) of the set of
+    a vector's positive coordinates: two vectors agree in a hash with a probability of their sets'
+    Jaccard similarity (and 1 / ``bin_size`` of the rest, where a bin is empty).
+
+    For sparse or binary vectors. A hash is the first place of a bin, in a random order of coordinates,
+    that is in the set; an empty bin borrows from another. It has no further probes.
+    """
+
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor:
+        if probes != 1 or norm_bound is not None:
+            raise ValueError("MinHash: expected one probe, and no augmented norms")
+        return ops.minhash(input, bias, rows, center, self.coordinates, self.K, self.L)

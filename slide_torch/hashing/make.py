@@ -1,0 +1,41 @@
+"""Hash families by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..options import LSHOptions
+from .base import HashFamily
+from .bins import DWTA, MinHash
+from .cross_polytope import CrossPolytope
+from .kmeans import KMeans
+from .simhash import SimHash
+
+
+def make_family(options: LSHOptions, in_features: int, *, has_bias: bool, seed: int) -> HashFamily:
+    """The family that resolved ``options`` name."""
+    assert options.K != "auto" and options.L != "auto"
+    own: dict[str, Any] = {}
+    if options.family == "simhash":
+        own["projection"] = options.projection
+    elif options.family != "kmeans":
+        own["bin_size"] = options.bin_size
+    return _FAMILIES[options.family](
+        in_features,
+        options.K,
+        options.L,
+        has_bias=has_bias,
+        seed=seed,
+        center=options.center,
+        augment_norms=options.augment_norms,
+        **own,
+    )
+
+
+_FAMILIES: dict[str, Any] = {
+    "simhash": SimHash,
+    "dwta": DWTA,
+    "minhash": MinHash,
+    "cross_polytope": CrossPolytope,
+    "kmeans": KMeans,
+}

@@ -1,0 +1,64 @@
+"""SimHash: signs of random projections (Charikar, STOC 2002)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .base import HashFamily
+from .rotations import rotations
+
+
+class SimHash(HashFamily):
+    """Signs of random projections (Charikar 2002): two vectors at angle t agree in a hash with
+    probability 1 - t / pi. A further probe flips the signs of the projections nearest to zero.
+
+    ``projection``: ``"hadamard"``, ``"gaussian"`` or ``"sparse"``, see :class:`LSHOptions`. The sparse one
+    is multiplied as a dense matrix.
+    """
+
+    signs: Tensor
+    extra_projection: Tensor
+    matrix: Tensor
+
+    def __init__(
+        self, in_features: int, K: int, L: int, *, projection: str = "hadamard", **common: Any
+    ) -> None:
+        self._projection = projection
+        super().__init__(in_features, K, L, **common)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        hashes = self.K * self.L
+        if self._projection == "hadamard":
+            signs, extra = rotations(self.in_features, hashes, 1, generator)
+            self.register_buffer("signs", signs, persistent=False)
+            self.register_buffer("extra_projection", extra, persistent=False)
+            return
+        shape = (hashes, self.width)
+        if self._projection == "gaussian":
+            matrix = torch.randn(shape, generator=generator)
+        else:
+            matrix = torch.randint(0, 6, shape, generator=generator).float()
+            matrix = (matrix == 0).float() - (matrix == 1).float()
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def _codes(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None = None,
+        center: Tensor | None = None,
+        norm_bound: float | None = None,
+        probes: int = 1,
+    ) -> Tensor:
+        of = (input, bias, rows, center)
+        if self._projection == "hadamard":
+            extra = self.extra_projection.float()
+            return ops.simhash_hadamard(*of, self.signs, extra, self.K, self.L, norm_bound, probes)
+        return ops.simhash_dense(*of, self.matrix.float(), self.K, self.L, norm_bound, probes)
+
+    def extra_repr(self) -> str:
+        return f"K={self.K}, L={self.L}, projection={self._projection!r}"

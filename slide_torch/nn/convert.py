@@ -1,0 +1,67 @@
+"""Swapping layers in a built model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..options import LSHOptions
+from .linear import LSHLinear
+
+
+def convert_(
+    model: nn.Module,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    options: LSHOptions | None = None,
+    sparse: bool = False,
+    min_out_features: int = 100_000,
+) -> nn.Module:
+    """Replaces ``nn.Linear`` layers of ``model`` by :class:`LSHLinear`, in place.
+
+    The Parameters themselves are reused, so an optimizer made before stays valid.
+
+    Args:
+        model: any module; may itself be the layer.
+        filter_fn: called with each ``nn.Linear`` and its qualified name; the layers for which it returns
+            true are replaced. By default those with at least ``min_out_features`` outputs.
+        options, sparse: passed to :meth:`LSHLinear.from_linear`.
+
+    Returns:
+        ``model``, or its replacement where the model itself is the layer.
+
+    Raises:
+        ValueError: no layer matched; nothing was changed.
+    """
+    if filter_fn is None:
+
+        def filter_fn(module: nn.Module, name: str) -> bool:
+            return isinstance(module, nn.Linear) and module.out_features >= min_out_features
+
+    # remove_duplicate=False: a layer that stands in two places is replaced in both, by one layer
+    chosen = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) is nn.Linear and filter_fn(module, name)
+    ]
+    if not chosen:
+        linears = [
+            f"{name or 'the model'} ({module.in_features} -> {module.out_features})"
+            for name, module in model.named_modules()
+            if type(module) is nn.Linear
+        ]
+        raise ValueError(
+            "convert_: filter_fn: expected to match at least one nn.Linear, matched none of: "
+            + (", ".join(linears) or "(the model has none)")
+        )
+    made: dict[nn.Module, LSHLinear] = {}
+    for _, module in chosen:
+        if module not in made:
+            made[module] = LSHLinear.from_linear(module, options=options, sparse=sparse)
+    for name, module in chosen:
+        if not name:
+            return made[module]
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[module])
+    return model

@@ -1,0 +1,392 @@
+"""SampledLogits: what an LSHLinear returns in training."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..active_set import Labels, SampleActiveSets
+from ..functional.binary_cross_entropy import lsh_linear_binary_cross_entropy
+from ..functional.cross_entropy import lsh_linear_cross_entropy
+from ..precision import active_rows, computed_dtype, widened
+from ..sampling.draw import draw_active_set
+from .torch_functions import HANDLERS
+
+if TYPE_CHECKING:
+    from .linear import LSHLinear
+
+
+class SampledLogits:
+    """The logits ``layer(input)`` of shape (\\*, N), not yet computed: which of them matter depends on
+    the labels, which only the loss knows.
+
+    It is not a tensor, but torch's functions accept it: ``F.cross_entropy(logits, target)`` and
+    ``nn.CrossEntropyLoss`` (see :func:`slide_torch.functional.lsh_linear_cross_entropy` for the forms of
+    target), ``F.binary_cross_entropy_with_logits`` and ``nn.BCEWithLogitsLoss``,
+    ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``, ``softmax``. Leading
+    dimensions can be reshaped and sliced, and the whole scaled by a positive number. What works on
+    classes without labels (``topk``, ``to_dense``, ...) sees the active ones only: those that the tables
+    return, and the tail; ``layer.eval()(input)`` gives all N.
+
+    Attributes:
+        shape, ndim, dtype, device: as those of the tensor it stands for; where parameters are bfloat16, dtype
+            is float32.
+    """
+
+    def __init__(
+        self,
+        layer: LSHLinear,
+        input: Tensor,
+        *,
+        parameters: tuple[Tensor, Tensor | None] | None = None,
+        scale: float = 1.0,
+        normalised: bool = False,
+    ) -> None:
+        self._layer = layer
+        # kept now: torch.func.functional_call takes its parameters away again after the forward
+        self._weight, self._bias = (layer.weight, layer.bias) if parameters is None else parameters
+        self._input = input
+        self._scale = scale
+        self._normalised = normalised
+
+    # --- what it looks like ---------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self._input.shape[:-1], self._layer.out_features))
+
+    @property
+    def ndim(self) -> int:
+        return self._input.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return computed_dtype(self._input.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self._input.device
+
+    @property
+    def requires_grad(self) -> bool:
+        of = (self._input, self._weight, self._bias)
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"SampledLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    # --- views of leading dimensions ------------------------------------------------------------------
+
+    def _with(self, input: Tensor | None = None, **changes: Any) -> SampledLogits:
+        kept: dict[str, Any] = {"scale": self._scale, "normalised": self._normalised}
+        return SampledLogits(
+            self._layer,
+            self._input if input is None else input,
+            parameters=(self._weight, self._bias),
+            **{**kept, **changes},
+        )
+
+    def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
+        """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
+        if shape is not None or (len(sizes) == 1 and not isinstance(sizes[0], int)):
+            sizes = tuple(shape if shape is not None else sizes[0])
+        N = self._layer.out_features
+        leading = self.shape[:-1].numel()
+        known = math.prod([size for size in sizes[:-1] if size != -1])
+        free = sizes[:-1].count(-1)
+        fits = known == leading if not free else free == 1 and known and leading % known == 0
+        if not sizes or not fits or not (sizes[-1] == N or (sizes[-1] == -1 and not free)):
+            raise ValueError(
+                f"SampledLogits: reshape: expected a shape for {leading} rows that keeps the last "
+                f"dimension {N}, got {tuple(sizes)}: only leading dimensions can be reshaped"
+            )
+        return self._with(self._input.reshape(*sizes[:-1], self._input.shape[-1]))
+
+    def view(self, *shape: Any) -> SampledLogits:
+        """As :meth:`reshape`."""
+        if len(shape) == 1 and isinstance(shape[0], torch.dtype):
+            self._refuse("view(dtype)", "use layer.eval()(input) for a tensor of logits")
+        return self.reshape(*shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> SampledLogits:
+        """Flattens leading dimensions; the last one cannot be flattened into others."""
+        start, end = start_dim % self.ndim, end_dim % self.ndim
+        if end == self.ndim - 1 and start != end:
+            self._refuse(
+                "flattening the last dimension", "flatten leading dimensions only, with end_dim=-2"
+            )
+        return self._with(self._input.flatten(start, end))
+
+    def __getitem__(self, index: Any) -> SampledLogits:
+        items = index if isinstance(index, tuple) else (index,)
+        used = sum(map(_dimensions_taken, items))
+        if used > self.ndim:
+            raise IndexError(f"SampledLogits: too many indices for {self.ndim} dimensions")
+        has_ellipsis = any(item is Ellipsis for item in items)
+        if items and (has_ellipsis or used == self.ndim):
+            last = items[-1]
+            whole = isinstance(last, slice) and last == slice(None)
+            if not whole and (last is not Ellipsis or used == self.ndim):
+                self._refuse(
+                    "indexing the last dimension", "use layer.eval()(input) for logits by class"
+                )
+        return self._with(self._input[index])
+
+    def unsqueeze(self, dim: int) -> SampledLogits:
+        position = dim if dim >= 0 else dim + self.ndim + 1
+        if position == self.ndim:
+            self._refuse("unsqueeze after the last dimension", "classes must stay last")
+        return self._with(self._input.unsqueeze(position))
+
+    def contiguous(self) -> SampledLogits:
+        return self
+
+    def float(self) -> SampledLogits:
+        """Itself: float32 logits stay so; float64 ones are more exact than asked for."""
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> SampledLogits:
+        wanted = [a for a in (*args, *kwargs.values()) if not isinstance(a, bool)]
+        for item in wanted:
+            if isinstance(item, Tensor):
+                self.to(item.dtype, item.device)
+            elif item not in (self.dtype, self.device, str(self.device), None):
+                self._refuse(f"to({item})", "convert the layer and its input instead")
+        return self
+
+    def __mul__(self, factor: Any) -> SampledLogits:
+        factor = _as_number(factor)
+        if factor is None:
+            self._refuse(
+                "multiplication by a tensor", "multiply by a number, or scale the layer's input"
+            )
+        if not 0 < factor < math.inf:
+            raise ValueError(
+                f"SampledLogits: multiplication: expected a positive finite number, got {factor}"
+            )
+        if self._normalised:
+            self._refuse("scaling of log-probabilities", "scale before log_softmax")
+        return self._with(scale=self._scale * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> SampledLogits:
+        divisor = _as_number(divisor)
+        if not divisor:
+            self._refuse(
+                "division by anything but a positive number", "scale the layer's input instead"
+            )
+        return self * (1.0 / divisor)
+
+    __array_ufunc__ = None  # numpy's scalars leave the arithmetic to us
+
+    # --- computed over the active set -----------------------------------------------------------------
+
+    def log_softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> SampledLogits:
+        """Log-probabilities over the active set, as lazy as the logits: for ``F.nll_loss``, ``topk``,
+        ``to_dense``. With importance correction the estimate of those over all classes."""
+        self._check_class_dim("log_softmax", dim)
+        if dtype is not None:
+            self.to(dtype)
+        return self._with(normalised=True)
+
+    def softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+        """``log_softmax().exp()`` as a dense tensor, zero where not active."""
+        self._check_class_dim("softmax", dim)
+        return self.log_softmax(dim, dtype).to_dense().exp()
+
+    def topk(
+        self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+    ) -> torch.return_types.topk:
+        """The k largest active logits of each row and their classes; -inf and -1 where fewer are
+        active. For looking: it is no training step to the tables, as ``to_dense`` is."""
+        self._check_class_dim("topk", dim)
+        if not largest:
+            self._refuse("topk(largest=False)", "tables find large logits only")
+        N = self._layer.out_features
+        if not 0 <= k <= N:
+            raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
+        rows, values = self._active_values(trains=False)
+        found, place = values.topk(min(k, rows.shape[0]), dim=1)
+        classes = rows[place].masked_fill(found == -math.inf, -1)
+        found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
+        classes = F.pad(classes, (0, k - classes.shape[1]), value=-1)
+        leading = self.shape[:-1]
+        return torch.return_types.topk((found.reshape(*leading, k), classes.reshape(*leading, k)))
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """The class of the largest active logit of each row."""
+        if dim is None and self.ndim > 1:
+            self._refuse("argmax() over all dimensions", "argmax(-1)")
+        self._check_class_dim("argmax", -1 if dim is None else dim)
+        best = self.topk(1).indices
+        return best if keepdim else best.squeeze(-1)
+
+    def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
+        """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
+        that this layer exists to avoid."""
+        rows, values = self._active_values(trains=True)
+        values = values.masked_fill(values == -math.inf, fill)
+        dense = values.new_full((values.shape[0], self._layer.out_features), fill)
+        return dense.index_copy(1, rows, values).reshape(self.shape)
+
+    @torch.compiler.disable  # every step of it depends on data
+    def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
+        """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
+        ``trains`` says that a loss may be made of them."""
+        layer = self._layer
+        tables = layer.tables
+        flat = widened(self._input.reshape(-1, layer.in_features))
+        moving = trains and torch.is_grad_enabled() and self._weight.requires_grad
+        tables.check_tail("SampledLogits")
+        if tables.has_upkeep:
+            tables.maintain(
+                self._weight, self._bias, advance=moving, all_rows_move=not layer.sparse
+            )
+        labels = Labels.none(flat.shape[0], flat.dtype)
+        active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
+        if moving:
+            tables.mark_dirty(active.rows, self._weight._version)
+        weight, bias, rows, sparse = active_rows(
+            self._weight, self._bias, active.rows, layer.sparse
+        )
+        weight = F.embedding(rows, weight, sparse=sparse)
+        with torch.autocast("cpu", enabled=False):
+            values = flat @ weight.T
+        if bias is not None:
+            values = values + bias.gather(0, rows, sparse_grad=sparse)
+        values = values * self._scale
+        log_weight = active.log_weight
+        if isinstance(active, SampleActiveSets):
+            owns = torch.zeros(values.shape, dtype=torch.bool)
+            place = torch.searchsorted(active.rows, active.active.to(torch.int64))
+            sample = torch.arange(flat.shape[0]).repeat_interleave(active.offsets.diff())
+            owns[sample, place] = True
+            values = values.masked_fill(~owns, -math.inf)
+            if log_weight is not None:
+                log_weight = torch.zeros_like(values).index_put((sample, place), log_weight)
+        if self._normalised:
+            weighted = values if log_weight is None else values + log_weight
+            values = values - weighted.logsumexp(1, keepdim=True)
+        return active.rows, values
+
+    def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
+        """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
+        layer = self._layer
+        return lsh_linear_cross_entropy(
+            self._input,
+            self._weight,
+            target,
+            linear_bias=self._bias,
+            tables=layer.tables,
+            scale=self._scale,
+            sparse=layer.sparse,
+            **options,
+        )
+
+    def binary_cross_entropy_with_logits(self, target: Tensor, **options: Any) -> Tensor:
+        """As ``F.binary_cross_entropy_with_logits``; options as in
+        :func:`lsh_linear_binary_cross_entropy`."""
+        if self._normalised:
+            self._refuse("binary_cross_entropy of log-probabilities", "call it on the logits")
+        layer = self._layer
+        return lsh_linear_binary_cross_entropy(
+            self._input,
+            self._weight,
+            target,
+            linear_bias=self._bias,
+            tables=layer.tables,
+            scale=self._scale,
+            sparse=layer.sparse,
+            **options,
+        )
+
+    # --- torch's functions ----------------------------------------------------------------------------
+
+    def _check_class_dim(self, name: str, dim: int | None) -> None:
+        if dim not in (-1, self.ndim - 1):
+            self._refuse(f"{name}(dim={dim})", "classes are the last dimension: dim=-1")
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise NotImplementedError(
+            f"SampledLogits: {what} is not available, as only active logits are ever computed; "
+            f"{instead}."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if hasattr(Tensor, name):
+            raise AttributeError(
+                f"SampledLogits has no {name!r}, as only active logits are ever computed; use a loss, "
+                "topk, argmax or to_dense, or layer.eval()(input) for a tensor of all logits"
+            )
+        raise AttributeError(f"'SampledLogits' object has no attribute {name!r}")
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.mul, Tensor.mul) and args and isinstance(args[-1], SampledLogits):
+            return args[-1] * args[0]
+        handler = HANDLERS.get(func)
+        name = getattr(func, "__name__", str(func))
+        if handler is None or not args or not isinstance(args[0], SampledLogits):
+            raise NotImplementedError(
+                f"SampledLogits: torch function {name} is not available, as only active logits are ever "
+                "computed; use F.cross_entropy, topk, argmax or to_dense(), or layer.eval()(input) for "
+                "a tensor of all logits."
+            )
+        if isinstance(handler, str):  # a method's name
+            return getattr(args[0], handler)(*args[1:], **kwargs)
+        return handler(*args, **kwargs)
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, or a tensor of one without gradient, as a float."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
+        return float(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def _dimensions_taken(item: Any) -> int:
+    """How many dimensions one item of an index consumes."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    if getattr(item, "dtype", None) in (torch.bool, torch.uint8, bool):
+        return item.ndim
+    return 1
+
+
+def _refused_operator(name: str) -> Any:
+    def refuse(self: SampledLogits, *other: Any) -> NoReturn:
+        self._refuse(f"operator {name}", "use a loss, topk, argmax or to_dense()")
+
+    return refuse
+
+
+for _name in (
+    *("add", "radd", "iadd", "sub", "rsub", "isub", "rtruediv", "matmul", "rmatmul", "pow", "rpow"),
+    *("mod", "floordiv", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("and", "or", "xor", "invert", "bool", "setitem", "array"),
+):
+    setattr(SampledLogits, f"__{_name}__", _refused_operator(f"__{_name}__"))

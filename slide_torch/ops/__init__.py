@@ -1,0 +1,92 @@
+"""The operators in Python: typed calls, fake (shape-only) versions, autograd, each beside the other.
+
+Shapes: N neurons of width d, a batch of B inputs, U active neurons ("rows", strictly increasing).
+"""
+
+from .active_set import (
+    build_tables,
+    kernel_draw,
+    kernel_sums,
+    rerank,
+    retrieve,
+    sample_tail,
+    transpose_active,
+    union_active,
+    update_codes_,
+)
+from .hashing import (
+    cross_polytope,
+    dwta,
+    group_means,
+    hashed_rows,
+    mean_row,
+    minhash,
+    nearest_centroids,
+    nearest_in_groups,
+    simhash_dense,
+    simhash_hadamard,
+)
+from .library import instruction_set
+from .linear import sample_linear, sample_weighted_rows, shared_linear, shared_weighted_rows
+from .losses import (
+    sample_binary_cross_entropy,
+    sample_cross_entropy,
+    shared_binary_cross_entropy,
+    shared_cross_entropy,
+)
+from .rows import (
+    adagrad_rows_,
+    adam_rows_,
+    advise_hugepages_,
+    coalesce_rows,
+    rows_to_dense,
+    sgd_rows_,
+    touch_rows_,
+    widened_rows,
+)
+from .topk import code_lists_, empty_codes, list_centers, recode_rows_, topk_linear, topk_lists
+
+__all__ = [
+    "adagrad_rows_",
+    "adam_rows_",
+    "advise_hugepages_",
+    "build_tables",
+    "coalesce_rows",
+    "code_lists_",
+    "cross_polytope",
+    "dwta",
+    "empty_codes",
+    "group_means",
+    "hashed_rows",
+    "instruction_set",
+    "kernel_draw",
+    "kernel_sums",
+    "list_centers",
+    "mean_row",
+    "minhash",
+    "nearest_centroids",
+    "nearest_in_groups",
+    "recode_rows_",
+    "rerank",
+    "retrieve",
+    "rows_to_dense",
+    "sample_binary_cross_entropy",
+    "sample_cross_entropy",
+    "sample_linear",
+    "sample_tail",
+    "sample_weighted_rows",
+    "sgd_rows_",
+    "shared_binary_cross_entropy",
+    "shared_cross_entropy",
+    "shared_linear",
+    "shared_weighted_rows",
+    "simhash_dense",
+    "simhash_hadamard",
+    "topk_linear",
+    "topk_lists",
+    "touch_rows_",
+    "transpose_active",
+    "union_active",
+    "update_codes_",
+    "widened_rows",
+]

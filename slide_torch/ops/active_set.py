@@ -1,0 +1,220 @@
+"""Operators that build tables, read them, and make active sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import operators, register_fake
+
+
+def build_tables(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes (L, N) -> packed buckets: offsets int32 (L, 2^bits + 1), ids int32 (L, N)."""
+    return operators.build_tables(codes, bits)
+
+
+@register_fake("slide_torch::build_tables")
+def _(codes: Any, bits: Any) -> Any:
+    L, N = codes.shape
+    return (
+        codes.new_empty((L, (1 << bits) + 1), dtype=torch.int32),
+        codes.new_empty((L, N), dtype=torch.int32),
+    )
+
+
+def update_codes_(codes: Tensor, rows: Tensor, fresh: Tensor) -> Tensor:
+    """``codes[:, rows] = fresh`` in place; returns how many codes of each table changed, int64 (L)."""
+    return operators.update_codes_(codes, rows, fresh)
+
+
+@register_fake("slide_torch::update_codes_")
+def _(codes: Any, rows: Any, fresh: Any) -> Any:
+    return codes.new_empty((codes.shape[0],), dtype=torch.int64)
+
+
+def retrieve(
+    codes: Tensor,
+    table_offsets: Tensor,
+    table_ids: Tensor,
+    label_offsets: Tensor,
+    label_ids: Tensor,
+    tail: Tensor,
+    budget: int,
+    bucket_cap: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Each sample's active set: its labels, the neurons that collide with it most often (both together
+    up to ``budget``), then the tail. ``codes`` (L * probes, B) may ask each table more than once.
+
+    Returns:
+        offsets int64 (B + 1) into ``active``; active int32 (pairs); tail_starts int64 (B), where the
+        tail's part of each sample begins, counted from the sample's start; label_positions int32
+        (labels), likewise; ids_read int64 (1).
+    """
+    return operators.retrieve(
+        codes, table_offsets, table_ids, label_offsets, label_ids, tail, budget, bucket_cap, seed
+    )
+
+
+@register_fake("slide_torch::retrieve")
+def _(
+    codes: Any,
+    table_offsets: Any,
+    table_ids: Any,
+    label_offsets: Any,
+    label_ids: Any,
+    tail: Any,
+    budget: Any,
+    bucket_cap: Any,
+    seed: Any,
+) -> Any:
+    batch = codes.shape[1]
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return (
+        codes.new_empty((batch + 1,), dtype=torch.int64),
+        codes.new_empty((pairs,), dtype=torch.int32),
+        codes.new_empty((batch,), dtype=torch.int64),
+        codes.new_empty((label_ids.shape[0],), dtype=torch.int32),
+        codes.new_empty((1,), dtype=torch.int64),
+    )
+
+
+def rerank(
+    offsets: Tensor,
+    active: Tensor,
+    label_offsets: Tensor,
+    label_positions: Tensor,
+    tail: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the candidates that :func:`retrieve` found without a tail, keeps those with the largest logits
+    ``input @ weight.T + bias`` (labels and they up to ``budget``), largest first; then the tail. ``weight``
+    may be bfloat16 beside float32 ``input`` and ``bias``.
+
+    Returns:
+        offsets int64 (B + 1), active int32 (pairs), tail_starts int64 (B), as :func:`retrieve`; labels keep
+        their positions.
+    """
+    return operators.rerank(
+        offsets, active, label_offsets, label_positions, tail, input, weight, bias, budget
+    )
+
+
+@register_fake("slide_torch::rerank")
+def _(offsets: Any, active: Any, *rest: Any) -> Any:
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return (
+        torch.empty_like(offsets),
+        active.new_empty((pairs,)),
+        offsets.new_empty((offsets.shape[0] - 1,)),
+    )
+
+
+def transpose_active(
+    offsets: Tensor, active: Tensor, neurons: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sample-major active sets -> neuron-major: rows int64 (U), pair_offsets int64 (U + 1), and for each
+    pair its position in ``active`` and its sample, int32 (pairs)."""
+    return operators.transpose_active(offsets, active, neurons)
+
+
+@register_fake("slide_torch::transpose_active")
+def _(offsets: Any, active: Any, neurons: Any) -> Any:
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        active.new_empty((count,), dtype=torch.int64),
+        active.new_empty((count + 1,), dtype=torch.int64),
+        torch.empty_like(active),
+        torch.empty_like(active),
+    )
+
+
+def union_active(certain: Tensor, tail: Tensor, neurons: int) -> tuple[Tensor, Tensor]:
+    """Distinct ids of both int32 lists, increasing: rows int64 (U), from_tail bool (U) where only the
+    tail has it."""
+    return operators.union_active(certain, tail, neurons)
+
+
+@register_fake("slide_torch::union_active")
+def _(certain: Any, tail: Any, neurons: Any) -> Any:
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        certain.new_empty((count,), dtype=torch.int64),
+        certain.new_empty((count,), dtype=torch.bool),
+    )
+
+
+def sample_tail(count: int, neurons: int, seed: int) -> Tensor:
+    """``count`` distinct ids of [0, neurons), uniform, increasing; int32 (count)."""
+    return operators.sample_tail(count, neurons, seed)
+
+
+@register_fake("slide_torch::sample_tail")
+def _(count: Any, neurons: Any, seed: Any) -> Any:
+    return torch.empty((count,), dtype=torch.int32)
+
+
+def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
+    """Sums of outer products of rows (bias appended), for drawing from a quadratic kernel.
+
+    The rows are cut into ``leaves`` (a power of two, at most N) ranges, the leaves of a binary tree.
+    ``weight`` may be bfloat16 beside a float32 ``bias``.
+
+    Returns:
+        (leaves, D (D + 1) / 2), D = d or d + 1: the upper triangles of all rows' sum, then of the left half
+        of each inner node, nodes in the order of a heap.
+    """
+    return operators.kernel_sums(weight, bias, leaves)
+
+
+@register_fake("slide_torch::kernel_sums")
+def _(weight: Any, bias: Any, leaves: Any) -> Any:
+    width = weight.shape[1] + int(bias is not None)
+    dtype = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
+    return weight.new_empty((leaves, width * (width + 1) // 2), dtype=dtype)
+
+
+def kernel_draw(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    queries: Tensor,
+    alpha: float,
+    count: int,
+    asked: Tensor,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` draws, one from each of as many strata of equal probability, of rows with shares of the mean
+    over ``queries`` (any, d) of ``alpha z^2 + 1``, z the logit. Ranges of rows are chosen by ``sums``,
+    which may be older than ``weight``: the probabilities are of what is drawn. ``weight`` may be bfloat16,
+    all else then float32.
+
+    Returns:
+        distinct ids int32 (n), increasing; their inclusion probabilities float64 (n); and those of the rows
+        ``asked``, increasing int32 (m), whether drawn or not: float64 (m).
+    """
+    return operators.kernel_draw(sums, weight, bias, queries, alpha, count, asked, seed)
+
+
+@register_fake("slide_torch::kernel_draw")
+def _(
+    sums: Any,
+    weight: Any,
+    bias: Any,
+    queries: Any,
+    alpha: Any,
+    count: Any,
+    asked: Any,
+    seed: Any,
+) -> Any:
+    found = torch.library.get_ctx().new_dynamic_size()
+    return (
+        asked.new_empty((found,)),
+        asked.new_empty((found,), dtype=torch.float64),
+        asked.new_empty(asked.shape, dtype=torch.float64),
+    )

@@ -1,0 +1,175 @@
+"""Operators that find the largest logits: among all rows, or among the rows of some lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import operators, register_fake
+from .rows import advise_hugepages_
+
+
+def topk_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest of ``input @ weight.T + bias`` for each row of ``input`` (B, d), in blocks.
+
+    Returns:
+        values (B, k), descending, equal ones by index, NaN first; indices int64 (B, k).
+    """
+    return operators.topk_linear(input, weight, bias, k)
+
+
+@register_fake("slide_torch::topk_linear")
+def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
+    shape = (input.shape[0], k)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def code_lists_(
+    codes: Tensor,
+    terms: Tensor,
+    places: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The rows of some lists as int8 codes, each row scaled by its largest magnitude, for
+    :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
+
+    Args:
+        codes: int8 (any, (d + 1) // 2, 16, 2), receives two features next to each other.
+        terms: float32 (any, 2, 16), receives the scale and the bias of each row.
+        places: int32 (N), receives that of each row among the rows of all blocks, -1 for those in no list.
+        list_offsets: int64 (lists + 1) into ``list_rows``, int32.
+
+    Returns:
+        centers and radius as of :func:`list_centers`.
+    """
+    return operators.code_lists_(codes, terms, places, weight, bias, list_offsets, list_rows)
+
+
+@register_fake("slide_torch::code_lists_")
+def _(
+    codes: Any, terms: Any, places: Any, weight: Any, bias: Any, list_offsets: Any, list_rows: Any
+) -> Any:
+    return fake_centers(weight, bias, list_offsets)
+
+
+def empty_codes(
+    weight: Tensor, list_offsets: Tensor, *, room: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, terms and places for :func:`code_lists_` to write to, of rows of ``weight`` (N, d).
+
+    ``room``: for as many lists of any lengths.
+    """
+    neurons, d = weight.shape
+    if room:
+        blocks = neurons // 16 + list_offsets.shape[0] - 1
+    else:
+        blocks = int(list_offsets.diff().add_(15).div_(16, rounding_mode="floor").sum())
+    codes = torch.empty((blocks, (d + 1) // 2, 16, 2), dtype=torch.int8)
+    terms = torch.empty((blocks, 2, 16), dtype=torch.float32)
+    places = torch.empty(neurons, dtype=torch.int32)
+    for tensor in (codes, terms, places):  # zeros: what lists do not fill may be saved with them
+        advise_hugepages_(tensor).zero_()
+    return codes, terms, places
+
+
+def recode_rows_(
+    codes: Tensor,
+    terms: Tensor,
+    places: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+) -> None:
+    """Renews what :func:`code_lists_` wrote of ``rows``, int64 (n), strictly increasing, that have changed
+    since."""
+    operators.recode_rows_(codes, terms, places, weight, bias, rows)
+
+
+@register_fake("slide_torch::recode_rows_")
+def _(*arguments: Any) -> None:
+    return None
+
+
+def topk_lists(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+    codes: Tensor,
+    terms: Tensor,
+    probes: Tensor,
+    k: int,
+    rescored: int,
+    list_cap: int = 2**31 - 1,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`topk_linear`, among the rows of some lists only: the k best, scored exactly, of the
+    ``rescored`` rows that score best by their codes. Where a sample's lists hold fewer than k rows, the last
+    values are -inf and their indices -1.
+
+    Args:
+        list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.
+        codes, terms: of :func:`code_lists_`.
+        probes: int64 (B, any), distinct lists of each sample; -1 is none.
+        rescored: at least k.
+        list_cap: most rows looked at of a list, rounded up to blocks of 16, from a block on that ``seed``
+            determines.
+        weight: may be bfloat16 beside float32 ``input`` and ``bias``.
+    """
+    return operators.topk_lists(
+        input,
+        weight,
+        bias,
+        list_offsets,
+        list_rows,
+        codes,
+        terms,
+        probes,
+        k,
+        rescored,
+        list_cap,
+        seed,
+    )
+
+
+@register_fake("slide_torch::topk_lists")
+def _(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    list_offsets: Any,
+    list_rows: Any,
+    codes: Any,
+    terms: Any,
+    probes: Any,
+    k: Any,
+    *rest: Any,
+) -> Any:
+    shape = (input.shape[0], k)
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def list_centers(
+    weight: Tensor, bias: Tensor | None, list_offsets: Tensor, list_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean row of each list, (lists, d, or d + 1 with the bias appended), and the root mean square
+    distance (lists) of its rows from it; zeros for an empty list."""
+    return operators.list_centers(weight, bias, list_offsets, list_rows)
+
+
+@register_fake("slide_torch::list_centers")
+def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
+    return fake_centers(weight, bias, list_offsets)
+
+
+def fake_centers(weight: Tensor, bias: Tensor | None, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    lists, width = offsets.shape[0] - 1, weight.shape[1] + int(bias is not None)
+    return weight.new_empty((lists, width)), weight.new_empty((lists,))

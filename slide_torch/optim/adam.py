@@ -1,0 +1,241 @@
+"""Adam and AdamW for dense and row-sparse gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from .. import ops
+from ..ops import fused_update
+from .base import _NOT_TRACED, RowGradient, RowOptimizer, check_number, refuse
+
+
+class Adam(RowOptimizer):
+    r"""Adam with decoupled weight decay, for dense and row-sparse gradients.
+
+    On dense gradients it is :class:`torch.optim.AdamW` (with ``weight_decay=0``,
+    :class:`torch.optim.Adam`), on row-sparse ones :class:`torch.optim.SparseAdam`: the moments of
+    rows that are not touched stand still, and bias correction counts the steps of the parameter.
+
+    Args:
+        params: parameters, named parameters or parameter groups to optimize.
+        lr: learning rate.
+        betas: decay of the running averages of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: what is updated first shrinks by ``lr * weight_decay`` of itself; with a
+            row-sparse gradient that is the touched rows.
+        maximize: ascend instead of descend.
+        fuse_backward: update the weight of a layer with ``sparse=True`` inside ``backward()``, where
+            its gradient rows are still in the cache, instead of handing them over to :meth:`step`. The
+            result is the same bit for bit; the gradient (``weight.grad``) is never there to see, clip,
+            unscale or accumulate. It needs one backward between two steps, and the loss to be the
+            weight's only use. Cross entropy without label smoothing (which is refused) does so; binary
+            cross entropy hands its gradient to :meth:`step` as ever. Also an option of a parameter group.
+        moments_dtype: ``torch.bfloat16`` keeps both moments of float32 parameters in half the memory and
+            moves 16 instead of 24 bytes an element of an update. They are rounded stochastically: up or
+            down with the probability that makes the mean right, since rounded to nearest the second
+            moment would never move by less than 1/256 of itself, as ``1 - betas[1]`` asks. The random
+            bits are a hash of step and element: no generator is drawn from, and the result is the same
+            at any number of threads and on every replica of a model. Arithmetic and parameters stay
+            float32. ``None``: the dtype of the parameter; of a bfloat16 one, rounded so too. Also an option
+            of a parameter group.
+
+    Example::
+
+        >>> optimizer = slide_torch.optim.Adam(model.parameters(), lr=1e-3)
+        >>> F.cross_entropy(model(x), y).backward()
+        >>> optimizer.step()
+    """
+
+    _fixed: ClassVar[dict[str, Any]] = {
+        "differentiable": False,
+        "amsgrad": False,
+        "capturable": False,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        fuse_backward: bool = False,
+        moments_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._fused: set[int] = (
+            set()
+        )  # ids of the parameters updated by backward since the last step
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            decoupled_weight_decay=True,
+            fuse_backward=fuse_backward,
+            moments_dtype=moments_dtype,
+        )
+
+    def _check_options(self, name: str, group: dict[str, Any]) -> None:
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            refuse(f"{name}: betas", "two floats", repr(betas), "pass for example (0.9, 0.999)")
+        for index, beta in enumerate(betas):
+            check_number(f"{name}: betas[{index}]", beta, below=1.0)
+        check_number(f"{name}: eps", group["eps"])
+        if not group["decoupled_weight_decay"] and group["weight_decay"] != 0:
+            got = f"the L2 penalty {group['weight_decay']} of torch.optim.Adam"
+            refuse(name, "decoupled weight decay", got, "set its weight_decay to 0 before loading")
+
+        if not isinstance(group["fuse_backward"], bool):
+            refuse(
+                f"{name}: fuse_backward",
+                "a bool",
+                repr(group["fuse_backward"]),
+                "pass True or False",
+            )
+        if group["moments_dtype"] not in (None, torch.bfloat16):
+            got = repr(group["moments_dtype"])
+            refuse(f"{name}: moments_dtype", "None or torch.bfloat16", got, "pass one of them")
+
+    def _state_dtype(self, group: dict[str, Any], param: Tensor) -> torch.dtype:
+        return group["moments_dtype"] or param.dtype
+
+    def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
+        plain = param.dtype in (torch.float32, torch.bfloat16) and param.device.type == "cpu"
+        if group["moments_dtype"] is not None and not (plain and param.is_contiguous()):
+            layout = "contiguous" if param.is_contiguous() else "not contiguous"
+            got = f"{param.dtype} on {param.device}, {layout}"
+            advice = "put this parameter into a param group with moments_dtype=None"
+            refuse(
+                where,
+                "a contiguous float32 or bfloat16 CPU parameter for moments_dtype",
+                got,
+                advice,
+            )
+        super()._check_state(where, group, param)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._register(self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._fused = set()
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
+            self._register(group)
+
+    def _register(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            fused_update.register(param, self, fuse=group["fuse_backward"])
+
+    @contextmanager
+    def fused_step(self, param: Tensor) -> Iterator[dict[str, Any]]:
+        """For backward: states and scalars of this step of ``param``; it counts unless the block raises.
+
+        Raises:
+            RuntimeError: a second backward before :meth:`step`.
+        """
+        name = "slide_torch.optim.Adam: fuse_backward"
+        if id(param) in self._fused:
+            raise RuntimeError(
+                f"{name}: expected one backward between two steps, got a second one: it would update "
+                "the weight again instead of adding to its gradient. Call step() after each "
+                "backward(), or set fuse_backward=False to accumulate gradients."
+            )
+        group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
+        self._check_state(name, group, param)
+        steps = self._steps(param)
+        yield {
+            "exp_avg": self._buffer(group, param, "exp_avg"),
+            "exp_avg_sq": self._buffer(group, param, "exp_avg_sq"),
+            **self._scalars(group),
+            "step": int(steps) + 1,
+        }
+        steps.add_(1)
+        self._fused.add(id(param))
+
+    def _plan(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[RowGradient]]:
+        for param in group["params"]:
+            if param.grad is not None and id(param) in self._fused:
+                raise RuntimeError(
+                    "slide_torch.optim.Adam: fuse_backward: backward has updated a parameter of shape "
+                    f"{tuple(param.shape)} that has a gradient from another use too, which would be a "
+                    "second step: set fuse_backward=False for its group"
+                )
+        return super()._plan(index, group)
+
+    @staticmethod
+    def _scalars(group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "lr": float(group["lr"]),
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
+
+    @torch.compiler.disable(reason=_NOT_TRACED)
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """As :meth:`RowOptimizer.step`; ends what ``fuse_backward`` has begun."""
+        loss = super().step(closure)
+        self._fused.clear()
+        return loss
+
+    def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
+        if group["moments_dtype"] is not None:
+            for param in params:
+                assert param.grad is not None
+                self._apply(group, param, None, param.grad.contiguous())
+            return
+        adam(
+            params,
+            [param.grad for param in params],  # type: ignore[misc]
+            [self._buffer(group, param, "exp_avg") for param in params],
+            [self._buffer(group, param, "exp_avg_sq") for param in params],
+            [],
+            [self._steps(param) for param in params],
+            fused=fused,
+            foreach=False,
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+    def _update_rows(self, group: dict[str, Any], gradient: RowGradient) -> None:
+        self._apply(group, *gradient)
+
+    def _apply(
+        self, group: dict[str, Any], param: Tensor, rows: Tensor | None, gradient: Tensor
+    ) -> None:
+        steps = int(self._steps(param).add_(1))
+        scalars = self._scalars(group)
+        if rows is None:  # the kernel adds SparseAdam's eps, before bias correction
+            scalars["eps"] *= math.sqrt(1 - scalars["beta2"] ** steps)
+        ops.adam_rows_(
+            param,
+            self._buffer(group, param, "exp_avg"),
+            self._buffer(group, param, "exp_avg_sq"),
+            rows,
+            gradient,
+            step=steps,
+            **scalars,
+        )

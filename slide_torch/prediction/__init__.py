@@ -1,0 +1,1 @@
+"""The best k neurons of an input."""

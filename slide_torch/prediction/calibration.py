@@ -1,0 +1,82 @@
+"""How far approximate prediction must look for a given recall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..precision import topk_linear
+from .partition import _INPUTS_AT_ONCE, RADIUS_WEIGHTS, RESCORED_PER_K, RowPartition
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``predict(exact=False)`` uses, and which weights it was made for.
+
+    Attributes:
+        partition: the lists.
+        probes: how many of them each input looks into.
+        radius_weight: how much a list's spread says for looking into it.
+        rescored: how many of the best by their codes are scored exactly.
+        recall: share of the exact top k found so on the inputs of the calibration.
+        state: address and version of weight and bias when it was made.
+    """
+
+    partition: RowPartition
+    probes: int
+    radius_weight: float
+    rescored: int
+    recall: float
+    state: tuple[int, ...]
+
+
+def state_of(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """Differs after anything that torch knows to have written to weight or bias, or replaced them."""
+    present = [weight] if bias is None else [weight, bias]
+    return tuple(number for t in present for number in (t.data_ptr(), t._version))
+
+
+def calibrate(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    recall: float,
+    partition: RowPartition,
+    state: tuple[int, ...],
+) -> Calibration:
+    """The probes that find the share ``recall`` of the exact top k of ``input`` (n, d), at the weight of the
+    spread with which they have the fewest rows.
+
+    How many lists hold that share is counted, without a search. What the int8 codes lose on the way is
+    measured by searches: as many rows are rescored as make it at most a tenth of what recall may miss.
+    """
+    _, best = topk_linear(input, weight, bias, k)
+
+    def fewest(held: Tensor, share: float) -> int:
+        # the division rounds: a share that is the target exactly must not be missed by half a unit
+        return min(int((held < share - 1e-6).sum()) + 1, partition.lists)
+
+    def rows_read(of: tuple[Tensor, Tensor]) -> float:
+        return of[1][fewest(of[0], recall) - 1].item()
+
+    choices = {w: partition.held(input, best, w) for w in RADIUS_WEIGHTS}
+    radius_weight = min(choices, key=lambda w: rows_read(choices[w]))
+    held, _ = choices[radius_weight]
+
+    def found(probes: int, rescored: int) -> float:
+        hits = 0
+        for x, rows in zip(input.split(_INPUTS_AT_ONCE), best.split(_INPUTS_AT_ONCE), strict=True):
+            mine = partition.topk(x, weight, bias, k, probes, radius_weight, rescored)[1]
+            hits += int((mine.unsqueeze(2) == rows.unsqueeze(1)).sum())
+        return hits / best.numel()
+
+    probes, rescored = fewest(held, recall), min(RESCORED_PER_K * k, weight.shape[0])
+    while (measured := found(probes, rescored)) < recall - 1e-6:
+        lost = held[probes - 1].item() - measured
+        if lost > (1 - recall) / 10 and rescored < weight.shape[0]:
+            rescored = min(2 * rescored, weight.shape[0])
+        else:
+            probes = min(max(probes + 1, fewest(held, recall + lost)), partition.lists)
+    return Calibration(partition, probes, radius_weight, rescored, measured, state)

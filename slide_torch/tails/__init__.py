@@ -1,0 +1,1 @@
+"""Distributions that the random tail is drawn from."""

@@ -1,0 +1,124 @@
+"""RecallProbe: what the tables find, measured now and then while a layer trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn.linear import LSHLinear
+from ..precision import widened
+from ..sampling.candidates import candidates
+
+_ROWS_AT_ONCE = 8  # rows whose logits over all neurons are held together
+
+
+@torch.no_grad()
+def recall_and_mass(layer: LSHLinear, input: Tensor, k: int) -> tuple[float, float]:
+    """Of each row of ``input`` (B, d) the share of the exact k largest logits among the candidates within
+    the budget, and the softmax probability of the candidates; means over rows. Labels and tail do not
+    count."""
+    found = candidates(layer.tables, layer.weight, layer.bias, widened(input))
+    if found is None:
+        return 1.0, 1.0
+    offsets, ids = found
+    recall = mass = 0.0
+    for first in range(0, input.shape[0], _ROWS_AT_ONCE):
+        logits = widened(F.linear(input[first : first + _ROWS_AT_ONCE], layer.weight, layer.bias))
+        best = logits.topk(k, dim=1).indices
+        probabilities = logits.softmax(dim=1)
+        for i in range(logits.shape[0]):
+            own = ids[offsets[first + i] : offsets[first + i + 1]]
+            recall += torch.isin(best[i], own).float().mean().item()
+            mass += probabilities[i, own].sum().item()
+    return recall / input.shape[0], mass / input.shape[0]
+
+
+class RecallProbe:
+    """Measures recall and softmax mass of a layer's tables every so many training forwards.
+
+    It hooks the layer's forward: of every ``every``-th training batch it compares what the tables return for
+    a few rows with the exact logits. Training itself is not changed by a bit, and no random number is
+    drawn. A measurement costs the dense logits of ``rows`` inputs, of which eight are held at a time; between
+    measurements a forward is counted. Without a probe nothing is hooked.
+
+    Args:
+        layer: whose tables to watch.
+        every: training forwards from one measurement to the next. (A forward recomputed by activation
+            checkpointing counts again.)
+        k: how many of the largest logits to look for, from 1 to N.
+        rows: how many inputs of the batch, its first ones.
+
+    Attributes:
+        last: the last measurement: ``{"recall@<k>": share of the exact top k within the budget,
+            "softmax_mass": probability of the candidates}``; empty before the first. Tables are built by
+            the first step's
+            loss, so the first forward never counts.
+        steps: training forwards seen.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Examples:
+        >>> with RecallProbe(head, every=100) as probe:
+        ...     for x, y in (bar := tqdm(loader)):
+        ...         loss = F.cross_entropy(head(body(x)), y)
+        ...         ...
+        ...         bar.set_postfix(probe.last)
+        ...         for name, value in probe.last.items():
+        ...             writer.add_scalar(f"lsh/{name}", value, probe.steps)
+    """
+
+    def __init__(self, layer: LSHLinear, *, every: int = 100, k: int = 10, rows: int = 16) -> None:
+        if not isinstance(layer, LSHLinear):
+            raise ValueError(
+                f"RecallProbe: layer: expected an LSHLinear, got {type(layer).__name__}: give the output "
+                "layer itself, not the model around it"
+            )
+        for name, value, limit in (
+            ("every", every, None),
+            ("k", k, layer.out_features),
+            ("rows", rows, None),
+        ):
+            good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not good or (limit is not None and value > limit):
+                limits = "of at least 1" if limit is None else f"from 1 to {limit}"
+                raise ValueError(f"RecallProbe: {name}: expected an int {limits}, got {value!r}")
+        self.every = every
+        self.k = k
+        self.rows = rows
+        self.steps = 0
+        self.last: dict[str, float] = {}
+        self._hook = layer.register_forward_hook(self._look)
+
+    @torch.compiler.disable
+    def _look(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        assert isinstance(layer, LSHLinear)
+        if not layer.training:
+            return
+        self.steps += 1
+        # not before there are tables: building them is the step's business, and takes random numbers
+        ready = layer.tables.built or not layer.tables.uses_tables
+        if self.steps % self.every == 0 and ready:
+            self.measure(layer, args[0])
+
+    def measure(self, layer: LSHLinear, input: Tensor) -> dict[str, float]:
+        r"""Measures now, on the first rows of ``input`` (\*, d); returns :attr:`last`."""
+        some = input.detach().reshape(-1, layer.in_features)[: self.rows]
+        some = some.to(layer.weight.dtype).contiguous()
+        if some.shape[0] > 0:
+            recall, mass = recall_and_mass(layer, some, self.k)
+            self.last = {f"recall@{self.k}": recall, "softmax_mass": mass}
+        return self.last
+
+    def remove(self) -> None:
+        """Takes the hook away; :attr:`last` stays."""
+        self._hook.remove()
+
+    def __enter__(self) -> RecallProbe:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
