@@ -212,9 +212,10 @@ class LSHOptions:
                 f"got {self.rerank}"
             )
         most_bits = MAX_CENTROID_BITS if self.settled_family == "kmeans" else MAX_CODE_BITS
-        if self.K != "auto" and self.code_bits > most_bits:
+        code_bits = 0 if self.K == "auto" else self.K * self.bits_per_hash
+        if code_bits > most_bits:
             raise ValueError(
-                f"LSHOptions: K: a table's code would have {self.code_bits} bits, more than "
+                f"LSHOptions: K: a table's code would have {code_bits} bits, more than "
                 f"{most_bits}: expected K of at most {most_bits // self.bits_per_hash}, "
                 f"got {self.K}"
             )
@@ -264,12 +265,6 @@ class LSHOptions:
             return 1
         return self.bin_size.bit_length() - (family != "cross_polytope")
 
-    @property
-    def code_bits(self) -> int:
-        """Bits of one table's code; K must be settled."""
-        assert self.K != "auto"
-        return self.K * self.bits_per_hash
-
     def for_hidden_layer(self, out_features: int) -> LSHOptions:
         """These options with what ``"auto"`` means in a hidden layer: a budget of 5% of its neurons, for the
         whole batch too where that shares its active set, and no tail.
@@ -300,46 +295,86 @@ class LSHOptions:
             )
         return settled
 
-    def resolve(self, out_features: int, in_features: int) -> LSHOptions:
+    def resolve(self, out_features: int, in_features: int) -> ResolvedOptions:
         """These options with every ``"auto"`` replaced by its value for a layer of that shape."""
         family = self.settled_family
         kmeans = family == "kmeans"
-        chosen: dict[str, Any] = {"family": family}
-        if self.budget == "auto":
-            shared = 10 if kmeans else 16
-            chosen["budget"] = shared if self.pattern == "shared" else 1024
-        if self.batch_budget == "auto":
-            chosen["batch_budget"] = 0
-        if self.tail == "auto":
-            learnt = kmeans and self.pattern == "shared" and self.budget != 0
-            none = learnt and self.correction == "none"
-            chosen["tail"] = 0 if none else min(1024, max(1, out_features // 4))
-        if self.projection == "auto":
-            chosen["projection"] = "hadamard" if in_features >= 32 else "gaussian"
-        if self.rehash_every == "auto":
-            chosen["rehash_every"] = 25 if kmeans else 50
-        if self.rehash_growth == "auto":
-            chosen["rehash_growth"] = 1.02 if kmeans else 1.1
-        budget = chosen.get("budget", self.budget)
-        if self.L == "auto":
-            chosen["L"] = 1 if kmeans else 50
-        tables = chosen.get("L", self.L)
-        if self.rebuild_every == "auto":
-            chosen["rebuild_every"] = 20
-        if self.probes == "auto":
-            chosen["probes"] = min(80, MAX_TABLES // tables) if kmeans else 1
-        if self.rerank == "auto":
-            chosen["rerank"] = max(4096, 4 * budget) if kmeans else 0
-        if self.K == "auto" and kmeans:
+
+        def settled(name: str, automatic: Any) -> Any:
+            given = getattr(self, name)
+            return automatic if given == "auto" else given
+
+        budget = settled("budget", (10 if kmeans else 16) if self.pattern == "shared" else 1024)
+        L = settled("L", 1 if kmeans else 50)
+        K = settled("K", self._automatic_K(out_features, budget, L))
+        mean_bucket = out_features >> (K * self.bits_per_hash)
+        needs_no_tail = (
+            kmeans and self.pattern == "shared" and budget != 0 and self.correction == "none"
+        )
+        return ResolvedOptions(
+            **{
+                **dataclasses.asdict(self),
+                "family": family,
+                "budget": budget,
+                "batch_budget": settled("batch_budget", 0),
+                "tail": settled(
+                    "tail", 0 if needs_no_tail else min(1024, max(1, out_features // 4))
+                ),
+                "projection": settled(
+                    "projection", "hadamard" if in_features >= 32 else "gaussian"
+                ),
+                "K": K,
+                "L": L,
+                "probes": settled("probes", min(80, MAX_TABLES // L) if kmeans else 1),
+                "rerank": settled("rerank", max(4096, 4 * budget) if kmeans else 0),
+                "bucket_cap": settled("bucket_cap", max(128, 8 * mean_bucket)),
+                "rehash_every": settled("rehash_every", 25 if kmeans else 50),
+                "rehash_growth": settled("rehash_growth", 1.02 if kmeans else 1.1),
+                "rebuild_every": settled("rebuild_every", 20),
+            }
+        )
+
+    def _automatic_K(self, out_features: int, budget: int, L: int) -> int:
+        if self.settled_family == "kmeans":
             # at most 18 sqrt(out_features) centroids
             bits = ((18 * 18 * out_features).bit_length() - 1) // 2
-            chosen["K"] = max(1, min(bits, MAX_CENTROID_BITS, out_features.bit_length() - 3))
-        elif self.K == "auto":
-            bucket = max(64, 2 * budget // tables)
-            bits = max(1, (out_features // bucket).bit_length() - 1)
-            chosen["K"] = max(1, min(bits, 15) // self.bits_per_hash)
-        resolved = dataclasses.replace(self, **chosen)
-        if resolved.bucket_cap == "auto":
-            mean = out_features >> resolved.code_bits
-            resolved = dataclasses.replace(resolved, bucket_cap=max(128, 8 * mean))
-        return resolved
+            return max(1, min(bits, MAX_CENTROID_BITS, out_features.bit_length() - 3))
+        bucket = max(64, 2 * budget // L)
+        bits = max(1, (out_features // bucket).bit_length() - 1)
+        return max(1, min(bits, 15) // self.bits_per_hash)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(LSHOptions):
+    """What :meth:`LSHOptions.resolve` returns: options of a layer of known shape, without any ``"auto"``."""
+
+    budget: int
+    batch_budget: int
+    tail: int
+    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"]
+    projection: Literal["hadamard", "gaussian", "sparse"]
+    K: int
+    L: int
+    probes: int
+    rerank: int
+    bucket_cap: int
+    rehash_every: int
+    rehash_growth: float
+    rebuild_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        left = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) == "auto"]
+        if left:
+            raise ValueError(
+                f"ResolvedOptions: {left[0]}: expected a value, got 'auto': use LSHOptions.resolve"
+            )
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one table's code."""
+        return self.K * self.bits_per_hash
+
+    def unresolved(self, **changes: Any) -> LSHOptions:
+        """The same as :class:`LSHOptions`, with ``changes``, which may be ``"auto"``."""
+        return LSHOptions(**{**dataclasses.asdict(self), **changes})

@@ -22,7 +22,7 @@ def check_smoothing(
         )
     options = tables.options
     own_sets = options.pattern == "per_sample" and options.correction == "none"
-    if label_smoothing > 0 and own_sets and options.budget < tables.out_features:  # type: ignore[operator]
+    if label_smoothing > 0 and own_sets and options.budget < tables.out_features:
         raise NotImplementedError(
             f"{_NAME}: label_smoothing: expected 0.0 with pattern='per_sample' and correction='none', got "
             f"{label_smoothing}: use correction='importance', or pattern='shared'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..options import LSHOptions
+from ..options import ResolvedOptions
 from .base import HashFamily
 from .bins import DWTA, MinHash
 from .cross_polytope import CrossPolytope
@@ -12,9 +12,10 @@ from .kmeans import KMeans
 from .simhash import SimHash
 
 
-def make_family(options: LSHOptions, in_features: int, *, has_bias: bool, seed: int) -> HashFamily:
-    """The family that resolved ``options`` name."""
-    assert options.K != "auto" and options.L != "auto"
+def make_family(
+    options: ResolvedOptions, in_features: int, *, has_bias: bool, seed: int
+) -> HashFamily:
+    """The family that ``options`` name."""
     own: dict[str, Any] = {}
     if options.family == "simhash":
         own["projection"] = options.projection

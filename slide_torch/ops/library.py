@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import _C  # type: ignore[attr-defined]  # noqa: F401  (importing it registers the operators)
 
-operators = torch.ops.slide_torch
-register_fake = torch.library.register_fake
+operators: Any = torch.ops.slide_torch
+register_fake: Any = torch.library.register_fake
 
 
 def differentiable_once(*names: str) -> None:

@@ -38,8 +38,7 @@ def search(
     """The best of what each input's buckets hold: offsets int64 (B + 1) into ids int32 (pairs), the largest
     logit first, and how many ids the buckets have for all inputs."""
     options = tables.options
-    assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
-    assert isinstance(options.probes, int) and weight is not None
+    assert weight is not None
     assert tables.family is not None and tables.offsets is not None and tables.ids is not None
     assert tables.row_codes is not None and tables.row_terms is not None
     probes = tables.family.query_codes(input, options.probes).T.long().contiguous()
@@ -76,8 +75,6 @@ def find(
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     options = tables.options
-    assert isinstance(options.budget, int) and isinstance(options.bucket_cap, int)
-    assert isinstance(options.probes, int) and isinstance(options.rerank, int)
     if options.family == "exact" and options.budget > 0:
         assert weight is not None
         return _best(input, weight, bias, label_offsets, label_ids, tail, options.budget)

@@ -53,7 +53,7 @@ def draw_active_set(
     if shared and tables.searches:
         _, best, searched = search(tables, input, weight, bias, seed)
         if options.batch_budget:
-            best = _most_retrieved(best, options.batch_budget, neurons)  # type: ignore[arg-type]
+            best = _most_retrieved(best, options.batch_budget, neurons)
         certain = torch.cat([label_ids, best])
         return _share(certain, tail, labels, tables, input.dtype, searched)
     own_tail = tail.ids[:0] if shared else tail.ids
@@ -62,7 +62,7 @@ def draw_active_set(
     )
     if shared:
         if options.batch_budget:
-            kept = _most_retrieved(active, options.batch_budget, neurons)  # type: ignore[arg-type]
+            kept = _most_retrieved(active, options.batch_budget, neurons)
             active = torch.cat([kept, label_ids])
         return _share(active, tail, labels, tables, input.dtype, int(ids_read))
     lengths = offsets.diff()

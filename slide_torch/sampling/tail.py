@@ -44,7 +44,6 @@ def draw_tail(
 ) -> Tail:
     """The tail of a batch ``input`` (B, d), from the distributions that ``tables.options`` names."""
     count, parts = tables.options.tail, tables.options.tail_parts
-    assert isinstance(count, int)
     if parts == ("uniform",):
         return Tail(ops.sample_tail(count, tables.out_features, seed), None)
     if not tables.uses_kernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import time
@@ -16,7 +17,7 @@ from .. import ops, precision
 from ..active_set import ActiveSet
 from ..hashing.base import HashFamily
 from ..hashing.make import make_family
-from ..options import LSHOptions
+from ..options import LSHOptions, ResolvedOptions
 from ..randomness import draw_seed
 from ..tails.proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
 
@@ -109,6 +110,13 @@ class HashTables:
         self.__dict__.update(state)
         self._enroll()  # a copy is not its original
 
+    def read_with(self, options: ResolvedOptions) -> HashTables:
+        """These very tables, read with ``options`` that differ only in how they are read (budget, probes,
+        rerank, bucket_cap, ...); for measuring."""
+        found = copy.copy(self)
+        found.options = options
+        return found
+
     def clear(self) -> None:
         """Forgets tables, functions and schedule; the next use builds anew."""
         self.codes = self.offsets = self.ids = self.dirty = None
@@ -165,7 +173,6 @@ class HashTables:
     def exact(self) -> bool:
         """Whether every neuron is active."""
         options = self.options
-        assert isinstance(options.budget, int) and isinstance(options.tail, int)
         return options.budget >= self.out_features or options.tail >= self.out_features
 
     @torch.no_grad()
@@ -260,7 +267,6 @@ class HashTables:
             self.rehash(weight, bias)
         elif due and self._is_due(weight, bias):
             every = self.options.rebuild_every
-            assert isinstance(every, int)
             if every and (self.rehashes + 1) % every == 0:
                 self.rebuild(weight, bias, generator=generator)
                 self.rehashes += 1
@@ -278,7 +284,6 @@ class HashTables:
 
     def _begin_next_period(self) -> None:
         every, growth = self.options.rehash_every, self.options.rehash_growth
-        assert every != "auto" and growth != "auto"
         if self.options.schedule == "drift":
             self._period = float(every)
         else:
@@ -295,7 +300,6 @@ class HashTables:
         started = time.perf_counter()
         self.drift = (self._codes_of_probe(weight, bias) != before).float().mean().item()
         self.drift_checks += 1
-        assert self.options.rehash_every != "auto"
         self._period += self.options.rehash_every
         self.upkeep_seconds += time.perf_counter() - started
         return self.drift > self.options.drift

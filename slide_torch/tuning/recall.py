@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..options import LSHOptions
+from ..options import ResolvedOptions
 from ..sampling.candidates import candidates
 from ..tables import HashTables
 
@@ -44,7 +44,6 @@ def measure(
     """Recall, softmax mass, ids read, rows touched and time of built ``tables`` on ``input`` (n, d), as in
     :class:`Measurement`."""
     options = tables.options
-    assert isinstance(options.budget, int) and isinstance(options.rerank, int)
     neurons = weight.shape[0]
     hits = mass = ids = touched = 0.0
     times = []
@@ -65,13 +64,10 @@ def measure(
         mass += (logits - exact.log_normalizer[first + sample]).exp().sum().item()
         ids += ids_read(tables, some)
         if options.rerank:
-            tables.options = dataclasses.replace(
+            by_counts = dataclasses.replace(
                 options, budget=min(options.rerank, neurons - 1), rerank=0
             )
-            try:
-                scored = candidates(tables, weight, bias, some)
-            finally:
-                tables.options = options
+            scored = candidates(tables.read_with(by_counts), weight, bias, some)
             assert scored is not None
             active = scored[1]
         touched += active.shape[0]
@@ -86,7 +82,7 @@ def measure(
 
 
 def build(
-    options: LSHOptions, weight: Tensor, bias: Tensor | None, generator: torch.Generator
+    options: ResolvedOptions, weight: Tensor, bias: Tensor | None, generator: torch.Generator
 ) -> tuple[HashTables, float, float]:
     """Tables over the rows, and the seconds of their build and of a rehash of all rows."""
     tables = HashTables(options, *weight.shape, has_bias=bias is not None)
@@ -100,7 +96,6 @@ def ids_read(tables: HashTables, input: Tensor) -> int:
     """Lengths of all the buckets of all inputs, each up to the cap."""
     options = tables.options
     assert tables.family is not None and tables.offsets is not None
-    assert isinstance(options.probes, int) and isinstance(options.bucket_cap, int)
     codes = tables.family.query_codes(input, options.probes).long()
     lengths = tables.offsets.diff(dim=1).repeat_interleave(options.probes, dim=0)
     read = lengths.gather(1, codes.clamp(min=0)).clamp(max=options.bucket_cap)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..nn.linear import LSHLinear
-from ..options import FAMILIES, MAX_TABLES, LSHOptions
+from ..options import FAMILIES, MAX_TABLES, LSHOptions, ResolvedOptions
 from ..tables import HashTables
 from .recall import Exact, build, measure
 from .result import Measurement, TuneResult
@@ -100,9 +100,8 @@ def tune(
                     break
                 if tables is None:
                     tables, built, rehashed = build(setting, weight, bias, generator)
-                tables.options = setting
+                tables = tables.read_with(setting)
                 found = measure(tables, weight, bias, own, exact)
-                assert setting.rehash_every != "auto"
                 upkeep = rehashed * 1e6 / (setting.rehash_every * batch)
                 cost = found["us_query"] + upkeep
                 line = Measurement(
@@ -123,7 +122,7 @@ def tune(
     else:
         chosen, share, mass = max(confirmed, key=lambda c: c[1])
     return TuneResult(
-        chosen.options,
+        chosen.options.unresolved(),
         bool(good),
         share,
         mass,
@@ -138,7 +137,7 @@ def tune(
 
 def _ladders(
     base: LSHOptions, family: str, neurons: int, features: int
-) -> Iterator[list[list[LSHOptions]]]:
+) -> Iterator[list[list[ResolvedOptions]]]:
     """The settings of a family that :func:`tune` tries: for each that needs tables of its own, ladders of
     rising cost over the same tables."""
     free: dict[str, Any] = dict.fromkeys(
@@ -147,7 +146,6 @@ def _ladders(
     free["family"] = family
     # resolved with all that depends on the family left to it
     auto = dataclasses.replace(base, augment_norms=False, **free).resolve(neurons, features)
-    assert isinstance(auto.K, int) and isinstance(auto.L, int) and isinstance(auto.budget, int)
     kmeans = family == "kmeans"
     rerank = max(4096, 4 * auto.budget)
     variants: list[dict[str, Any]] = [{}]
@@ -160,13 +158,10 @@ def _ladders(
         if not 1 <= variant.get("K", 1) <= 16:
             continue
         # the cap of buckets follows K
-        own = dataclasses.replace(auto, bucket_cap="auto", **variant)
+        own = auto.unresolved(bucket_cap="auto", **variant).resolve(neurons, features)
         probes = [p for p in _PROBES if p <= min(most, 1 << own.code_bits)]
         yield [
-            [
-                dataclasses.replace(own, probes=p, rerank=r).resolve(neurons, features)
-                for p in probes
-            ]
+            [dataclasses.replace(own, probes=p, rerank=r) for p in probes]
             for r in ((rerank,) if kmeans else (0, rerank))
         ]
 
@@ -179,7 +174,7 @@ def _checked(
     families: Sequence[str],
     settings: Sequence[LSHOptions] | None,
     numbers: dict[str, float],
-) -> tuple[Tensor, list[list[list[LSHOptions]]]]:
+) -> tuple[Tensor, list[list[list[ResolvedOptions]]]]:
     """Refuses what :func:`tune` cannot do; returns inputs (n, d) and the groups of ladders to try."""
 
     def refuse(name: str, expected: str, got: object) -> None:
@@ -241,7 +236,6 @@ def _checked(
                 f"family={options.family!r}, budget={options.budget}, tail={options.tail}: all or none, or "
                 "without tables",
             )
-        assert isinstance(options.budget, int)
         if k > options.budget:
             refuse("k", f"at most the budget, {options.budget}, or its recall cannot be had", k)
     return inputs.detach().reshape(-1, features).contiguous(), groups
