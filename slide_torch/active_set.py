@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class Labels:
             torch.empty(0, dtype=dtype),
         )
 
+    def operands(self, active: ActiveSet) -> tuple[Tensor, Tensor, Tensor]:
+        """What the operators take of them: offsets, each label's place in ``active``, probabilities."""
+        return self.offsets, active.label_places, self.probabilities
+
 
 @dataclass(frozen=True)
 class SharedActiveSet:
@@ -49,6 +54,10 @@ class SharedActiveSet:
     label_places: Tensor
     active_per_sample: float
     ids_read: int
+
+    def operands(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the operators take of it, with ``rows`` as those of an :class:`ActiveLayer`."""
+        return (rows,)
 
 
 @dataclass(frozen=True)
@@ -70,5 +79,29 @@ class SampleActiveSets:
     active_per_sample: float
     ids_read: int
 
+    def operands(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the operators take of them, with ``rows`` as those of an :class:`ActiveLayer`."""
+        return rows, self.offsets, self.pair_offsets, self.pair_positions, self.pair_samples
+
 
 ActiveSet = SharedActiveSet | SampleActiveSets
+
+
+class ActiveLayer(NamedTuple):
+    """A layer as the operators over active sets take it.
+
+    Attributes:
+        weight: (N, d), float32 or float64.
+        bias: (N) or None.
+        rows: int64 (U), the active neurons' rows of these two.
+        sparse: whether they get row-sparse gradients.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    rows: Tensor
+    sparse: bool
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias

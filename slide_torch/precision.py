@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .active_set import ActiveLayer
 
 # Rows that are copied at a time where all are read.
 ROWS_AT_ONCE = 65536
@@ -48,9 +49,7 @@ def blocks(neurons: int) -> Iterator[slice]:
         yield slice(begin, min(begin + ROWS_AT_ONCE, neurons))
 
 
-def active_rows(
-    weight: Tensor, bias: Tensor | None, rows: Tensor, sparse: bool
-) -> tuple[Tensor, Tensor | None, Tensor, bool]:
+def active_layer(weight: Tensor, bias: Tensor | None, rows: Tensor, sparse: bool) -> ActiveLayer:
     """What the operators over active sets, which know no bfloat16, are given for ``weight`` (N, d), ``bias``
     (N) and the active ``rows`` int64 (U).
 
@@ -58,9 +57,10 @@ def active_rows(
     whose gradient goes back to the parameters in bfloat16, row-sparse if ``sparse``; others as they are.
     """
     if weight.dtype != torch.bfloat16:
-        return weight, bias, rows, sparse
+        return ActiveLayer(weight, bias, rows, sparse)
     own_bias = None if bias is None else ops.widened_rows(bias, rows, sparse)
-    return ops.widened_rows(weight, rows, sparse), own_bias, torch.arange(rows.shape[0]), False
+    own_weight = ops.widened_rows(weight, rows, sparse)
+    return ActiveLayer(own_weight, own_bias, torch.arange(rows.shape[0]), False)
 
 
 def topk_linear(

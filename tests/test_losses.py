@@ -98,13 +98,16 @@ def test_binary_of_extreme_logits():
 @pytest.mark.parametrize("extra", [False, True])
 def test_binary_operators_gradcheck(pattern, extra):
     case = make(N=9, d=5, B=4)
-    op = getattr(ops, f"{'shared' if pattern == 'shared' else 'sample'}_binary_cross_entropy")
+    op = getattr(
+        torch.ops.slide_torch,
+        f"{'shared' if pattern == 'shared' else 'sample'}_binary_cross_entropy",
+    )
     *active, log_weight, offsets, places, values, scale = operator_sample(pattern)
     row_weight = log_weight.exp() if extra else None
     of_labels = (offsets, places, values, values * 2 if extra else None)
 
     def run(x, w, b):
-        return op(x, w, b, *active, row_weight, *of_labels, scale, False)
+        return op(x, w, b, *active, row_weight, *of_labels, scale, False)[0]
 
     assert gradcheck(run, (case.x, case.weight, case.bias))
     assert gradcheck(lambda x, w: run(x, w, None), (case.x, case.weight))

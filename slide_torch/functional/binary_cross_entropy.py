@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..active_set import SharedActiveSet
-from ..precision import active_rows, widened
+from ..active_set import Labels, SharedActiveSet
+from ..precision import active_layer, widened
+from ..sampling.step import StepRequest
 from ..sampling.targets import INDEX_DTYPES, class_factors, is_probabilities
-from ..sampling.traced_step import draw_for
+from ..sampling.traced_step import draw
 from ..tables import HashTables
-from .checks import autocast_input, check_layer, check_leaves
+from .checks import checked_input
 
 
 def lsh_linear_binary_cross_entropy(
@@ -59,10 +60,9 @@ def lsh_linear_binary_cross_entropy(
         NotImplementedError: ``reduction="none"``, whose result would have N columns.
     """
     name = "lsh_linear_binary_cross_entropy"
-    input = autocast_input(input, linear_weight)
-    check_layer(input, linear_weight, linear_bias, tables, name)
-    if sparse:
-        check_leaves(linear_weight, linear_bias, name)
+    input = checked_input(
+        name, input, linear_weight, linear_bias, tables, scale=scale, sparse=sparse
+    )
     if reduction == "none":
         raise NotImplementedError(
             f"{name}: reduction: expected 'mean' or 'sum', got 'none', which is a loss for each of all "
@@ -70,8 +70,6 @@ def lsh_linear_binary_cross_entropy(
         )
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction: expected 'mean' or 'sum', got {reduction!r}")
-    if not scale > 0 or scale == float("inf"):
-        raise ValueError(f"{name}: scale: expected a positive finite number, got {scale}")
     leading, neurons = input.shape[:-1], linear_weight.shape[0]
     input = widened(input)
     flat = input.reshape(-1, input.shape[-1])
@@ -83,19 +81,20 @@ def lsh_linear_binary_cross_entropy(
         positive = class_factors(pos_weight, neurons, input, name, "pos_weight")
     if isinstance(target, Tensor) and target.dim() == len(leading) + 1:
         target = _without_repeats(target, ignore_index)
-    labels, active = draw_for(
-        tables,
-        flat,
-        linear_weight,
-        linear_bias,
-        target,
-        leading,
-        None,
-        ignore_index,
-        training=training,
-        sparse=sparse,
-        generator=generator,
-        name=name,
+    labels, active = draw(
+        StepRequest.of(
+            name,
+            tables,
+            flat,
+            linear_weight,
+            linear_bias,
+            target,
+            training=training,
+            sparse=sparse,
+            leading=leading,
+            ignore_index=ignore_index,
+            generator=generator,
+        )
     )
     values = labels.probabilities
     if not is_probabilities(target):
@@ -113,41 +112,9 @@ def lsh_linear_binary_cross_entropy(
         own = class_weight[classes]
         row_weight = own if row_weight is None else row_weight * own
     flat = flat.contiguous()
-    own_weight, own_bias, rows, sparse = active_rows(
-        linear_weight, linear_bias, active.rows, sparse
-    )
-    if isinstance(active, SharedActiveSet):
-        losses = ops.shared_binary_cross_entropy(
-            flat,
-            own_weight,
-            own_bias,
-            rows,
-            row_weight,
-            labels.offsets,
-            active.label_places,
-            values,
-            extra,
-            scale,
-            sparse,
-        )
-    else:
-        losses = ops.sample_binary_cross_entropy(
-            flat,
-            own_weight,
-            own_bias,
-            rows,
-            active.offsets,
-            active.pair_offsets,
-            active.pair_positions,
-            active.pair_samples,
-            row_weight,
-            labels.offsets,
-            active.label_places,
-            values,
-            extra,
-            scale,
-            sparse,
-        )
+    layer = active_layer(linear_weight, linear_bias, active.rows, sparse)
+    labels = Labels(labels.offsets, labels.ids, values)
+    losses = ops.binary_cross_entropy(flat, layer, active, row_weight, labels, extra, scale)
     # as torch, the mean over no elements is NaN
     return losses.sum() if reduction == "sum" else losses.sum() / (losses.shape[0] * neurons)
 

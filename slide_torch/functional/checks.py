@@ -9,6 +9,26 @@ from ..precision import DTYPES
 from ..tables import HashTables
 
 
+def checked_input(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tables: HashTables,
+    *,
+    scale: float,
+    sparse: bool,
+) -> Tensor:
+    """The ``input`` that the loss ``name`` computes with, once layer, tables and scale are known to fit."""
+    input = autocast_input(input, weight)
+    check_layer(input, weight, bias, tables, name)
+    if sparse:
+        check_leaves(weight, bias, name)
+    if not scale > 0 or scale == float("inf"):
+        raise ValueError(f"{name}: scale: expected a positive finite number, got {scale}")
+    return input
+
+
 def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
     """Under autocast ``input`` in the dtype of ``weight``: earlier layers give it in bfloat16, and sampled
     losses are computed at full precision. The cast's own gradient goes back in bfloat16."""

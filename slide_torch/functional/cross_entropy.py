@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..active_set import SharedActiveSet
-from ..precision import active_rows, widened
+from ..precision import active_layer, widened
+from ..sampling.step import StepRequest
 from ..sampling.targets import is_probabilities
-from ..sampling.traced_step import draw_for
+from ..sampling.traced_step import draw
 from ..tables import HashTables
-from .checks import autocast_input, check_layer, check_leaves
+from .checks import checked_input
 from .smoothing import _smooth, check_smoothing
 
 _NAME = "lsh_linear_cross_entropy"
@@ -71,37 +71,34 @@ def lsh_linear_cross_entropy(
 
     The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
     """
-    input = autocast_input(input, linear_weight)
-    check_layer(input, linear_weight, linear_bias, tables, _NAME)
-    if sparse:
-        check_leaves(linear_weight, linear_bias, _NAME)
+    input = checked_input(
+        _NAME, input, linear_weight, linear_bias, tables, scale=scale, sparse=sparse
+    )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     check_smoothing(label_smoothing, tables, linear_weight, sparse)
-    if not scale > 0 or scale == float("inf"):
-        raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale}")
     leading = input.shape[:-1]
     input = widened(input)
     flat = input.reshape(-1, input.shape[-1])
-    labels, active = draw_for(
-        tables,
-        flat,
-        linear_weight,
-        linear_bias,
-        target,
-        leading,
-        weight,
-        ignore_index,
-        training=training,
-        sparse=sparse,
-        generator=generator,
-        name=_NAME,
+    labels, active = draw(
+        StepRequest.of(
+            _NAME,
+            tables,
+            flat,
+            linear_weight,
+            linear_bias,
+            target,
+            training=training,
+            sparse=sparse,
+            leading=leading,
+            class_weight=weight,
+            ignore_index=ignore_index,
+            generator=generator,
+        )
     )
     flat = flat.contiguous()
     total = labels.probabilities.sum()
-    own_weight, own_bias, rows, sparse = active_rows(
-        linear_weight, linear_bias, active.rows, sparse
-    )
+    layer = active_layer(linear_weight, linear_bias, active.rows, sparse)
     smoothed = None
     if label_smoothing > 0:
         labels, smoothed = _smooth(
@@ -109,45 +106,14 @@ def lsh_linear_cross_entropy(
             label_smoothing,
             active,
             flat,
-            own_weight,
-            own_bias,
+            layer,
             weight,
             scale,
-            sparse,
             neurons=linear_weight.shape[0],
-            copied=own_weight is not linear_weight,
+            copied=layer.weight is not linear_weight,
             tail_varies=active.log_weight is not None and tables.options.tail_parts != ("uniform",),
         )
-    if isinstance(active, SharedActiveSet):
-        losses = ops.shared_cross_entropy(
-            flat,
-            own_weight,
-            own_bias,
-            rows,
-            active.log_weight,
-            labels.offsets,
-            active.label_places,
-            labels.probabilities,
-            scale,
-            sparse,
-        )
-    else:
-        losses = ops.sample_cross_entropy(
-            flat,
-            own_weight,
-            own_bias,
-            rows,
-            active.offsets,
-            active.pair_offsets,
-            active.pair_positions,
-            active.pair_samples,
-            active.log_weight,
-            labels.offsets,
-            active.label_places,
-            labels.probabilities,
-            scale,
-            sparse,
-        )
+    losses = ops.cross_entropy(flat, layer, active, labels, scale)
     if smoothed is not None:
         losses = losses + smoothed
     if reduction == "none":

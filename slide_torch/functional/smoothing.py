@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..active_set import ActiveSet, Labels, SharedActiveSet
+from ..active_set import ActiveLayer, ActiveSet, Labels, SharedActiveSet
 from ..ops import fused_update
 from ..tables import HashTables
 
@@ -49,11 +49,9 @@ def _smooth(
     smoothing: float,
     active: ActiveSet,
     input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    layer: ActiveLayer,
     class_weight: Tensor | None,
     scale: float,
-    sparse: bool,
     *,
     neurons: int,
     copied: bool,
@@ -66,9 +64,10 @@ def _smooth(
     mass M = (1 - s) T + s c bring in ``M n``, and too much of their own logits: what is left to add,
     ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
 
-    ``copied`` says that ``weight`` and ``bias`` are copies of the active rows, not of all ``neurons``.
+    ``copied`` says that ``layer`` holds copies of the active rows, not all ``neurons``.
     """
     batch, dtype = input.shape[0], input.dtype
+    weight, bias, _, sparse = layer
     sample = torch.arange(batch).repeat_interleave(
         labels.offsets.diff(), output_size=labels.ids.shape[0]
     )

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..active_set import ActiveSet, SampleActiveSets, SharedActiveSet
+from ..active_set import ActiveSet, SharedActiveSet
 from ..functional.checks import check_layer, check_leaves
-from ..precision import active_rows, widened
-from ..sampling.traced_step import draw_for
+from ..precision import active_layer, widened
+from ..sampling import traced_step
+from ..sampling.step import StepRequest
 from ..tables import HashTables
 
 
@@ -35,19 +36,17 @@ def draw(
     if sparse:
         check_leaves(weight, bias, "LSHLinear")
     fixed = not training and not torch.compiler.is_compiling()
-    _, active = draw_for(
-        tables,
-        widened(input),
-        weight,
-        bias,
-        input.new_empty((input.shape[0], 0), dtype=torch.int64),  # lists of no labels
-        input.shape[:1],
-        None,
-        -100,
-        training=training,
-        sparse=sparse,
-        generator=torch.Generator().manual_seed(0) if fixed else None,
-        name="LSHLinear",
+    _, active = traced_step.draw(
+        StepRequest.of(
+            "LSHLinear",
+            tables,
+            widened(input),
+            weight,
+            bias,
+            training=training,
+            sparse=sparse,
+            generator=torch.Generator().manual_seed(0) if fixed else None,
+        )
     )
     return active
 
@@ -58,24 +57,16 @@ def into_active(
     """``input @ weight.T + bias`` for the active neurons of each sample: (U, B) where the batch shares its
     active set, else sample-major (pairs). Differentiable. Of the weight's dtype; bfloat16 is computed in
     float32."""
-    own_weight, own_bias, rows, sparse = active_rows(weight, bias, active.rows, sparse)
-    layer = (widened(input), own_weight, own_bias, rows)
-    if isinstance(active, SharedActiveSet):
-        values = ops.shared_linear(*layer, sparse)
-    else:
-        values = ops.sample_linear(*layer, *_pairs(active), sparse)
+    layer = active_layer(weight, bias, active.rows, sparse)
+    values = ops.into_active(widened(input), layer, active)
     return values.to(weight.dtype)
 
 
 def out_of_active(values: Tensor, weight: Tensor, active: ActiveSet, *, sparse: bool) -> Tensor:
     """``dense @ weight`` (B, d_out), where ``dense`` (B, N) is :func:`to_dense` of ``values``; ``weight``
     (N, d_out). Differentiable; dtypes as for :func:`into_active`."""
-    own_weight, _, rows, sparse = active_rows(weight, None, active.rows, sparse)
-    layer = (widened(values).contiguous(), own_weight, rows)
-    if isinstance(active, SharedActiveSet):
-        output = ops.shared_weighted_rows(*layer, sparse)
-    else:
-        output = ops.sample_weighted_rows(*layer, *_pairs(active), sparse)
+    layer = active_layer(weight, None, active.rows, sparse)
+    output = ops.out_of_active(widened(values).contiguous(), layer, active)
     return output.to(weight.dtype)
 
 
@@ -89,12 +80,3 @@ def to_dense(values: Tensor, active: ActiveSet, batch: int, neurons: int) -> Ten
         active.offsets.diff(), output_size=active.active.shape[0]
     )
     return zeros.view(-1).index_copy(0, sample * neurons + active.active, values).view_as(zeros)
-
-
-def _pairs(active: SampleActiveSets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        active.offsets,
-        active.pair_offsets,
-        active.pair_positions,
-        active.pair_samples,
-    )

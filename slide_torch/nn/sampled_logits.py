@@ -14,7 +14,7 @@ from torch import Tensor
 from ..active_set import Labels, SampleActiveSets
 from ..functional.binary_cross_entropy import lsh_linear_binary_cross_entropy
 from ..functional.cross_entropy import lsh_linear_cross_entropy
-from ..precision import active_rows, computed_dtype, widened
+from ..precision import active_layer, computed_dtype, widened
 from ..sampling.draw import draw_active_set
 from .torch_functions import HANDLERS
 
@@ -265,7 +265,7 @@ class SampledLogits:
         active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
         if moving:
             tables.mark_dirty(active.rows, self._weight._version)
-        weight, bias, rows, sparse = active_rows(
+        weight, bias, rows, sparse = active_layer(
             self._weight, self._bias, active.rows, layer.sparse
         )
         weight = F.embedding(rows, weight, sparse=sparse)

@@ -27,13 +27,8 @@ from .hashing import (
     simhash_hadamard,
 )
 from .library import instruction_set
-from .linear import sample_linear, sample_weighted_rows, shared_linear, shared_weighted_rows
-from .losses import (
-    sample_binary_cross_entropy,
-    sample_cross_entropy,
-    shared_binary_cross_entropy,
-    shared_cross_entropy,
-)
+from .linear import into_active, out_of_active
+from .losses import binary_cross_entropy, cross_entropy
 from .rows import (
     adagrad_rows_,
     adam_rows_,
@@ -50,15 +45,18 @@ __all__ = [
     "adagrad_rows_",
     "adam_rows_",
     "advise_hugepages_",
+    "binary_cross_entropy",
     "build_tables",
     "coalesce_rows",
     "code_lists_",
+    "cross_entropy",
     "cross_polytope",
     "dwta",
     "empty_codes",
     "group_means",
     "hashed_rows",
     "instruction_set",
+    "into_active",
     "kernel_draw",
     "kernel_sums",
     "list_centers",
@@ -66,20 +64,13 @@ __all__ = [
     "minhash",
     "nearest_centroids",
     "nearest_in_groups",
+    "out_of_active",
     "recode_rows_",
     "rerank",
     "retrieve",
     "rows_to_dense",
-    "sample_binary_cross_entropy",
-    "sample_cross_entropy",
-    "sample_linear",
     "sample_tail",
-    "sample_weighted_rows",
     "sgd_rows_",
-    "shared_binary_cross_entropy",
-    "shared_cross_entropy",
-    "shared_linear",
-    "shared_weighted_rows",
     "simhash_dense",
     "simhash_hadamard",
     "topk_linear",

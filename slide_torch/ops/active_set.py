@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import operators, register_fake
+from .library import fake, operators
 
 
 def build_tables(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -15,13 +16,11 @@ def build_tables(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return operators.build_tables(codes, bits)
 
 
-@register_fake("slide_torch::build_tables")
-def _(codes: Any, bits: Any) -> Any:
-    L, N = codes.shape
-    return (
-        codes.new_empty((L, (1 << bits) + 1), dtype=torch.int32),
-        codes.new_empty((L, N), dtype=torch.int32),
-    )
+@fake("build_tables")
+def _(a: SimpleNamespace) -> Any:
+    L, N = a.codes.shape
+    offsets = a.codes.new_empty((L, (1 << a.bits) + 1), dtype=torch.int32)
+    return offsets, a.codes.new_empty((L, N), dtype=torch.int32)
 
 
 def update_codes_(codes: Tensor, rows: Tensor, fresh: Tensor) -> Tensor:
@@ -29,9 +28,9 @@ def update_codes_(codes: Tensor, rows: Tensor, fresh: Tensor) -> Tensor:
     return operators.update_codes_(codes, rows, fresh)
 
 
-@register_fake("slide_torch::update_codes_")
-def _(codes: Any, rows: Any, fresh: Any) -> Any:
-    return codes.new_empty((codes.shape[0],), dtype=torch.int64)
+@fake("update_codes_")
+def _(a: SimpleNamespace) -> Any:
+    return a.codes.new_empty((a.codes.shape[0],), dtype=torch.int64)
 
 
 def retrieve(
@@ -58,26 +57,15 @@ def retrieve(
     )
 
 
-@register_fake("slide_torch::retrieve")
-def _(
-    codes: Any,
-    table_offsets: Any,
-    table_ids: Any,
-    label_offsets: Any,
-    label_ids: Any,
-    tail: Any,
-    budget: Any,
-    bucket_cap: Any,
-    seed: Any,
-) -> Any:
-    batch = codes.shape[1]
-    pairs = torch.library.get_ctx().new_dynamic_size()
+@fake("retrieve")
+def _(a: SimpleNamespace) -> Any:
+    batch, pairs = a.codes.shape[1], torch.library.get_ctx().new_dynamic_size()
     return (
-        codes.new_empty((batch + 1,), dtype=torch.int64),
-        codes.new_empty((pairs,), dtype=torch.int32),
-        codes.new_empty((batch,), dtype=torch.int64),
-        codes.new_empty((label_ids.shape[0],), dtype=torch.int32),
-        codes.new_empty((1,), dtype=torch.int64),
+        a.codes.new_empty((batch + 1,), dtype=torch.int64),
+        a.codes.new_empty((pairs,), dtype=torch.int32),
+        a.codes.new_empty((batch,), dtype=torch.int64),
+        a.codes.new_empty((a.label_ids.shape[0],), dtype=torch.int32),
+        a.codes.new_empty((1,), dtype=torch.int64),
     )
 
 
@@ -105,14 +93,11 @@ def rerank(
     )
 
 
-@register_fake("slide_torch::rerank")
-def _(offsets: Any, active: Any, *rest: Any) -> Any:
+@fake("rerank")
+def _(a: SimpleNamespace) -> Any:
     pairs = torch.library.get_ctx().new_dynamic_size()
-    return (
-        torch.empty_like(offsets),
-        active.new_empty((pairs,)),
-        offsets.new_empty((offsets.shape[0] - 1,)),
-    )
+    starts = a.offsets.new_empty((a.offsets.shape[0] - 1,))
+    return torch.empty_like(a.offsets), a.active.new_empty((pairs,)), starts
 
 
 def transpose_active(
@@ -123,14 +108,14 @@ def transpose_active(
     return operators.transpose_active(offsets, active, neurons)
 
 
-@register_fake("slide_torch::transpose_active")
-def _(offsets: Any, active: Any, neurons: Any) -> Any:
+@fake("transpose_active")
+def _(a: SimpleNamespace) -> Any:
     count = torch.library.get_ctx().new_dynamic_size()
     return (
-        active.new_empty((count,), dtype=torch.int64),
-        active.new_empty((count + 1,), dtype=torch.int64),
-        torch.empty_like(active),
-        torch.empty_like(active),
+        a.active.new_empty((count,), dtype=torch.int64),
+        a.active.new_empty((count + 1,), dtype=torch.int64),
+        torch.empty_like(a.active),
+        torch.empty_like(a.active),
     )
 
 
@@ -140,13 +125,11 @@ def union_active(certain: Tensor, tail: Tensor, neurons: int) -> tuple[Tensor, T
     return operators.union_active(certain, tail, neurons)
 
 
-@register_fake("slide_torch::union_active")
-def _(certain: Any, tail: Any, neurons: Any) -> Any:
+@fake("union_active")
+def _(a: SimpleNamespace) -> Any:
     count = torch.library.get_ctx().new_dynamic_size()
-    return (
-        certain.new_empty((count,), dtype=torch.int64),
-        certain.new_empty((count,), dtype=torch.bool),
-    )
+    rows = a.certain.new_empty((count,), dtype=torch.int64)
+    return rows, a.certain.new_empty((count,), dtype=torch.bool)
 
 
 def sample_tail(count: int, neurons: int, seed: int) -> Tensor:
@@ -154,9 +137,9 @@ def sample_tail(count: int, neurons: int, seed: int) -> Tensor:
     return operators.sample_tail(count, neurons, seed)
 
 
-@register_fake("slide_torch::sample_tail")
-def _(count: Any, neurons: Any, seed: Any) -> Any:
-    return torch.empty((count,), dtype=torch.int32)
+@fake("sample_tail")
+def _(a: SimpleNamespace) -> Any:
+    return torch.empty((a.count,), dtype=torch.int32)
 
 
 def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
@@ -172,11 +155,11 @@ def kernel_sums(weight: Tensor, bias: Tensor | None, leaves: int) -> Tensor:
     return operators.kernel_sums(weight, bias, leaves)
 
 
-@register_fake("slide_torch::kernel_sums")
-def _(weight: Any, bias: Any, leaves: Any) -> Any:
-    width = weight.shape[1] + int(bias is not None)
-    dtype = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
-    return weight.new_empty((leaves, width * (width + 1) // 2), dtype=dtype)
+@fake("kernel_sums")
+def _(a: SimpleNamespace) -> Any:
+    width = a.weight.shape[1] + int(a.bias is not None)
+    dtype = torch.float32 if a.weight.dtype == torch.bfloat16 else a.weight.dtype
+    return a.weight.new_empty((a.leaves, width * (width + 1) // 2), dtype=dtype)
 
 
 def kernel_draw(
@@ -201,20 +184,11 @@ def kernel_draw(
     return operators.kernel_draw(sums, weight, bias, queries, alpha, count, asked, seed)
 
 
-@register_fake("slide_torch::kernel_draw")
-def _(
-    sums: Any,
-    weight: Any,
-    bias: Any,
-    queries: Any,
-    alpha: Any,
-    count: Any,
-    asked: Any,
-    seed: Any,
-) -> Any:
+@fake("kernel_draw")
+def _(a: SimpleNamespace) -> Any:
     found = torch.library.get_ctx().new_dynamic_size()
     return (
-        asked.new_empty((found,)),
-        asked.new_empty((found,), dtype=torch.float64),
-        asked.new_empty(asked.shape, dtype=torch.float64),
+        a.asked.new_empty((found,)),
+        a.asked.new_empty((found,), dtype=torch.float64),
+        a.asked.new_empty(a.asked.shape, dtype=torch.float64),
     )

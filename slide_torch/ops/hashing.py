@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import operators, register_fake
+from .library import fake, operators
 
 # Of all families: `bias` appends one more coordinate; `rows` int64 picks and orders rows; `center` (d, or
 # d + 1 with bias) is subtracted; `norm_bound` appends a coordinate that brings each row's norm up to it, None
@@ -35,6 +36,11 @@ def simhash_hadamard(
     )
 
 
+@fake("simhash_hadamard")
+def _(a: SimpleNamespace) -> Any:
+    return _codes(a, bits=a.K)
+
+
 def simhash_dense(
     input: Tensor,
     bias: Tensor | None,
@@ -48,6 +54,11 @@ def simhash_dense(
 ) -> Tensor:
     """SimHash codes (L * probes, n) by an explicit float32 ``projection`` (K * L, width)."""
     return operators.simhash_dense(input, bias, rows, center, projection, K, L, norm_bound, probes)
+
+
+@fake("simhash_dense")
+def _(a: SimpleNamespace) -> Any:
+    return _codes(a, bits=a.K)
 
 
 def dwta(
@@ -65,6 +76,11 @@ def dwta(
     return operators.dwta(input, bias, rows, center, coordinates, K, L, norm_bound, probes)
 
 
+@fake("dwta")
+def _(a: SimpleNamespace) -> Any:
+    return _codes(a, bits=a.K * (a.coordinates.shape[1].bit_length() - 1))
+
+
 def minhash(
     input: Tensor,
     bias: Tensor | None,
@@ -76,6 +92,11 @@ def minhash(
 ) -> Tensor:
     """MinHash codes (L, n) of the sets of positive coordinates; ``coordinates`` as for :func:`dwta`."""
     return operators.minhash(input, bias, rows, center, coordinates, K, L)
+
+
+@fake("minhash")
+def _(a: SimpleNamespace) -> Any:
+    return _codes(a, bits=a.K * (a.coordinates.shape[1].bit_length() - 1))
 
 
 def cross_polytope(
@@ -98,6 +119,11 @@ def cross_polytope(
     )
 
 
+@fake("cross_polytope")
+def _(a: SimpleNamespace) -> Any:
+    return _codes(a, bits=a.K * a.bin.bit_length())
+
+
 def nearest_centroids(
     input: Tensor,
     bias: Tensor | None,
@@ -110,6 +136,12 @@ def nearest_centroids(
     """Places (L * probes, n) of the centroids with the largest inner products; ``centroids`` float32
     (L, 2^bits, width)."""
     return operators.nearest_centroids(input, bias, rows, center, centroids, norm_bound, probes)
+
+
+@fake("nearest_centroids")
+def _(a: SimpleNamespace) -> Any:
+    tables, size, _ = a.centroids.shape
+    return _codes(a, bits=size.bit_length() - 1, tables=tables)
 
 
 def nearest_in_groups(
@@ -146,6 +178,11 @@ def nearest_in_groups(
     )
 
 
+@fake("nearest_in_groups")
+def _(a: SimpleNamespace) -> Any:
+    return _codes(a, bits=a.centroids.shape[0].bit_length() - 1, tables=1)
+
+
 def hashed_rows(
     input: Tensor,
     bias: Tensor | None,
@@ -157,10 +194,21 @@ def hashed_rows(
     return operators.hashed_rows(input, bias, rows, center, norm_bound)
 
 
+@fake("hashed_rows")
+def _(a: SimpleNamespace) -> Any:
+    extras = (a.bias is not None) + (a.norm_bound is not None)
+    return a.input.new_empty((_count(a), a.input.shape[1] + extras))
+
+
 def group_means(values: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Means (count, width) of the rows of ``values`` (n, width) by ``groups`` int64 (n), -1 for none; zero
     where a group is empty; and their sizes int64 (count)."""
     return operators.group_means(values, groups, count)
+
+
+@fake("group_means")
+def _(a: SimpleNamespace) -> Any:
+    return a.values.new_empty((a.count, a.values.shape[1])), a.groups.new_empty((a.count,))
 
 
 def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
@@ -168,106 +216,17 @@ def mean_row(weight: Tensor, bias: Tensor | None, most: int) -> Tensor:
     return operators.mean_row(weight, bias, most)
 
 
-@register_fake("slide_torch::mean_row")
-def _(weight: Any, bias: Any, most: Any) -> Any:
-    return weight.new_empty((weight.shape[1] + int(bias is not None),))
+@fake("mean_row")
+def _(a: SimpleNamespace) -> Any:
+    return a.weight.new_empty((a.weight.shape[1] + int(a.bias is not None),))
 
 
-@register_fake("slide_torch::nearest_in_groups")
-def _(input: Any, bias: Any, rows: Any, center: Any, centroids: Any, *rest: Any) -> Any:
-    return _fake_codes(input, rows, centroids.shape[0].bit_length() - 1, 1)
+def _count(a: SimpleNamespace) -> Any:
+    return a.input.shape[0] if a.rows is None else a.rows.shape[0]
 
 
-def _fake_codes(input: Tensor, rows: Tensor | None, bits: int, L: int, probes: int = 1) -> Tensor:
-    count = input.shape[0] if rows is None else rows.shape[0]
-    return input.new_empty((L * probes, count), dtype=torch.int16 if bits <= 15 else torch.int32)
-
-
-@register_fake("slide_torch::simhash_hadamard")
-def _(
-    input: Any,
-    bias: Any,
-    rows: Any,
-    center: Any,
-    signs: Any,
-    extra_projection: Any,
-    K: Any,
-    L: Any,
-    norm_bound: Any = None,
-    probes: Any = 1,
-) -> Any:
-    return _fake_codes(input, rows, K, L, probes)
-
-
-@register_fake("slide_torch::simhash_dense")
-def _(
-    input: Any,
-    bias: Any,
-    rows: Any,
-    center: Any,
-    projection: Any,
-    K: Any,
-    L: Any,
-    norm_bound: Any = None,
-    probes: Any = 1,
-) -> Any:
-    return _fake_codes(input, rows, K, L, probes)
-
-
-@register_fake("slide_torch::minhash")
-@register_fake("slide_torch::dwta")
-def _(
-    input: Any,
-    bias: Any,
-    rows: Any,
-    center: Any,
-    coordinates: Any,
-    K: Any,
-    L: Any,
-    norm_bound: Any = None,
-    probes: Any = 1,
-) -> Any:
-    return _fake_codes(input, rows, K * (coordinates.shape[1].bit_length() - 1), L, probes)
-
-
-@register_fake("slide_torch::cross_polytope")
-def _(
-    input: Any,
-    bias: Any,
-    rows: Any,
-    center: Any,
-    signs: Any,
-    extra_projection: Any,
-    bin: Any,
-    K: Any,
-    L: Any,
-    norm_bound: Any = None,
-    probes: Any = 1,
-) -> Any:
-    return _fake_codes(input, rows, K * bin.bit_length(), L, probes)
-
-
-@register_fake("slide_torch::nearest_centroids")
-def _(
-    input: Any,
-    bias: Any,
-    rows: Any,
-    center: Any,
-    centroids: Any,
-    norm_bound: Any = None,
-    probes: Any = 1,
-) -> Any:
-    tables, size, _ = centroids.shape
-    return _fake_codes(input, rows, size.bit_length() - 1, tables, probes)
-
-
-@register_fake("slide_torch::hashed_rows")
-def _(input: Any, bias: Any, rows: Any, center: Any, norm_bound: Any) -> Any:
-    count = input.shape[0] if rows is None else rows.shape[0]
-    extras = (bias is not None) + (norm_bound is not None)
-    return input.new_empty((count, input.shape[1] + extras))
-
-
-@register_fake("slide_torch::group_means")
-def _(values: Any, groups: Any, count: Any) -> Any:
-    return values.new_empty((count, values.shape[1])), groups.new_empty((count,))
+def _codes(a: SimpleNamespace, *, bits: int, tables: int | None = None) -> Tensor:
+    codes = (a.L if tables is None else tables) * getattr(a, "probes", 1)
+    dtype = torch.int16 if bits <= 15 else torch.int32
+    result: Tensor = a.input.new_empty((codes, _count(a)), dtype=dtype)
+    return result

@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import _C  # type: ignore[attr-defined]  # noqa: F401  (importing it registers the operators)
 
 operators: Any = torch.ops.slide_torch
-register_fake: Any = torch.library.register_fake
+
+# Shapes and dtypes of an operator's results, given its arguments by the names of its schema.
+Shapes = Callable[[SimpleNamespace], Any]
 
 
-def differentiable_once(*names: str) -> None:
-    """Makes the second derivative of these backward operators an error: without a formula torch would warn
-    and take it for zero."""
-    for name in names:
-        torch.library.register_autograd(
-            f"slide_torch::{name}", _refuse_twice, setup_context=_save_nothing
-        )
+def argument_names(name: str) -> list[str]:
+    """The arguments of the operator ``slide_torch::name``, in order."""
+    return [argument.name for argument in _schema(name).arguments]
 
 
-def _refuse_twice(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "slide_torch: what is computed over active sets is differentiable once; backward with "
-        "create_graph=True cannot be differentiated again"
-    )
+def result_names(name: str) -> list[str]:
+    """The results of the operator ``slide_torch::name``, in order; empty strings where it names none."""
+    return [result.name for result in _schema(name).returns]
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
+def bind(name: str, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> SimpleNamespace:
+    """The arguments of a call of ``slide_torch::name`` by their names, defaults included."""
+    bound = SimpleNamespace(**{a.name: a.default_value for a in _schema(name).arguments})
+    bound.__dict__.update(zip(argument_names(name), args, strict=False))
+    bound.__dict__.update(kwargs or {})
+    return bound
+
+
+def fake(*names: str) -> Callable[[Shapes], Shapes]:
+    """Registers a function of :func:`bind`'s result as the fake (shape-only) version of operators."""
+
+    def register(shapes: Shapes) -> Shapes:
+        for name in names:
+
+            def of_call(*args: Any, _name: str = name, **kwargs: Any) -> Any:
+                return shapes(bind(_name, args, kwargs))
+
+            torch.library.register_fake(f"slide_torch::{name}", of_call)
+        return shapes
+
+    return register
 
 
 def instruction_set() -> str:
@@ -40,3 +56,7 @@ def instruction_set() -> str:
     before the first use.
     """
     return str(operators.instruction_set())
+
+
+def _schema(name: str) -> Any:
+    return getattr(operators, name).default._schema

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from .library import operators, register_fake
+from .autograd import as_gradient
+from .library import fake, operators
 
 
 def adam_rows_(
@@ -33,7 +34,7 @@ def adam_rows_(
     of all. The moments of a float32 ``param`` may be bfloat16, rounded stochastically. A bfloat16 ``param``,
     whose gradient and moments are bfloat16, is too.
     """
-    torch.ops.slide_torch.adam_rows_(
+    operators.adam_rows_(
         param,
         exp_avg,
         exp_avg_sq,
@@ -48,6 +49,11 @@ def adam_rows_(
         maximize,
     )
     torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+
+
+@fake("adam_rows_")
+def _(a: SimpleNamespace) -> Any:
+    return None
 
 
 def sgd_rows_(
@@ -68,7 +74,7 @@ def sgd_rows_(
     Without ``rows``, ``grad_rows`` is the gradient of all. All may be bfloat16, rounded stochastically by
     random bits that ``step`` seeds.
     """
-    torch.ops.slide_torch.sgd_rows_(
+    operators.sgd_rows_(
         param,
         momentum_buffer,
         rows,
@@ -84,6 +90,11 @@ def sgd_rows_(
     torch.autograd.graph.increment_version(changed)
 
 
+@fake("sgd_rows_")
+def _(a: SimpleNamespace) -> Any:
+    return None
+
+
 def adagrad_rows_(
     param: Tensor,
     sum: Tensor,
@@ -97,8 +108,13 @@ def adagrad_rows_(
 ) -> None:
     """One step of :class:`torch.optim.Adagrad` on ``param[rows]``; ``lr`` is the decayed one; ``rows`` and
     bfloat16 as for :func:`sgd_rows_`."""
-    torch.ops.slide_torch.adagrad_rows_(param, sum, rows, grad_rows, lr, eps, maximize, step)
+    operators.adagrad_rows_(param, sum, rows, grad_rows, lr, eps, maximize, step)
     torch.autograd.graph.increment_version((param, sum))
+
+
+@fake("adagrad_rows_")
+def _(a: SimpleNamespace) -> Any:
+    return None
 
 
 def coalesce_rows(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -108,8 +124,14 @@ def coalesce_rows(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tenso
     bfloat16 values is taken in float32.
     """
     wide = values.float() if values.dtype == torch.bfloat16 else values
-    rows, sums = torch.ops.slide_torch.coalesce_rows(indices, wide, num_rows)
+    rows, sums = operators.coalesce_rows(indices, wide, num_rows)
     return rows, sums.to(values.dtype)
+
+
+@fake("coalesce_rows")
+def _(a: SimpleNamespace) -> Any:
+    count = torch.library.get_ctx().new_dynamic_size(min=0)
+    return a.indices.new_empty(count), a.values.new_empty((count, *a.values.shape[1:]))
 
 
 def advise_hugepages_(tensor: Tensor) -> Tensor:
@@ -117,8 +139,13 @@ def advise_hugepages_(tensor: Tensor) -> Tensor:
 
     Worth most between :func:`torch.empty` and the first write.
     """
-    torch.ops.slide_torch.advise_hugepages_(tensor)
+    operators.advise_hugepages_(tensor)
     return tensor
+
+
+@fake("advise_hugepages_")
+def _(a: SimpleNamespace) -> Any:
+    return None
 
 
 def touch_rows_(tensor: Tensor, rows: Tensor, *, write: bool) -> Tensor:
@@ -127,74 +154,15 @@ def touch_rows_(tensor: Tensor, rows: Tensor, *, write: bool) -> Tensor:
 
     Returns the exclusive or of the bits of all numbers read, int64 (1).
     """
-    seen = torch.ops.slide_torch.touch_rows_(tensor, rows, write)
+    seen = operators.touch_rows_(tensor, rows, write)
     if write:
         torch.autograd.graph.increment_version(tensor)
     return seen
 
 
-@torch.library.register_fake("slide_torch::adam_rows_")
-def _adam_rows_fake(
-    param: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    rows: Tensor | None,
-    grad_rows: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-    maximize: bool,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("slide_torch::sgd_rows_")
-def _sgd_rows_fake(
-    param: Tensor,
-    momentum_buffer: Tensor | None,
-    rows: Tensor | None,
-    grad_rows: Tensor,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    step: int = 0,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("slide_torch::adagrad_rows_")
-def _adagrad_rows_fake(
-    param: Tensor,
-    sum: Tensor,
-    rows: Tensor | None,
-    grad_rows: Tensor,
-    lr: float,
-    eps: float,
-    maximize: bool,
-    step: int = 0,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("slide_torch::coalesce_rows")
-def _coalesce_rows_fake(indices: Tensor, values: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    count = torch.library.get_ctx().new_dynamic_size(min=0)
-    return indices.new_empty(count), values.new_empty((count, *values.shape[1:]))
-
-
-@torch.library.register_fake("slide_torch::advise_hugepages_")
-def _advise_hugepages_fake(t: Tensor) -> None:
-    return None
-
-
-@torch.library.register_fake("slide_torch::touch_rows_")
-def _touch_rows_fake(t: Tensor, rows: Tensor, write: bool) -> Tensor:
-    return rows.new_empty((1,))
+@fake("touch_rows_")
+def _(a: SimpleNamespace) -> Any:
+    return a.rows.new_empty((1,))
 
 
 def rows_to_dense(rows: Tensor, values: Tensor, neurons: int) -> Tensor:
@@ -202,21 +170,9 @@ def rows_to_dense(rows: Tensor, values: Tensor, neurons: int) -> Tensor:
     return operators.rows_to_dense(rows, values, neurons)
 
 
-@register_fake("slide_torch::rows_to_dense")
-def _(rows: Any, values: Any, neurons: Any) -> Any:
-    return values.new_empty((neurons, *values.shape[1:]))
-
-
-def as_gradient(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tensor:
-    """Gradient rows as torch's optimizers take them: row-sparse, or dense with zeros elsewhere."""
-    if sparse:
-        shape = (neurons, *values.shape[1:])
-        return torch.sparse_coo_tensor(
-            rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
-        )
-    if statically_known_true(rows.shape[0] == neurons):
-        return values
-    return rows_to_dense(rows, values, neurons)
+@fake("rows_to_dense")
+def _(a: SimpleNamespace) -> Any:
+    return a.values.new_empty((a.neurons, *a.values.shape[1:]))
 
 
 def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -243,14 +199,15 @@ def widened_rows(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     return operators.widened_rows(parameter, rows, sparse)
 
 
+@fake("widened_rows")
+def _(a: SimpleNamespace) -> Any:
+    shape = (a.rows.shape[0], *a.parameter.shape[1:])
+    return a.parameter.new_empty(shape, dtype=torch.float32)
+
+
 @torch.library.impl("slide_torch::widened_rows", "CPU")
 def _(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     return parameter.index_select(0, rows).float()
-
-
-@register_fake("slide_torch::widened_rows")
-def _(parameter: Any, rows: Any, sparse: Any) -> Any:
-    return parameter.new_empty((rows.shape[0], *parameter.shape[1:]), dtype=torch.float32)
 
 
 def _save_widened(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import operators, register_fake
+from .library import fake, operators
 from .rows import advise_hugepages_
 
 
@@ -22,10 +23,9 @@ def topk_linear(
     return operators.topk_linear(input, weight, bias, k)
 
 
-@register_fake("slide_torch::topk_linear")
-def _(input: Any, weight: Any, bias: Any, k: Any) -> Any:
-    shape = (input.shape[0], k)
-    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+@fake("topk_linear")
+def _(a: SimpleNamespace) -> Any:
+    return _best(a)
 
 
 def code_lists_(
@@ -52,11 +52,9 @@ def code_lists_(
     return operators.code_lists_(codes, terms, places, weight, bias, list_offsets, list_rows)
 
 
-@register_fake("slide_torch::code_lists_")
-def _(
-    codes: Any, terms: Any, places: Any, weight: Any, bias: Any, list_offsets: Any, list_rows: Any
-) -> Any:
-    return fake_centers(weight, bias, list_offsets)
+@fake("code_lists_")
+def _(a: SimpleNamespace) -> Any:
+    return _centers(a)
 
 
 def empty_codes(
@@ -92,8 +90,8 @@ def recode_rows_(
     operators.recode_rows_(codes, terms, places, weight, bias, rows)
 
 
-@register_fake("slide_torch::recode_rows_")
-def _(*arguments: Any) -> None:
+@fake("recode_rows_")
+def _(a: SimpleNamespace) -> Any:
     return None
 
 
@@ -140,21 +138,9 @@ def topk_lists(
     )
 
 
-@register_fake("slide_torch::topk_lists")
-def _(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    list_offsets: Any,
-    list_rows: Any,
-    codes: Any,
-    terms: Any,
-    probes: Any,
-    k: Any,
-    *rest: Any,
-) -> Any:
-    shape = (input.shape[0], k)
-    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+@fake("topk_lists")
+def _(a: SimpleNamespace) -> Any:
+    return _best(a)
 
 
 def list_centers(
@@ -165,11 +151,16 @@ def list_centers(
     return operators.list_centers(weight, bias, list_offsets, list_rows)
 
 
-@register_fake("slide_torch::list_centers")
-def _(weight: Any, bias: Any, list_offsets: Any, list_rows: Any) -> Any:
-    return fake_centers(weight, bias, list_offsets)
+@fake("list_centers")
+def _(a: SimpleNamespace) -> Any:
+    return _centers(a)
 
 
-def fake_centers(weight: Tensor, bias: Tensor | None, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    lists, width = offsets.shape[0] - 1, weight.shape[1] + int(bias is not None)
-    return weight.new_empty((lists, width)), weight.new_empty((lists,))
+def _best(a: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    shape = (a.input.shape[0], a.k)
+    return a.input.new_empty(shape), a.input.new_empty(shape, dtype=torch.int64)
+
+
+def _centers(a: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    lists, width = a.list_offsets.shape[0] - 1, a.weight.shape[1] + int(a.bias is not None)
+    return a.weight.new_empty((lists, width)), a.weight.new_empty((lists,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,45 +14,105 @@ from .draw import draw_active_set
 from .targets import as_labels, weighted
 
 
+class StepRequest(NamedTuple):
+    """A step's question to the tables: which neurons are active for these inputs and targets.
+
+    Attributes:
+        tables: of the layer, and kept fresh by the step.
+        input: (B, d), without gradient, of the dtype that is computed in.
+        weight, bias: of the layer, without gradient.
+        target: any form that the losses take, of inputs of shape (\\*leading, d).
+        leading: the shape that the B inputs had.
+        class_weight: (N), a factor of each label's probability, or None.
+        ignore_index: class index that counts as no label.
+        moving: whether the active rows are about to change: a training step.
+        sparse: whether only active rows change.
+        generator: source of the step's one seed; torch's global generator if None.
+        name: of the function whose errors these are.
+    """
+
+    tables: HashTables
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    leading: torch.Size
+    class_weight: Tensor | None
+    ignore_index: int
+    moving: bool
+    sparse: bool
+    generator: torch.Generator | None
+    name: str
+
+    @staticmethod
+    def of(
+        name: str,
+        tables: HashTables,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor | None = None,
+        *,
+        training: bool,
+        sparse: bool,
+        leading: torch.Size | None = None,
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        generator: torch.Generator | None = None,
+    ) -> StepRequest:
+        """The request of a call that may be a ``training`` step, with parameters and ``input`` as they take
+        part in autograd; without a ``target`` no sample has labels."""
+        if target is None:
+            target = input.new_empty((input.shape[0], 0), dtype=torch.int64)
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        return StepRequest(
+            tables,
+            input.detach(),
+            weight.detach(),
+            None if bias is None else bias.detach(),
+            target,
+            input.shape[:1] if leading is None else leading,
+            class_weight,
+            ignore_index,
+            training and torch.is_grad_enabled() and trained,
+            sparse,
+            generator,
+            name,
+        )
+
+
 @torch.compiler.disable
-def draw_step(
-    tables: HashTables,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    leading: torch.Size,
-    weight: Tensor | None,
-    ignore_index: int,
-    *,
-    moving: bool,
-    sparse: bool,
-    generator: torch.Generator | None,
-    name: str,
-) -> tuple[Labels, ActiveSet]:
-    """What one step of the loss ``name`` decides before it computes: labels from ``target``, upkeep of the
-    tables, the active set of ``input`` (B, d); ``moving`` says that its rows are about to change."""
-    neurons = linear_weight.shape[0]
-    labels = as_labels(target, leading, neurons, input.dtype, ignore_index, name)
-    if weight is not None:
-        labels = weighted(labels, weight, neurons, name)
-    tables.check_tail(name)
+def draw_step(request: StepRequest) -> tuple[Labels, ActiveSet]:
+    """Labels from the request's target, upkeep of the tables, and the active set of its inputs."""
+    tables, weight, moving = request.tables, request.weight, request.moving
+    neurons = weight.shape[0]
+    labels = as_labels(
+        request.target,
+        request.leading,
+        neurons,
+        request.input.dtype,
+        request.ignore_index,
+        request.name,
+    )
+    if request.class_weight is not None:
+        labels = weighted(labels, request.class_weight, neurons, request.name)
+    tables.check_tail(request.name)
     # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
     # random state in step, draws the same set, and is known by its seed.
-    source = torch.default_generator if generator is None else generator
+    source = torch.default_generator if request.generator is None else request.generator
     before = source.get_state()
     seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
     if tables.has_upkeep:
-        upkeep = tables.meet(seed, linear_weight._version, moving=moving)
+        upkeep = tables.meet(seed, weight._version, moving=moving)
 
     def maintain() -> None:
         try:
             tables.maintain(
-                linear_weight,
-                linear_bias,
+                weight,
+                request.bias,
                 advance=moving,
-                all_rows_move=not sparse,
+                all_rows_move=not request.sparse,
                 generator=torch.Generator().manual_seed(seed ^ 1),
             )
         except ValueError:
@@ -60,10 +122,10 @@ def draw_step(
     if upkeep == "before":
         maintain()
     active = draw_active_set(
-        tables, input, labels, weight=linear_weight, bias=linear_bias, seed=seed
+        tables, request.input, labels, weight=weight, bias=request.bias, seed=seed
     )
     if moving:
-        tables.mark_dirty(active.rows, linear_weight._version)
+        tables.mark_dirty(active.rows, weight._version)
         tables.record(active)
     if upkeep == "after":
         maintain()

@@ -30,7 +30,7 @@ def as_labels(
     neurons: int,
     dtype: torch.dtype,
     ignore_index: int,
-    name: str,
+    name: str = "as_labels",
 ) -> Labels:
     """Any form of target as :class:`Labels`.
 

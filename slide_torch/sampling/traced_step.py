@@ -1,4 +1,4 @@
-"""The draw of an active set as one operator, so that ``torch.compile`` traces a loss in one graph.
+"""The draw of an active set, in compiled graphs as one operator, so that ``torch.compile`` traces a loss.
 
 Upkeep and sampling are Python whose every step depends on data. Compiled graphs call it as a whole: it
 takes and gives tensors, finds the tables by their handle, and draws from torch's global generator just as
@@ -8,64 +8,16 @@ counter that the graph advances: compilers merge calls of equal arguments, and t
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..active_set import ActiveSet, Labels, SampleActiveSets, SharedActiveSet
+from ..ops.library import fake
 from ..tables import HashTables
-from . import step
-
-
-def draw_for(
-    tables: HashTables,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    leading: torch.Size,
-    weight: Tensor | None,
-    ignore_index: int,
-    *,
-    training: bool,
-    sparse: bool,
-    generator: torch.Generator | None,
-    name: str,
-) -> tuple[Labels, ActiveSet]:
-    """:func:`draw_step` of one training step, or its operator where a compiler traces."""
-    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
-    draw = draw_step
-    if torch.compiler.is_compiling():
-        _check_traceable(target, generator, name)
-        draw = draw_step
-    return draw(
-        tables,
-        input.detach(),
-        linear_weight.detach(),
-        None if linear_bias is None else linear_bias.detach(),
-        target,
-        leading,
-        weight,
-        ignore_index,
-        moving=training and torch.is_grad_enabled() and trained,
-        sparse=sparse,
-        generator=generator,
-        name=name,
-    )
-
-
-def _check_traceable(target: Tensor, generator: torch.Generator | None, name: str) -> None:
-    if generator is not None:
-        raise NotImplementedError(
-            f"{name}: generator: expected None under torch.compile, whose graphs take no generator"
-        )
-    if target.layout != torch.strided:
-        raise NotImplementedError(
-            f"{name}: target: expected a strided tensor under torch.compile, got {target.layout}: "
-            "give lists of labels, (B, M) padded with ignore_index"
-        )
-
+from .step import StepRequest, draw_step
 
 # Names and dtypes (None: the input's). Those that a kind of active set lacks are empty.
 _OUTPUTS = {
@@ -81,8 +33,6 @@ _OUTPUTS = {
     "pair_positions": torch.int32,
     "pair_samples": torch.int32,
 }
-
-
 torch.library.define(
     "slide_torch::draw_step",
     "(Tensor input, Tensor weight, Tensor? bias, Tensor target, SymInt[] leading, Tensor? class_weight, "
@@ -93,36 +43,26 @@ torch.library.define(
 )
 
 
-def draw_step(
-    tables: HashTables,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    leading: torch.Size,
-    weight: Tensor | None,
-    ignore_index: int,
-    *,
-    moving: bool,
-    sparse: bool,
-    generator: None,
-    name: str,
-) -> tuple[Labels, ActiveSet]:
-    """As :func:`slide_torch.step.draw_step`, for tracing; statistics stay in the tables."""
+def draw(request: StepRequest) -> tuple[Labels, ActiveSet]:
+    """:func:`draw_step`, as its operator where a compiler traces; statistics then stay in the tables."""
+    if not torch.compiler.is_compiling():
+        return draw_step(request)
+    _check_traceable(request)
+    tables = request.tables
     tables.draws.add_(1)
     found = torch.ops.slide_torch.draw_step(
-        input,
-        linear_weight,
-        linear_bias,
-        target,
-        leading,
-        weight,
-        ignore_index,
-        moving,
-        sparse,
+        request.input,
+        request.weight,
+        request.bias,
+        request.target,
+        request.leading,
+        request.class_weight,
+        request.ignore_index,
+        request.moving,
+        request.sparse,
         tables.handle,
         tables.draws.clone(),
-        name,
+        request.name,
     )
     label_offsets, label_ids, probabilities, label_places, rows, log_weight = found[:6]
     labels = Labels(label_offsets, label_ids, probabilities)
@@ -132,18 +72,20 @@ def draw_step(
     if _is_shared(tables):
         return labels, SharedActiveSet(rows, log_weight, label_places, 0.0, 0)
     offsets, active, pair_offsets, positions, samples = found[6:]
-    return labels, SampleActiveSets(
-        rows,
-        offsets,
-        active,
-        pair_offsets,
-        positions,
-        samples,
-        log_weight,
-        label_places,
-        0.0,
-        0,
-    )
+    pairs = (offsets, active, pair_offsets, positions, samples)
+    return labels, SampleActiveSets(rows, *pairs, log_weight, label_places, 0.0, 0)
+
+
+def _check_traceable(request: StepRequest) -> None:
+    if request.generator is not None:
+        raise NotImplementedError(
+            f"{request.name}: generator: expected None under torch.compile, whose graphs take no generator"
+        )
+    if request.target.layout != torch.strided:
+        raise NotImplementedError(
+            f"{request.name}: target: expected a strided tensor under torch.compile, got "
+            f"{request.target.layout}: give lists of labels, (B, M) padded with ignore_index"
+        )
 
 
 def _is_shared(tables: HashTables) -> bool:
@@ -155,7 +97,7 @@ def _has_log_weight(tables: HashTables) -> bool:
 
 
 @torch.library.impl("slide_torch::draw_step", "CPU")
-def _draw_step(
+def _(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -169,19 +111,21 @@ def _draw_step(
     ticket: Tensor,
     name: str,
 ) -> tuple[Tensor, ...]:
-    labels, active = step.draw_step(
-        HashTables.of_handle(handle),
-        input,
-        weight,
-        bias,
-        target,
-        torch.Size(leading),
-        class_weight,
-        ignore_index,
-        moving=moving,
-        sparse=sparse,
-        generator=None,
-        name=name,
+    labels, active = draw_step(
+        StepRequest(
+            HashTables.of_handle(handle),
+            input,
+            weight,
+            bias,
+            target,
+            torch.Size(leading),
+            class_weight,
+            ignore_index,
+            moving,
+            sparse,
+            None,
+            name,
+        )
     )
     # The graph may reuse the memory of what it is given, so it gets nothing that the tables keep (rows),
     # nor one tensor twice (ids and places, where every neuron is active).
@@ -194,34 +138,23 @@ def _draw_step(
         "log_weight": active.log_weight,
     }
     if isinstance(active, SampleActiveSets):
-        for name in ("offsets", "active", "pair_offsets", "pair_positions", "pair_samples"):
-            found[name] = getattr(active, name)
-    return tuple(
-        found[name] if found.get(name) is not None else input.new_empty(0, dtype=dtype)
-        for name, dtype in _OUTPUTS.items()
-    )
+        for output in ("offsets", "active", "pair_offsets", "pair_positions", "pair_samples"):
+            found[output] = getattr(active, output)
+
+    def given(output: str, dtype: torch.dtype | None) -> Tensor:
+        tensor = found.get(output)
+        return input.new_empty(0, dtype=dtype) if tensor is None else tensor
+
+    return tuple(given(output, dtype) for output, dtype in _OUTPUTS.items())
 
 
-@torch.library.register_fake("slide_torch::draw_step")
-def _(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    target: Any,
-    leading: Any,
-    class_weight: Any,
-    ignore_index: Any,
-    moving: Any,
-    sparse: Any,
-    handle: Any,
-    ticket: Any,
-    name: Any,
-) -> Any:
-    tables = HashTables.of_handle(handle)
+@fake("draw_step")
+def _(a: SimpleNamespace) -> Any:
+    tables = HashTables.of_handle(a.tables)
     context = torch.library.get_ctx()
     labels, rows = context.new_dynamic_size(), context.new_dynamic_size()
 
-    batch = input.shape[0]
+    batch = a.input.shape[0]
     shared = _is_shared(tables)
     pairs = 0 if shared else context.new_dynamic_size()
     weighted = rows if shared else pairs
@@ -239,4 +172,4 @@ def _(
         "pair_positions": pairs,
         "pair_samples": pairs,
     }
-    return tuple(input.new_empty((sizes[name],), dtype=dtype) for name, dtype in _OUTPUTS.items())
+    return tuple(a.input.new_empty((sizes[name],), dtype=dtype) for name, dtype in _OUTPUTS.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..options import LSHOptions
+from ..options import LSHOptions, ResolvedOptions
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Measurement:
             period.
     """
 
-    options: LSHOptions
+    options: ResolvedOptions
     recall: float
     softmax_mass: float
     ids_read: float
@@ -86,7 +86,7 @@ class TuneResult:
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
             for line in lines
         ]
-        o = self.options
+        best = self.options
         found = f"recall {self.recall:.3f}, mass {self.softmax_mass:.3f}"
         where = (
             f"on {self.held_out} held-out inputs"
@@ -99,8 +99,8 @@ class TuneResult:
             else f"NO SETTING REACHED {self.target:g}; the best"
         )
         chosen = (
-            f"{verdict}: family={o.family!r}, K={o.K}, L={o.L}, probes={o.probes}, rerank={o.rerank}, "
-            f"augment_norms={o.augment_norms}: {found} {where}"
+            f"{verdict}: family={best.family!r}, K={best.K}, L={best.L}, probes={best.probes}, "
+            f"rerank={best.rerank}, augment_norms={best.augment_norms}: {found} {where}"
         )
         left = f"; {self.untried} settings left out by the time limit" if self.untried else ""
         return "\n".join([*table, chosen, f"{self.seconds:.0f} s{left}"])

@@ -1,0 +1,98 @@
+"""Backward passes of the operators over active sets: what is saved for them, and where gradients go."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from . import fused_update
+from .library import argument_names, operators, result_names
+
+
+def register_backward(name: str, *, fusable: bool = False) -> None:
+    """Makes ``slide_torch::{name}_backward`` the derivative of ``slide_torch::{name}``.
+
+    Its schema says what is saved: its arguments bear the names of the inputs and results of the forward
+    operator that it needs. ``has_rows`` and ``has_bias`` tell it which gradients are wanted. Weight and input
+    are saved as such, so that torch notices when they are changed in place before backward.
+
+    Args:
+        fusable: whether ``slide_torch::{name}_backward_adam_`` updates the weight inside backward, for an
+            optimizer that is fused with it; the weight has no gradient then.
+    """
+    names, results = argument_names(name), result_names(name)
+    backward_arguments = argument_names(f"{name}_backward")
+    needed = [n for n in backward_arguments if n in names or n in results]
+    flags = {"has_rows": "weight", "has_bias": "bias"}
+    flags = {flag: of for flag, of in flags.items() if flag in backward_arguments}
+    backward_operator = getattr(operators, f"{name}_backward")
+    fused_operator: Any = getattr(operators, f"{name}_backward_adam_") if fusable else None
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        named = dict(zip((*names, *results), (*inputs, *outputs), strict=True))
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.scale, ctx.sparse = named.get("scale"), named["sparse"]
+        ctx.save_for_backward(*(named[n] for n in needed))
+
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        # once: activation checkpointing recomputes for it, and only once
+        tensors = ctx.saved_tensors
+        saved = SimpleNamespace(**dict(zip(needed, tensors, strict=True)))
+        wanted = dict(zip(names, ctx.needs_input_grad, strict=True))
+        grad = (grad if ctx.scale is None else grad * ctx.scale).contiguous()
+        neurons = saved.weight.shape[0]
+        optimizer = None
+        if fused_operator and ctx.sparse and wanted["weight"]:
+            optimizer = fused_update.optimizer_of(saved.weight)
+        if optimizer is None:
+            found = backward_operator(grad, *tensors, **{f: wanted[of] for f, of in flags.items()})
+            grad_input, grad_rows, grad_bias = (*found, None)[:3]
+        else:
+            grad_rows = None
+            with torch.no_grad(), optimizer.fused_step(saved.weight) as step:
+                grad_input, grad_bias = fused_operator(
+                    grad, *tensors, has_bias=wanted["bias"], **step
+                )
+                torch.autograd.graph.increment_version(
+                    (saved.weight, step["exp_avg"], step["exp_avg_sq"])
+                )
+        gradients = {names[0]: grad_input}
+        for of, rows_of in (("weight", grad_rows), ("bias", grad_bias)):
+            if rows_of is not None and wanted.get(of):
+                gradients[of] = as_gradient(saved.rows, rows_of, neurons, ctx.sparse)
+        return tuple(gradients.get(n) if wanted[n] else None for n in names)
+
+    torch.library.register_autograd(f"slide_torch::{name}", backward, setup_context=save)
+    # without this torch would warn and take the second derivative for zero
+    torch.library.register_autograd(
+        f"slide_torch::{name}_backward", _refuse_twice, setup_context=_save_nothing
+    )
+
+
+def as_gradient(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tensor:
+    """Gradient rows as torch's optimizers take them: row-sparse, or dense with zeros elsewhere."""
+    if sparse:
+        shape = (neurons, *values.shape[1:])
+        return torch.sparse_coo_tensor(
+            rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
+        )
+    if statically_known_true(rows.shape[0] == neurons):
+        return values
+    dense: Tensor = operators.rows_to_dense(rows, values, neurons)
+    return dense
+
+
+def _refuse_twice(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "slide_torch: what is computed over active sets is differentiable once; backward with "
+        "create_graph=True cannot be differentiated again"
+    )
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
