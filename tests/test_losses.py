@@ -22,7 +22,7 @@ from test_functional import (
 from torch import nn
 from torch.autograd import gradcheck
 
-from slide_torch import LSHLinear, LSHOptions, ops, reference
+from slide_torch import LSHLinear, LSHOptions, reference
 from slide_torch.functional import lsh_linear_binary_cross_entropy
 from slide_torch.sampling.draw import draw_active_set
 from slide_torch.sampling.targets import as_labels
