@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: no figure is typed in.
+"""Writes the tables of README.md, docs/ and examples/README.md from the records in benchmarks/results/: no figure is typed in.
 
 python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if they would change
@@ -22,10 +22,25 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def quickstart() -> str:
+    """What a step costs, and what an epoch of such steps costs; accuracies after different numbers of steps
+    do not stand beside each other."""
     record = json.loads((RESULTS / "quickstart.json").read_text())
-    table = markdown(record["columns"], record["rows"])
+    rows = [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]]
+    steps = int(rows[0]["steps"].replace(",", ""))  # LSHLinear's: an epoch
+    shown = ("ms/step", "peak GB", "active neurons per sample")
+    lines = [
+        [
+            row["head"],
+            *(row[name] for name in shown),
+            f"{float(row['ms/step']) * steps / 60e3:.1f}",
+            row["P@1"] if row is rows[0] else "not run",
+        ]
+        for row in rows
+    ]
+    columns = ["head", *shown, f"minutes for {steps:,} steps", "P@1 after these"]
     return (
-        f"{table}\n\n{record['held_out']:,} held-out names, exact evaluation; {record['machine']}."
+        f"{markdown(columns, lines)}\n\n{record['held_out']:,} held-out names, exact evaluation; "
+        f"{record['machine']}."
     )
 
 
@@ -176,40 +191,76 @@ def tables_recall() -> str:
     return markdown(["tables", "K", "L", "found"], rows)
 
 
-def log_frequency() -> str:
-    record = json.loads((RESULTS / "log_frequency.json").read_text())
-    columns = ["tau", f"P@1, {record['names']:,} held-out names", "mean log-likelihood"]
-    rows = [[f"{t['tau']}", f"{t['p1']:.4f}", f"{t['log_likelihood']:.3f}"] for t in record["test"]]
-    return markdown(columns, rows)
-
-
 def sampling() -> str:
+    """Bias and variance; times are those of step_time.py."""
     record = json.loads((RESULTS / "sampling.json").read_text())
-    table = markdown(record["columns"], record["rows"])
+    columns = record["columns"]
+    kept = [i for i, name in enumerate(columns) if name not in ("ms/step", "upkeep")]
+    rows = [[row[i] for i in kept] for row in record["rows"]]
     where = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
-    return f"{table}\n\n{where}."
+    return f"{markdown([columns[i] for i in kept], rows)}\n\n{where}."
 
 
-def time_to_accuracy(columns: tuple[str, ...] | None = None, *, largest: bool = False) -> str:
-    """A table for each problem that was recorded, or for the ``largest`` of each name; only the ``columns``
-    named, by how they begin, or all."""
+def records_of_accuracy() -> list[dict]:
+    """Every record of time_to_accuracy.py: by problem, the largest first."""
     records = [json.loads(p.read_text()) for p in RESULTS.glob("time_to_accuracy_*.json")]
     if not records:
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
+    order = {"places": 0, "lemmas": 1, "words": 2}  # others last
+    return sorted(
+        records, key=lambda r: (order.get(r["problem"]["name"], 3), -r["problem"]["num_labels"])
+    )
+
+
+def problems() -> str:
+    """The best contender of each kind, by validation rows, on the largest record of each problem."""
+    from accuracy_record import best_of, chosen_lengths
+    from clock import seconds_at
+
+    kinds = ("lsh", "dense", "sampled", "omikuji")
+    lines: dict[str, list[str]] = {}
+    for record in records_of_accuracy():
+        problem = record["problem"]
+        metric, larger = problem["metric"], problem["larger_is_better"]
+        name = f"{problem['name']}, {problem['num_labels']:,} classes: {metric}"
+        if any(line.startswith(f"{problem['name']},") for line in lines):
+            continue
+        sign, cells = (1 if larger else -1), []
+        for kind in kinds:
+            rivals = [
+                (sign * best_of(entry, problem)[1], place, entry)
+                for place, entry in enumerate(chosen_lengths(record))
+                if entry["kind"] == kind and not entry["reference"]
+            ]
+            if not rivals:
+                cells.append("")
+                continue
+            entry = max(rivals)[2]
+            value = sum(run["test"][metric] for run in entry["runs"]) / len(entry["runs"])
+            after = "time not measured"
+            if "clock" in entry:
+                after = f"{seconds_at(entry, entry['runs'][0]['curve'][-1]['step']):,.0f} s"
+            cells.append(f"{value:.{3 if larger else 1}f} ({after}; `{entry['contender']}`)")
+        lines[name] = cells
+    columns = ["problem", "LSHLinear", "dense torch", "sampled softmax, plain torch", "label trees"]
+    return markdown(columns, [[name, *cells] for name, cells in lines.items()])
+
+
+def time_to_accuracy() -> str:
+    """A table for each problem that was recorded."""
     from accuracy_record import table
 
-    order = {"places": 0, "lemmas": 1, "words": 2}  # others last
-    records.sort(key=lambda r: (order.get(r["problem"]["name"], 3), -r["problem"]["num_labels"]))
-    parts: list[str] = []
-    shown: set[str] = set()
-    for record in records:
+    parts = []
+    for record in records_of_accuracy():
         problem = record["problem"]
-        if largest and problem["name"] in shown:
-            continue
-        shown.add(problem["name"])
-        names, lines = table(record)
-        kept = [i for i, name in enumerate(names) if columns is None or name.startswith(columns)]
-        rows = [[f"`{line[0]}`", *(line[i] for i in kept if i > 0)] for line in lines]
+        columns, lines = table(record)
+        if not problem["larger_is_better"]:
+            # validation text is harder than test text: no perplexity of the one beside the other
+            kept = [i for i, name in enumerate(columns) if not name.startswith(("best ", "s to it"))]
+            columns = [columns[i].partition("best, ")[0] for i in kept]
+            columns = [c + "best" if c.endswith("dense's ") else c for c in columns]
+            lines = [[line[i] for i in kept] for line in lines]
+        rows = [[f"`{line[0]}`", *line[1:]] for line in lines]
         machines = {
             f"{m['cpu']}, {m['threads']} of {m['cores']} cores, {m['instruction_set']}, torch "
             f"{m['torch']}, slide_torch {m['slide_torch']}, {m['date']}"
@@ -217,7 +268,7 @@ def time_to_accuracy(columns: tuple[str, ...] | None = None, *, largest: bool = 
         }
         parts.append(
             f"{problem['name']}, {problem['num_labels']:,} classes, {problem['train_rows']:,} training "
-            f"rows:\n\n{markdown([names[i] for i in kept], rows)}\n\n"
+            f"rows:\n\n{markdown(columns, rows)}\n\n"
             f"{runs_of(record)} Clocked on {'; '.join(sorted(machines))}."
         )
     return "\n\n".join(parts)
@@ -237,12 +288,6 @@ def runs_of(record: dict) -> str:
     return f"Runs of each: {most}{others}."
 
 
-def time_to_accuracy_short() -> str:
-    """For the README."""
-    columns = ("contender", "epochs", "P@", "perplexity", "ms/step", "seconds", "lsh", "s to")
-    return time_to_accuracy(columns, largest=True)
-
-
 def hidden() -> str:
     record = json.loads((RESULTS / "hidden.json").read_text())
     from hidden_record import tables
@@ -260,26 +305,14 @@ def hidden() -> str:
     return "\n\n".join([*parts, about])
 
 
-def contest(name: str) -> str:
-    """The table of an example that prints its own."""
-    record = json.loads((RESULTS / f"{name}.json").read_text())
-    return f"{markdown(record['columns'], record['rows'])}\n\n{record['machine']}."
-
-
-def language_model() -> str:
-    return contest("language_model")
-
-
-def recommender() -> str:
-    return contest("recommender")
-
-
-def images() -> str:
-    return contest("images")
-
-
 def images_10000() -> str:
-    return f"{contest('images_10000')}\n\n{trials('images_10000')}"
+    """At equal steps: accuracies only."""
+    record = json.loads((RESULTS / "images_10000.json").read_text())
+    columns = record["columns"]
+    kept = [i for i, name in enumerate(columns) if name not in ("ms/step", "seconds")]
+    table = markdown([columns[i] for i in kept], [[row[i] for i in kept] for row in record["rows"]])
+    about = "; ".join(p for p in record["machine"].split("; ") if not p.startswith("seconds are"))
+    return f"{table}\n\n{about}.\n\n{trials('images_10000')}"
 
 
 def trials(name: str) -> str:
@@ -293,23 +326,21 @@ def trials(name: str) -> str:
 
 
 BLOCKS = {
-    "README.md": (
-        quickstart,
+    "README.md": (problems,),
+    "docs/benchmarks.md": (
         equal_steps,
-        time_to_accuracy_short,
         step_time,
+        step_time_256,
         scaling,
         scaling_neurons,
         prediction,
-        language_model,
-        recommender,
-        images,
-        images_10000,
+        bf16_moments,
     ),
-    "docs/benchmarks.md": (step_time_256, bf16_moments),
     "docs/hidden.md": (hidden,),
-    "docs/prediction.md": (speed_ratios, tables_recall, log_frequency),
+    "docs/prediction.md": (speed_ratios, tables_recall),
+    "docs/quickstart.md": (quickstart,),
     "docs/sampling.md": (sampling, time_to_accuracy),
+    "examples/README.md": (images_10000,),
 }
 
 
