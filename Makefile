@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library bench figures examples lint format clean
+.PHONY: demo test test-programs test-library bench figures examples docs lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -63,6 +63,10 @@ examples: $(VENV)/installed-examples
 		--json benchmarks/results/images_10000.json --plot benchmarks/results/images_10000.png
 	$(BIN)/python benchmarks/update_readme.py
 
+# The site, into site/. Once installed it needs no network.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,7 +79,7 @@ format: $(VENV)/installed-dev
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info slide_torch/_C*.so $(VENV)
+	rm -rf build dist site *.egg-info slide_torch/_C*.so $(VENV)
 
 # torch first, then the extension against that very torch: hence no build isolation.
 $(VENV)/torch:

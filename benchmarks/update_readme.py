@@ -1,4 +1,4 @@
-"""Writes the tables of README.md, docs/ and examples/README.md from the records in benchmarks/results/: no figure is typed in.
+"""Writes the tables of README.md, docs/ and examples/ from benchmarks/results/: no figure is typed in.
 
 python benchmarks/update_readme.py          # rewrites them
 python benchmarks/update_readme.py --check  # fails if they would change
@@ -256,7 +256,9 @@ def time_to_accuracy() -> str:
         columns, lines = table(record)
         if not problem["larger_is_better"]:
             # validation text is harder than test text: no perplexity of the one beside the other
-            kept = [i for i, name in enumerate(columns) if not name.startswith(("best ", "s to it"))]
+            kept = [
+                i for i, name in enumerate(columns) if not name.startswith(("best ", "s to it"))
+            ]
             columns = [columns[i].partition("best, ")[0] for i in kept]
             columns = [c + "best" if c.endswith("dense's ") else c for c in columns]
             lines = [[line[i] for i in kept] for line in lines]
