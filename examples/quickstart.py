@@ -14,12 +14,16 @@ import argparse
 import json
 from pathlib import Path
 
-import classifier
 import numpy as np
-import places
 import torch
 from torch import nn
 
+from common.checkpoint import add_checkpoint_options, save_checkpoint
+from common.classifier import Classifier, candidate_recall, labels_of, predict, train
+from common.machine import machine_line
+from common.output import check_outputs, plot, print_table
+from common.run import Run
+from data import places
 from slide_torch import LSHLinear
 from slide_torch.metrics import precision_at_k
 
@@ -40,7 +44,7 @@ def arguments() -> argparse.Namespace:
         "--test-rows", type=int, default=10_000, help="held-out names to evaluate on; 0: all"
     )
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
-    classifier.add_checkpoint_options(parser)
+    add_checkpoint_options(parser)
     parser.add_argument("--data-dir", type=Path, help="default: the user's cache folder")
     parser.add_argument("--json", type=Path, help="where the table goes, too")
     parser.add_argument("--plot", type=Path, default=Path("quickstart.png"))
@@ -50,7 +54,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.epochs, args.batch, args.threads, args.checkpoint_every) < 1:
         parser.error("--epochs, --batch, --threads and --checkpoint-every must be at least 1")
-    classifier.check_outputs(parser, args.save, args.checkpoint, args.json, args.plot)
+    check_outputs(parser, args.save, args.checkpoint, args.json, args.plot)
     return args
 
 
@@ -59,7 +63,7 @@ def ask(args: argparse.Namespace) -> None:
     if args.save is None or not args.save.exists():
         raise SystemExit("--ask needs a trained model: give --save FILE, made by an earlier run")
     data = places.load_places(args.data_dir)
-    model = classifier.Classifier(data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels))
+    model = Classifier(data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels))
     model.load_state_dict(torch.load(args.save, weights_only=True)["model"])
     try:
         indices, values = data.encode(args.ask[0], args.ask[1])
@@ -99,9 +103,9 @@ def main() -> None:
 
     def contender(name: str, make_head, evaluate_every, **limit):
         torch.manual_seed(args.seed)
-        run = classifier.Run(name)
-        model = classifier.Classifier(data.num_features, HIDDEN, make_head())
-        classifier.train(
+        run = Run(name)
+        model = Classifier(data.num_features, HIDDEN, make_head())
+        train(
             run,
             model,
             data.train,
@@ -112,7 +116,7 @@ def main() -> None:
             evaluate_every=evaluate_every,
             **limit,
         )
-        run.predicted = classifier.predict(model, test, 5, progress=f"{name}: exact evaluation")
+        run.predicted = predict(model, test, 5, progress=f"{name}: exact evaluation")
         runs.append(run)
         return run, model
 
@@ -124,9 +128,9 @@ def main() -> None:
         checkpoint=args.checkpoint,
         checkpoint_every=args.checkpoint_every,
     )
-    run.recall = classifier.candidate_recall(model, sample(data.validation, 512, args.seed))
+    run.recall = candidate_recall(model, sample(data.validation, 512, args.seed))
     if args.save:
-        classifier.save_checkpoint(args.save, {"model": model.state_dict()})
+        save_checkpoint(args.save, {"model": model.state_dict()})
     del model
     if args.dense_seconds > 0 and not run.interrupted:
         try:
@@ -139,7 +143,7 @@ def main() -> None:
         except KeyboardInterrupt:  # in its evaluation; in its training, train() ends it
             print("\ndense torch: left out")
 
-    labels = classifier.labels_of(test)
+    labels = labels_of(test)
     lines = []
     for run in runs:
         assert run.predicted is not None
@@ -157,7 +161,7 @@ def main() -> None:
                 f"{run.recall:.3f}" if lsh else "1",
             ]
         )
-    print(f"\nheld-out names: {len(test):,}; {classifier.machine_line(args.seed)}\n")
+    print(f"\nheld-out names: {len(test):,}; {machine_line(args.seed)}\n")
     columns = [
         "head",
         "P@1",
@@ -169,11 +173,10 @@ def main() -> None:
         "active neurons per sample",
         "recall of exact top 10",
     ]
-    classifier.print_table(columns, lines)
+    print_table(columns, lines)
     if args.json:
-        machine = classifier.machine_line(args.seed)
         record = {
-            "machine": machine,
+            "machine": machine_line(args.seed),
             "held_out": len(test),
             "columns": columns,
             "rows": lines,
@@ -184,7 +187,7 @@ def main() -> None:
         print(
             f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one"
         )
-    classifier.plot(runs, f"place names -> {data.num_labels:,} places", args.plot)
+    plot(runs, f"place names -> {data.num_labels:,} places", args.plot)
 
 
 if __name__ == "__main__":
