@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.checkpoint import add_checkpoint_options, save_checkpoint
 from common.classifier import Classifier, labels_of, predict, train
@@ -21,7 +21,7 @@ from common.output import check_outputs, plot, print_table
 from common.run import Run
 from data.sparse_rows import split, with_unit_rows
 from slide_torch import LSHLinear, LSHOptions, metrics
-from slide_torch.data import read_xmc
+from slide_torch.data import XMCData, read_xmc
 
 
 def arguments() -> argparse.Namespace:
@@ -75,18 +75,31 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
+def load(train_file: Path, test_file: Path) -> tuple[XMCData, XMCData]:
+    """Training and test rows."""
     try:
-        data = read_xmc(args.train, progress=True)
-        test_data = read_xmc(
-            args.test, num_features=data.num_features, num_labels=data.num_labels, progress=True
-        )
+        data = read_xmc(train_file, progress=True)
+        sizes = {"num_features": data.num_features, "num_labels": data.num_labels}
+        test_data = read_xmc(test_file, **sizes, progress=True)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SystemExit(str(error)) from None
     if len(data) < 2 or len(test_data) < 1:
         raise SystemExit("expected at least two training rows and one test row")
+    return data, test_data
+
+
+def scores(top: Tensor, labels: Tensor, propensity: Tensor, ks: list[int]) -> list[str]:
+    """P@k, nDCG@k and PSP@k of ranked labels (n, 5), cells of the table."""
+    found = [metrics.precision_at_k(top, labels, k) for k in ks]
+    found += [metrics.ndcg_at_k(top, labels, k) for k in ks]
+    found += [metrics.psp_at_k(top, labels, k, propensity) for k in ks]
+    return [f"{score:.4f}" for score in found]
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    data, test_data = load(args.train, args.test)
     print(f"{len(data):,} rows, {data.num_features:,} features, {data.num_labels:,} labels")
     propensity = metrics.propensities(
         data.label_counts(), len(data), A=args.propensity_a, B=args.propensity_b
@@ -126,10 +139,7 @@ def main() -> None:
         if lsh and args.save:
             save_checkpoint(args.save, {"model": model.state_dict()})
         top = predict(model, test, 5, progress=f"{name}: exact evaluation")
-        line = [name]
-        for metric in (metrics.precision_at_k, metrics.ndcg_at_k):
-            line += [f"{metric(top, labels, k):.4f}" for k in ks]
-        line += [f"{metrics.psp_at_k(top, labels, k, propensity):.4f}" for k in ks]
+        line = [name, *scores(top, labels, propensity, ks)]
         line += [f"{run.ms_step:.1f}", f"{run.steps:,}", f"{run.seconds:.0f}", f"{run.peak_gb:.2f}"]
         lines.append(line)
         runs.append(run)

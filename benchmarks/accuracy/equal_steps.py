@@ -16,9 +16,11 @@ against steps, and P@1 and P@5 on all held-out names at the end.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,43 +63,14 @@ def main() -> None:
         parser.error("--bf16-moments: expected --head lsh, whose optimizer has them")
     if args.quick:
         args.steps, args.every, args.batch = 4, 2, 8
-        data = train = validation = test = read_xmc(TINY)
+        data = rows = validation = test = read_xmc(TINY)
     else:
         data = places.load_places(args.data_dir)
-        train, validation, test = data.train, data.validation, data.test
+        rows, validation, test = data.train, data.validation, data.test
     other = None if args.against is None else json.loads(args.against.read_text())
-    torch.manual_seed(args.seed)
-    model = Classifier(data.num_features, HIDDEN, nn.Identity())
-    if args.head == "dense":
-        model.head = nn.Linear(HIDDEN, data.num_labels)
-        optimizers = [
-            torch.optim.SparseAdam(model.embedding.parameters(), lr=args.lr),
-            torch.optim.Adam(model.head.parameters(), lr=args.lr, fused=True),
-        ]
-    else:
-        model.head = LSHLinear(HIDDEN, data.num_labels, sparse=True)
-        moments = torch.bfloat16 if args.bf16_moments else None
-        optimizers = [Adam(model.parameters(), lr=args.lr, moments_dtype=moments)]
+    model, optimizers = make_model(args, data.num_features, data.num_labels)
     part = validation.select(np.arange(min(5120, len(validation))))
-    step_ms, curve, epoch = [], [], 0
-    while len(step_ms) < args.steps:
-        for *features, labels in batches(train, args.batch, seed=args.seed + epoch):
-            started = time.perf_counter()
-            loss = loss_of(model(*features), labels)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            step_ms.append((time.perf_counter() - started) * 1e3)
-            step = len(step_ms)
-            if step % args.every == 0 or step == args.steps:
-                point = {"step": step, "seconds": sum(step_ms) / 1e3}
-                curve.append(point | {"validation_p1": precision(model, part)[0]})
-                print(f"step {step}, loss {loss.item():.3f}, {curve[-1]}", flush=True)
-            if step == args.steps:
-                break
-        epoch += 1
+    step_ms, curve = train(args, model, optimizers, rows, part)
     test_p1, test_p5 = precision(model, test)
     result = {
         "contender": NAMES[args.head] + (", bf16 moments" if args.bf16_moments else ""),
@@ -109,6 +82,60 @@ def main() -> None:
         "test_p5": test_p5,
     }
     runs = [result] if other is None else [other, result]
+    report(runs)
+    finish(args, {"head": args.head}, result, lambda axes: paint(axes, runs))
+
+
+def make_model(
+    args: argparse.Namespace, num_features: int, num_labels: int
+) -> tuple[Classifier, list[torch.optim.Optimizer]]:
+    """The model with the head of --head, and its optimizers."""
+    torch.manual_seed(args.seed)
+    model = Classifier(num_features, HIDDEN, nn.Identity())
+    if args.head == "dense":
+        model.head = nn.Linear(HIDDEN, num_labels)
+        return model, [
+            torch.optim.SparseAdam(model.embedding.parameters(), lr=args.lr),
+            torch.optim.Adam(model.head.parameters(), lr=args.lr, fused=True),
+        ]
+    model.head = LSHLinear(HIDDEN, num_labels, sparse=True)
+    moments = torch.bfloat16 if args.bf16_moments else None
+    return model, [Adam(model.parameters(), lr=args.lr, moments_dtype=moments)]
+
+
+def train(
+    args: argparse.Namespace,
+    model: Classifier,
+    optimizers: list[torch.optim.Optimizer],
+    rows: SparseRows,
+    validation: SparseRows,
+) -> tuple[list[float], list[dict[str, float]]]:
+    """Milliseconds of each step, and P@1 on the way."""
+    step_ms: list[float] = []
+    curve: list[dict[str, float]] = []
+    epoch = 0
+    while len(step_ms) < args.steps:
+        for *features, labels in batches(rows, args.batch, seed=args.seed + epoch):
+            started = time.perf_counter()
+            loss = loss_of(model(*features), labels)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            step_ms.append((time.perf_counter() - started) * 1e3)
+            step = len(step_ms)
+            if step % args.every == 0 or step == args.steps:
+                point = {"step": step, "seconds": sum(step_ms) / 1e3}
+                curve.append(point | {"validation_p1": precision(model, validation)[0]})
+                print(f"step {step}, loss {loss.item():.3f}, {curve[-1]}", flush=True)
+            if step == args.steps:
+                break
+        epoch += 1
+    return step_ms, curve
+
+
+def report(runs: list[dict[str, Any]]) -> None:
     print()
     print_table(
         ["head", "steps", "ms/step", "P@1, all held-out rows", "P@5", "P@1 on the way"],
@@ -125,15 +152,14 @@ def main() -> None:
         ],
     )
 
-    def paint(axes) -> None:
-        for run in runs:
-            x, y = ([p[key] for p in run["curve"]] for key in ("step", "validation_p1"))
-            axes.plot(x, y, marker="o", markersize=3, label=run["contender"])
-        axes.set_xlabel("steps")
-        axes.set_ylabel("P@1, first 5,120 validation rows")
-        axes.legend()
 
-    finish(args, {"head": args.head}, result, paint)
+def paint(axes: Any, runs: list[dict[str, Any]]) -> None:
+    for run in runs:
+        x, y = ([p[key] for p in run["curve"]] for key in ("step", "validation_p1"))
+        axes.plot(x, y, marker="o", markersize=3, label=run["contender"])
+    axes.set_xlabel("steps")
+    axes.set_ylabel("P@1, first 5,120 validation rows")
+    axes.legend()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 The layer is the quickstart's (234,908 places, trained for --steps steps: benchmarks/common/places_model.py),
 its classes renumbered by decreasing frequency, which log-uniform draws presume. A batch is held-out test
 names and their labels. Each sampler draws --repeats active sets for the same batch, of about --active rows
-each (what is certain, and a tail as long as that leaves room for); losses and gradients are held against those
-of the exact softmax:
+each (what is certain, and a tail as long as that leaves room for); losses and gradients are held against
+those of the exact softmax:
 
 - Z / exact: the mean estimate of a sample's partition function over the exact one (1 is unbiased), with its
   standard error, and the standard deviation of single estimates (the median of samples);

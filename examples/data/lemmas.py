@@ -122,7 +122,7 @@ def prepare(
     label_indptr, label_indices = np.arange(len(forms) + 1), np.array(labels, dtype=np.int32)
     part = hold_out(label_indptr, label_indices, seed, test_fraction, validation_fraction)
 
-    row_of, token_of, tokens = _tokenise(forms)
+    row_of, token_of, tokens = tokenise(forms)
     pairs, counts = np.unique(row_of * tokens + token_of, return_counts=True)
     row_of, token_of = np.divmod(pairs, tokens)
     training_rows = np.bincount(token_of[part[row_of] == 0], minlength=tokens)
@@ -144,7 +144,7 @@ def prepare(
     return Lemmas(*splits, num_features=int(kept.sum()), names=names)
 
 
-def _tokenise(forms: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
+def tokenise(forms: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
     """(row, token) of every occurrence of a prefix or 3-gram in ``<form>``, and how many tokens there are."""
     codes = np.frombuffer(f"<{'><'.join(forms)}>".encode("utf-32-le"), dtype=np.uint32)
     alphabet, letters = np.unique(codes, return_inverse=True)

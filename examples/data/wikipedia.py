@@ -166,7 +166,7 @@ def load_corpus(text: Path | None = None, *, progress: bool = True) -> Corpus:
     if path.exists():
         return _read(path)
     if text is None:
-        documents = _introductions(content)
+        documents = introductions(content)
     else:
         whole = content.decode(errors="replace")
         paragraphs = [part for part in re.split(r"\n\s*\n", whole) if part.strip()]
@@ -194,7 +194,7 @@ def _package_file() -> Path:
     return Path(spec.origin).parent / "description.zstd"
 
 
-def _introductions(content: bytes) -> list[str]:
+def introductions(content: bytes) -> list[str]:
     """One document a line, in HTML, all in one frame of Zstandard."""
     import zstandard
 
