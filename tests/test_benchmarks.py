@@ -1,7 +1,9 @@
 """The benchmarks as commands, on tiny sizes: they run, and write the record that they print."""
 
+import importlib
 import json
 import math
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +13,19 @@ import pytest
 import torch
 from torch import nn
 
+import benchmarks
 from benchmarks.accuracy import contenders, step_timing
 from benchmarks.accuracy.contenders import CONTENDERS, make_output_layer, parse_contender
 from benchmarks.accuracy.output_layers import SampledLayer
 from benchmarks.accuracy.record import seconds_at
 from benchmarks.accuracy.training import choose_rate
+from benchmarks.common import places_model
+from benchmarks.speed import prediction, prediction_sweep
 from benchmarks.speed.step_contenders import PHASES, Contender
 from benchmarks.speed.step_time import summary
+from examples.data import places
+from slide_torch import LSHLinear
+from slide_torch.data import read_xmc
 from slide_torch.options import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +135,83 @@ def test_retrieval_measures_every_family(tmp_path):
     # rows around a query's own centre share its buckets: far above the half that chance gives
     recall = {r["family"]: r["recall"] for r in record["settings"]}
     assert recall["simhash"] > 0.9 and recall["kmeans"] > 0.9
+
+
+def test_a_kept_model_is_the_trained_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = read_xmc(ROOT / "examples" / "data" / "tiny_train.txt")
+    data = SimpleNamespace(train=rows, num_features=rows.num_features, num_labels=rows.num_labels)
+    trained = places_model.kept_model(data, 2, 5)
+    monkeypatch.setattr(places_model, "train_places", None)  # not again
+    kept = places_model.kept_model(data, 2, 5)
+    assert [path.name for path in (tmp_path / "slide_torch").iterdir()] == ["prediction-2-5.pt"]
+    some = places_model.draw_rows(rows, 7, seed=0)
+    (hidden, labels), (other, _) = (places_model.hidden_of(m, some) for m in (trained, kept))
+    assert torch.equal(hidden, other) and hidden.shape == (7, 128) and len(labels) == 7
+    assert torch.equal(trained.head.weight, kept.head.weight)
+
+
+@pytest.fixture
+def random_layer(monkeypatch):
+    """In place of the trained layer of the prediction benchmarks: 9,000 random rows, queries near them."""
+    layer = LSHLinear(128, 9_000)
+    queries = layer.weight.detach()[::15] + 0.02 * torch.randn(600, 128)
+
+    def run_main(module, path, *arguments):
+        monkeypatch.setattr(places, "load_places", lambda: SimpleNamespace(test=0, validation=1))
+        monkeypatch.setattr(module, "kept_model", lambda *_: SimpleNamespace(head=layer))
+        monkeypatch.setattr(module, "draw_rows", lambda rows, count, seed: (rows, count))
+        monkeypatch.setattr(module, "hidden_of", lambda _, drawn: (queries[drawn[0] :: 2], None))
+        arguments = ["--quick", "--threads", 1, "--json", path, *arguments]
+        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+        module.main()
+        return json.loads(path.read_text())
+
+    return run_main
+
+
+def test_prediction(random_layer, tmp_path):
+    record = random_layer(prediction, tmp_path / "record.json", "--batches", 4)
+    torch_line, exact, *others = record["contenders"]
+    assert torch_line["recall"] == exact["recall"] == 1
+    ours = [r for r in others if r["family"] == "slide_torch, exact=False"]
+    assert len(ours) == len(prediction.RECALLS)
+    assert all(0 < r["recall"] <= 1 for r in ours) and ours[-1]["recall"] > 0.9
+    for r in record["contenders"]:
+        speeds = r["queries_per_second_4"] / exact["queries_per_second_4"]
+        assert r["times_exact_4"] == pytest.approx(speeds)
+    assert [t["K"] for t in record["tables"]] == [6, 11, 3, 4] and record["partition_mb"] > 0
+
+
+def test_prediction_sweep(random_layer, tmp_path):
+    constants = prediction_sweep.constants
+    before = {name: getattr(constants, name) for name in prediction_sweep.SWEPT}
+    record = random_layer(prediction_sweep, tmp_path / "record.json", "--batches", 16)
+    tried = {(r["constant"], str(r["value"])) for r in record["settings"] if not r["default"]}
+    others = {
+        (name, str(json.loads(json.dumps(value))))
+        for name, values in prediction_sweep.SWEPT.items()
+        for value in values
+        if value != before[name]
+    }
+    assert tried == others and sum(r["default"] for r in record["settings"]) == 1
+    assert min(r["queries_per_second_16"] for r in record["settings"]) > 0
+    assert before == {name: getattr(constants, name) for name in prediction_sweep.SWEPT}
+
+
+PROGRAMS = [
+    name
+    for _, name, is_package in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    if not is_package and hasattr(importlib.import_module(name), "main")
+]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_the_command(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).main()
+    assert end.value.code == 0 and f"python -m {name} " in capsys.readouterr().out
 
 
 def test_sampling(tmp_path):

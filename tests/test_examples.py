@@ -59,6 +59,13 @@ def test_xmc_refuses(arguments, message):
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize("name", ["quickstart", "xmc", "language_model", "recommender", "images"])
+def test_help_shows_the_command(example, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        example(name, capsys, "--help")
+    assert end.value.code == 0 and f"python examples/{name}.py" in capsys.readouterr().out
+
+
 # --- runs that are stopped --------------------------------------------------------------------------
 
 LONG = ("--epochs", 10, "--batch", 2, "--hidden", 16, "--lr", 0.05, "--threads", 1)
