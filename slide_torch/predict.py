@@ -12,7 +12,7 @@ from torch import Tensor
 from . import ops
 from .bfloat16 import blocks, code_lists_, some_rows, topk_linear, widened
 
-# benchmarks/prediction.py --sweep tries them on trained weights of the quickstart.
+# benchmarks/speed/prediction_sweep.py tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
 SAMPLE_PER_LIST = 64  # rows that k-means learns from, at most
 ITERATIONS = 10

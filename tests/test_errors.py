@@ -4,10 +4,11 @@ is not."""
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 
-from slide_torch import HashTables, LSHLinear, LSHOptions, reference
+from slide_torch import HashTables, LSHLinear, LSHOptions
 from slide_torch.functional import as_labels, lsh_linear_cross_entropy
 from slide_torch.sampling import SharedActiveSet, draw_active_set
 

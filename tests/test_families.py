@@ -4,10 +4,11 @@ import itertools
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 
-from slide_torch import HashTables, LSHLinear, LSHOptions, hashing, ops, reference
+from slide_torch import HashTables, LSHLinear, LSHOptions, hashing, ops
 from slide_torch.hashing import CrossPolytope, KMeans, MinHash, make_family
 from slide_torch.options import FAMILIES
 from slide_torch.sampling import Labels, draw_active_set

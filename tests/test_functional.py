@@ -5,11 +5,12 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from slide_torch import HashTables, LSHOptions, ops, reference
+from slide_torch import HashTables, LSHOptions, ops
 from slide_torch.functional import as_labels, lsh_linear_cross_entropy
 from slide_torch.sampling import SharedActiveSet, draw_active_set
 

@@ -3,9 +3,10 @@
 import math
 
 import pytest
+import reference
 import torch
 
-from slide_torch import LSHOptions, ops, reference
+from slide_torch import LSHOptions, ops
 from slide_torch.hashing import DWTA, SimHash, make_family
 
 DTYPES = [torch.float32, torch.float64]

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 
-from slide_torch import ops, reference
+from slide_torch import ops
 
 LEVELS = ("baseline", "avx2", "avx512")
 NEEDED = {

@@ -4,6 +4,7 @@ any active set, unbiased where corrected."""
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -22,7 +23,7 @@ from test_functional import (
 from torch import nn
 from torch.autograd import gradcheck
 
-from slide_torch import LSHLinear, LSHOptions, ops, reference
+from slide_torch import LSHLinear, LSHOptions, ops
 from slide_torch.functional import as_labels, lsh_linear_binary_cross_entropy
 from slide_torch.sampling import draw_active_set
 

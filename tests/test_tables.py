@@ -1,9 +1,10 @@
 """Hash tables, retrieval, active sets: against brute force."""
 
 import pytest
+import reference
 import torch
 
-from slide_torch import HashTables, LSHOptions, ops, reference
+from slide_torch import HashTables, LSHOptions, ops
 from slide_torch.sampling import Labels, SampleActiveSets, SharedActiveSet, draw_active_set
 
 EMPTY = torch.empty(0, dtype=torch.int32)
