@@ -38,7 +38,7 @@ def optimizer_of(param: Tensor) -> FusingOptimizer | None:
 def accumulates(leaf: Any) -> bool | None:
     """Whether the backward that runs adds to the gradient of a parameter, by its node ``leaf`` of the graph.
 
-    False where it was asked for other gradients only, as ``torch.autograd.grad(loss, input)`` does; None where
+    False where it was asked for other gradients only, as by ``torch.autograd.grad(loss, input)``; None where
     the gradient is a result, as of ``torch.autograd.grad(loss, weight)``.
     """
     try:

@@ -37,9 +37,10 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     else:
         return
     raise NotImplementedError(
-        f"{name}: expected backward() or torch.autograd.grad, got {got}: what is computed over active sets is "
-        "differentiable by these only; a layer in eval mode, whose output is all logits, knows the rest"
+        f"{name}: expected backward() or torch.autograd.grad, got {got}: what is computed over active sets "
+        "is differentiable by these only; the output of a layer in eval mode, all logits, by every other"
     )
+
 
 # --- hashing -----------------------------------------------------------------------------------------
 

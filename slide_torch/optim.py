@@ -268,8 +268,9 @@ class Adam(_RowOptimizer):
             ``GradScaler`` are refused. It needs one backward between two steps, and the loss to be the
             weight's only use. A backward that is not asked for the weight's gradient
             (``torch.autograd.grad(loss, input)``, ``backward(inputs=[...])``) leaves the weight alone, and
-            ``torch.autograd.grad(loss, weight)`` returns its gradient. Cross entropy without label smoothing (which is refused) does so; binary
-            cross entropy hands its gradient to :meth:`step` as ever. Also an option of a parameter group.
+            ``torch.autograd.grad(loss, weight)`` returns its gradient. Cross entropy without label
+            smoothing (which is refused) does so; binary cross entropy hands its gradient to :meth:`step` as
+            ever. Also an option of a parameter group.
         moments_dtype: ``torch.bfloat16`` keeps both moments of float32 parameters in half the memory and
             moves 16 instead of 24 bytes an element of an update. They are rounded stochastically: up or
             down with the probability that makes the mean right, since rounded to nearest the second
@@ -371,7 +372,7 @@ class Adam(_RowOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        # torch.amp.GradScaler asks: true has it call step(), with `found_inf` set here, even where it would skip
+        # GradScaler asks: if true it calls step(), with `found_inf` set here, even where it would skip it
         return bool(self._fused)
 
     def _register(self, group: dict[str, Any]) -> None:
@@ -437,8 +438,8 @@ class Adam(_RowOptimizer):
         found_inf, _ = vars(self).pop("found_inf", None), vars(self).pop("grad_scale", None)
         if found_inf is not None:
             raise RuntimeError(
-                "slide_torch.optim.Adam: fuse_backward: expected no GradScaler, got one that scales the loss: "
-                "backward has updated the weight by the scaled gradient, and cannot skip a step: set "
+                "slide_torch.optim.Adam: fuse_backward: expected no GradScaler, got one that scales the "
+                "loss: backward has updated the weight by the scaled gradient, and cannot skip a step: set "
                 "fuse_backward=False, or pass enabled=False to the GradScaler (bfloat16 needs none)"
             )
         loss = super().step(closure)
