@@ -40,7 +40,7 @@ def lsh_linear_cross_entropy(
     Args:
         input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
-        target: class indices, int64 (\\*); several labels a row, int64 (\\*, M) padded with
+        target: class indices, int64 (\\*); several labels a row, int64 (\\*, M), M < N, padded with
             ``ignore_index`` (the target is uniform over a row's labels); probabilities, a sparse CSR
             tensor (B, N) or a dense floating-point (B, N), for a two-dimensional input.
         linear_bias: (N) or None.
@@ -52,7 +52,8 @@ def lsh_linear_cross_entropy(
         label_smoothing: share of each target that is spread evenly over the classes, 0 to 1. The mean of
             all N logits, which it pulls on, is estimated without bias from active rows and tail with
             ``correction="importance"``; with ``"none"`` it is that of the active set, over which the softmax
-            is taken (refused for ``pattern="per_sample"``). A row without a label stays without loss.
+            is taken (refused for ``pattern="per_sample"``). A row without a label (of probabilities, with
+            zeros only) stays without loss.
         scale: factor of the logits, positive (an inverse temperature).
         sparse: whether ``linear_weight`` and ``linear_bias`` get row-sparse gradients
             (``torch.sparse_coo``, coalesced) instead of dense ones.
@@ -67,7 +68,8 @@ def lsh_linear_cross_entropy(
         ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
         NotImplementedError: something of ``F.cross_entropy`` that sampling cannot honour.
 
-    The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
+    The tables are discrete: no gradient flows through the choice of neurons. Differentiable once, by
+    backward: forward-mode differentiation and the transforms of ``torch.func`` are refused.
     """
     input = autocast_input(input, linear_weight)
     check_layer(input, linear_weight, linear_bias, tables)
@@ -102,6 +104,7 @@ def lsh_linear_cross_entropy(
     )
     smoothed = None
     if label_smoothing > 0:
+        total = torch.where(total == 0, torch.nan, total)  # as torch has it, not inf
         labels, smoothed = _smooth(
             labels,
             label_smoothing,
@@ -203,29 +206,27 @@ def _smooth(
 ) -> tuple[Labels, Tensor]:
     """Labels and an addition to the losses (B) that make these label-smoothed.
 
-    With p the labels' probabilities (of sum T), c the classes' mean weight, n the log normaliser, and s the
-    smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``. Labels scaled to the
-    mass M = (1 - s) T + s c bring in ``M n``, and too much of their own logits: what is left to add,
-    ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
+    With p the probabilities of a sample's labels (weighted, any sum), c the classes' mean weight, n the log
+    normaliser, and s the smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``.
+    Labels of ``(1 - s) p + s c q``, q one over their number, bring in all of n, and too much of their own
+    logits: what is left to add, ``s c sum q z - s mean(c z)``, is linear in the input, so that the mean takes
+    one vector.
 
     ``copied`` says that ``weight`` and ``bias`` are copies of the active rows, not of all ``neurons``.
     """
     batch, dtype = input.shape[0], input.dtype
-    sample = torch.arange(batch).repeat_interleave(
-        labels.offsets.diff(), output_size=labels.ids.shape[0]
-    )
-    total = torch.zeros(batch, dtype=dtype).index_add(0, sample, labels.probabilities)
-    has_label = total > 0
+    count = labels.offsets.diff()
+    sample = torch.arange(batch).repeat_interleave(count, output_size=labels.ids.shape[0])
+    has_label = count > 0
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-    pull = torch.where(has_label, smoothing * mean_weight / total, 0.0)
-    own = pull[sample] * labels.probabilities
+    own = (smoothing * mean_weight / count.to(dtype))[sample]
     scaled = labels.probabilities * (1 - smoothing) + own
 
     # what each active row counts in the mean over classes; any one sample's set estimates that mean
     if isinstance(active, SharedActiveSet):
         rows, log_weight = active.rows, active.log_weight
     else:
-        first = slice(int(active.offsets[0]), int(active.offsets[1]))
+        first = slice(int(active.offsets[:2][-1]))  # of an empty batch: none
         rows, log_weight = active.active[first].long(), active.log_weight
         log_weight = None if log_weight is None else log_weight[first]
     share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()
@@ -283,8 +284,8 @@ def lsh_linear_binary_cross_entropy(
         input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
         target: targets, a sparse CSR tensor (B, N) or a dense floating-point (B, N), for a
-            two-dimensional input; classes whose target is 1, int64 (\\*, M) padded with ``ignore_index``, or
-            one each, int64 (\\*).
+            two-dimensional input; classes whose target is 1, int64 (\\*, M), M < N, padded with
+            ``ignore_index``, or one each, int64 (\\*).
         weight: (N), a factor of each class's loss.
         pos_weight: (N), or a tensor of one number, a factor of the positive targets.
         reduction: ``"mean"``, over all B N elements, or ``"sum"``.
@@ -532,6 +533,8 @@ def _class_factors(
     if not isinstance(factors, Tensor) or tuple(factors.shape) != (neurons,):
         got = tuple(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
         raise ValueError(f"{name}: {argument}: expected a tensor of shape ({neurons},), got {got}")
+    if factors.requires_grad:
+        raise ValueError(f"{name}: {argument}: expected no gradient: call {argument}.detach()")
     return factors.detach().to(input.dtype)
 
 
@@ -567,6 +570,7 @@ def check_layer(
             )
         if tensor is not input and not tensor.is_contiguous():
             raise ValueError(f"{name}: {which}: expected a contiguous tensor: call .contiguous()")
+    ops.refuse_transforms(name, input, weight, bias)
     if (bias is not None) != tables.has_bias or (bias is not None and bias.shape != shape[:1]):
         raise ValueError(
             f"{name}: linear_bias: expected {'shape ' + str(shape[:1]) if tables.has_bias else None}"
@@ -620,11 +624,17 @@ def as_labels(
     if target.layout != torch.strided or target.dtype not in _INDEX_DTYPES:
         raise ValueError(
             f"{name}: target: expected int64 class indices or floating-point probabilities, "
-            f"got {target.dtype}, layout {target.layout}"
+            f"got {target.dtype}, layout {target.layout}: convert it with .long() or .float()"
         )
     if target.shape == leading:
         padded = target.reshape(rows, 1)
     elif target.dim() == len(leading) + 1 and target.shape[:-1] == leading:
+        if shape[-1] >= neurons:
+            raise ValueError(
+                f"{name}: target: expected integers to be class indices, fewer than {neurons} (the number of "
+                f"classes) a row, got shape {shape} of {target.dtype}: pass target.float() for probabilities "
+                "(one-hot, multi-hot), target.argmax(-1) for the index of a one-hot, or shorter lists"
+            )
         padded = target.reshape(rows, shape[-1])
     else:
         raise ValueError(

@@ -6,6 +6,7 @@ import weakref
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -32,3 +33,15 @@ def optimizer_of(param: Tensor) -> FusingOptimizer | None:
     """The optimizer that updates ``param`` inside backward, if there is one and it still lives."""
     reference = _optimizers.get(param)
     return None if reference is None else reference()
+
+
+def accumulates(leaf: Any) -> bool | None:
+    """Whether the backward that runs adds to the gradient of a parameter, by its node ``leaf`` of the graph.
+
+    False where it was asked for other gradients only, as by ``torch.autograd.grad(loss, input)``; None where
+    the gradient is a result, as of ``torch.autograd.grad(loss, weight)``.
+    """
+    try:
+        return torch._C._will_engine_execute_node(leaf)  # type: ignore[attr-defined]
+    except RuntimeError:  # torch does not say it of a leaf whose gradient is a result
+        return None

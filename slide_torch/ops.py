@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import _C, fused_backward  # type: ignore[attr-defined]  # noqa: F401  (importing _C registers the operators)
@@ -16,6 +17,30 @@ from .optim_ops import advise_hugepages_
 
 _ops = torch.ops.slide_torch
 _fake = torch.library.register_fake
+
+
+def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Refuses what differentiates in other ways than backward.
+
+    Operators with a backward of their own drop forward-mode tangents without a word, and know no transform
+    of ``torch.func``.
+
+    Raises:
+        NotImplementedError: inside such a transform, or where one of ``tensors`` has a tangent.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+        got = "a transform of torch.func (grad, jvp, vmap, ...)"
+    elif any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        got = "a tensor with a forward-mode tangent (torch.autograd.forward_ad)"
+    else:
+        return
+    raise NotImplementedError(
+        f"{name}: expected backward() or torch.autograd.grad, got {got}: what is computed over active sets "
+        "is differentiable by these only; the output of a layer in eval mode, all logits, by every other"
+    )
+
 
 # --- hashing -----------------------------------------------------------------------------------------
 
@@ -700,6 +725,7 @@ def shared_cross_entropy(
         scale: what logits (not ``log_weight``) are multiplied by.
         sparse: whether backward gives ``weight`` and ``bias`` row-sparse gradients.
     """
+    refuse_transforms("shared_cross_entropy", input, weight, bias)
     return _ops.shared_cross_entropy(
         input,
         weight,
@@ -735,6 +761,7 @@ def sample_cross_entropy(
     As :func:`shared_cross_entropy`, with ``rows`` to ``pair_samples`` as :func:`transpose_active` gives
     them; ``log_weight`` (pairs) and ``label_places`` refer to the sample-major list of pairs.
     """
+    refuse_transforms("sample_cross_entropy", input, weight, bias)
     return _ops.sample_cross_entropy(
         input,
         weight,
@@ -837,7 +864,8 @@ def _gradients(
     ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, saved: tuple, *between: Tensor
 ) -> tuple:
     """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once, and
-    has no gradient then; where the loss has no ``fused_op`` its gradient is handed over all the same."""
+    has no gradient then; where the loss has no ``fused_op``, or the gradient is a result of
+    ``torch.autograd.grad``, it is handed over all the same."""
     input, weight, rows = saved[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -845,12 +873,24 @@ def _gradients(
     optimizer = (
         fused_backward.optimizer_of(weight) if fused_op and ctx.sparse and need_weight else None
     )
+    if optimizer is not None:
+        # needs_input_grad is of the forward; like torch, do not train what is not asked for or frozen since
+        accumulates = fused_backward.accumulates(ctx.next_functions[1][0])
+        if accumulates is False or not weight.requires_grad:
+            need_weight = False
+        if not accumulates or not weight.requires_grad:
+            optimizer = None
     if optimizer is None:
         grad_input, grad_rows, grad_bias = op(
             grad_loss, input, weight, rows, *between, need_weight, need_bias
         )
         grad_weight = _hand_over(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
     else:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "slide_torch.optim.Adam: fuse_backward: expected create_graph=False, got True: gradients of "
+                "a backward that updates the weight cannot be differentiated: set fuse_backward=False"
+            )
         grad_weight = None
         with torch.no_grad(), optimizer.fused_step(weight) as step:
             grad_input, grad_bias = fused_op(
@@ -926,6 +966,7 @@ def shared_binary_cross_entropy(
         input, weight, bias, rows, label_offsets, label_places, scale, sparse: as for
             :func:`shared_cross_entropy`.
     """
+    refuse_transforms("shared_binary_cross_entropy", input, weight, bias)
     return _ops.shared_binary_cross_entropy(
         input,
         weight,
@@ -960,6 +1001,7 @@ def sample_binary_cross_entropy(
 ) -> Tensor:
     """As :func:`shared_binary_cross_entropy`, over each sample's own active set; ``row_weight`` (pairs) and
     ``label_places`` refer to the sample-major list of pairs, as in :func:`sample_cross_entropy`."""
+    refuse_transforms("sample_binary_cross_entropy", input, weight, bias)
     return _ops.sample_binary_cross_entropy(
         input,
         weight,
@@ -1056,12 +1098,14 @@ def shared_linear(
         rows: int64 (U).
         sparse: whether backward gives ``weight`` and ``bias`` row-sparse gradients.
     """
+    refuse_transforms("shared_linear", input, weight, bias)
     return _ops.shared_linear(input, weight, bias, rows, sparse)
 
 
 def shared_weighted_rows(values: Tensor, weight: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     """``values.T @ weight[rows]``, (B, d), of ``values`` (U, B) as :func:`shared_linear` gives them;
     differentiable."""
+    refuse_transforms("shared_weighted_rows", values, weight)
     return _ops.shared_weighted_rows(values, weight, rows, sparse)
 
 
@@ -1080,6 +1124,7 @@ def sample_linear(
 
     As :func:`shared_linear`, with ``rows`` to ``pair_samples`` as :func:`transpose_active` gives them.
     """
+    refuse_transforms("sample_linear", input, weight, bias)
     return _ops.sample_linear(
         input,
         weight,
@@ -1105,6 +1150,7 @@ def sample_weighted_rows(
 ) -> Tensor:
     """For each sample the sum of its active neurons' rows of ``weight`` (N, d), each times its value of
     ``values`` (pairs), as :func:`sample_linear` gives them: (B, d); differentiable."""
+    refuse_transforms("sample_weighted_rows", values, weight)
     return _ops.sample_weighted_rows(
         values, weight, rows, offsets, pair_offsets, pair_positions, pair_samples, sparse
     )
@@ -1254,6 +1300,7 @@ torch.library.define(
 def widened_rows(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     """``parameter[rows]`` in float32, (U, ...), of a bfloat16 ``parameter`` (N, ...) and ``rows`` int64 (U),
     strictly increasing. Differentiable: the gradient is bfloat16, row-sparse if ``sparse``."""
+    refuse_transforms("widened_rows", parameter)
     return _ops.widened_rows(parameter, rows, sparse)
 
 
