@@ -15,10 +15,8 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import platform
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +28,7 @@ PINNED = {"ATEN_CPU_CAPABILITY": "default", "OMP_WAIT_POLICY": "passive"}
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from helpers import LEVELS, run_at_level  # noqa: E402
 from torch import nn  # noqa: E402
 
 import slide_torch  # noqa: E402
@@ -38,7 +37,6 @@ from slide_torch.functional import lsh_linear_binary_cross_entropy  # noqa: E402
 
 RECORD = Path(__file__).with_name("frozen.json")
 SAVED_STATES = Path(__file__).parent / "data" / "sampler_state_1.pt"
-LEVELS = ("baseline", "avx2", "avx512")
 
 # --- names and signatures --------------------------------------------------------------------------------
 
@@ -571,14 +569,8 @@ def bits(turn: int | None = None) -> dict[str, Any]:
 
 def bits_at(level: str, turn: int | None = None) -> dict[str, Any]:
     """:func:`bits` in a process of its own, at an instruction set."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    done = subprocess.run(
-        [sys.executable, __file__, "--bits", *([] if turn is None else [str(turn)])],
-        env={**os.environ, **PINNED, "SLIDE_TORCH_ISA": level, "PYTHONPATH": path},
-        capture_output=True,
-        timeout=600,
-    )
+    turns = [] if turn is None else [turn]
+    done = run_at_level(level, __file__, "--bits", *turns, timeout=600, **PINNED)
     if done.returncode != 0:
         raise RuntimeError(done.stderr.decode())
     return json.loads(done.stdout)

@@ -1,6 +1,7 @@
 """Samples of the arguments of every operator, for every test of all operators."""
 
 import torch
+from helpers import coded_lists
 
 from slide_torch import HashTables, LSHOptions, ops
 
@@ -162,12 +163,6 @@ def retrieve_samples():
             yield codes(B, dtype), table_offsets, table_ids, offsets, active, end, 6, 100, 3
 
 
-def coded_lists(weight, bias, offsets, rows):
-    coded = ops.empty_codes(weight, offsets, room=True)
-    ops.code_lists_(*coded, weight, bias, offsets, rows)
-    return coded
-
-
 def predict_samples(kind):
     offsets, rows = torch.tensor([0, 9, 9, N]), torch.randperm(N).int()
     for dtype in DTYPES:
@@ -291,7 +286,7 @@ DRAWN_FROM = [
 
 
 def draw_samples():
-    """The first of a set of all neurons, the same whatever was drawn before."""
+    """Of a set of all neurons, and of drawn ones in either pattern."""
     target, ticket = torch.tensor([3, 0, 39, -100, 7]), torch.zeros((), dtype=torch.int64)
     for tables in DRAWN_FROM:
         layer = (randn(B, D), randn(N, D), randn(N))
