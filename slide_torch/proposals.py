@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import ops
 from .bfloat16 import widened
+from .inference_mode import keeps_normal_tensors
 
 # Inputs of a batch that the quadratic kernel's distribution is the mean over, at most.
 QUERIES = 16
@@ -45,6 +46,7 @@ class FixedProposal:
     inclusion: Tensor
 
     @staticmethod
+    @keeps_normal_tensors
     def of_shares(shares: np.ndarray, count: int) -> FixedProposal:
         """Prepares ``count`` (below N) draws in proportion to ``shares``, float64 (N), positive."""
         neurons = len(shares)
@@ -90,6 +92,7 @@ def log_uniform_shares(neurons: int) -> np.ndarray:
     return np.log1p(1 / np.arange(1.0, neurons + 1))
 
 
+@keeps_normal_tensors
 def power_of_counts(counts: Tensor, power: float, neurons: int) -> Tensor:
     """``counts ** power``, float64 (N).
 
@@ -114,6 +117,7 @@ def power_of_counts(counts: Tensor, power: float, neurons: int) -> Tensor:
     return torch.from_numpy((values / values.max()) ** power)
 
 
+@keeps_normal_tensors
 def kernel_sums(weight: Tensor, bias: Tensor | None) -> Tensor:
     """What drawing from the quadratic kernel over rows of ``weight`` (N, d) needs, of about the weight's size
     / 2: leaves have about as many rows as a row has numbers.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import bfloat16, ops
 from .hashing import HashFamily, make_family
+from .inference_mode import keeps_normal_tensors, version_of
 from .options import LSHOptions
 from .proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
 
@@ -80,6 +81,7 @@ class HashTables:
     kernel_sums: Tensor | None
     frequencies: Tensor | None
 
+    @keeps_normal_tensors
     def __init__(
         self, options: LSHOptions, out_features: int, in_features: int, *, has_bias: bool
     ) -> None:
@@ -167,6 +169,7 @@ class HashTables:
         assert isinstance(options.budget, int) and isinstance(options.tail, int)
         return options.budget >= self.out_features or options.tail >= self.out_features
 
+    @keeps_normal_tensors
     @torch.no_grad()
     def rebuild(
         self, weight: Tensor, bias: Tensor | None, *, generator: torch.Generator | None = None
@@ -190,6 +193,7 @@ class HashTables:
         self.rebuilds += 1
         self._finish(weight, bias, started)
 
+    @keeps_normal_tensors
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None, *, rows: Tensor | None = None) -> None:
         """Hashes ``rows`` (int64 (n), distinct) with the present functions. None, for all, also adapts the
@@ -243,7 +247,7 @@ class HashTables:
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
         """
-        if weight._version != self._pending_version:  # the change has happened
+        if version_of(weight) != self._pending_version:  # the change has happened
             self._recode_changed(weight, bias)
             self._pending = []
         due = advance and self._since_rehash >= self._period
@@ -326,7 +330,7 @@ class HashTables:
     def mark_dirty(self, rows: Tensor, version: int | None = None) -> None:
         """Says that ``rows`` (int64 (n)) are about to change.
 
-        ``version``, that of the weight now (``weight._version``), keeps the marks through a rehash that
+        ``version``, that of the weight now (:func:`version_of`), keeps the marks through a rehash that
         comes before the change itself, as when gradients are accumulated over several batches.
         """
         if self.dirty is not None:
@@ -411,7 +415,11 @@ class HashTables:
     def _recode_changed(self, weight: Tensor, bias: Tensor | None) -> None:
         """Brings the int8 codes of the rows that the last step changed up to date: a search that sees rows as
         they were at the last rehash finds negatives that are hard no longer."""
-        if self.row_codes is None or weight._version == self._pending_version or not self._pending:
+        if (
+            self.row_codes is None
+            or version_of(weight) == self._pending_version
+            or not self._pending
+        ):
             return
         assert self.row_terms is not None and self.row_places is not None
         bfloat16.recode_rows_(
@@ -426,7 +434,7 @@ class HashTables:
     def sampler_state(self, weight: Tensor, bias: Tensor | None) -> dict[str, Any]:
         """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight`` and ``bias``."""
         self._recode_changed(weight, bias)  # the next step would, but will not know of these rows
-        changing = self._pending if weight._version == self._pending_version else []
+        changing = self._pending if version_of(weight) == self._pending_version else []
         return {
             "format": 1,
             "options": dataclasses.asdict(self.options),
@@ -446,6 +454,7 @@ class HashTables:
             "frequencies": self.frequencies,
         }
 
+    @keeps_normal_tensors
     def load_sampler_state(self, state: dict[str, Any], weight: Tensor) -> None:
         """Takes up what :meth:`sampler_state` returned; ``weight`` is the one loaded beside it.
 
@@ -460,7 +469,7 @@ class HashTables:
             assert self.dirty is not None
             self.dirty[state["dirty"]] = True
         if state["changing"] is not None:
-            self._pending, self._pending_version = [state["changing"].clone()], weight._version
+            self._pending, self._pending_version = [state["changing"].clone()], version_of(weight)
         self._last = dict(state["last"])
         # states of format 1 did not always have these, nor all counters
         for name in (
