@@ -37,10 +37,10 @@ def check(tables: HashTables, state: Any, weight: Tensor) -> HashFamily | None:
     Raises:
         ValueError: it is of tables with other options or of another shape, or it is damaged.
     """
-    if not isinstance(state, dict) or state.get("format") != 1:
+    version = state.get("format") if isinstance(state, dict) else state
+    if not isinstance(state, dict) or type(version) is not int or version != 1:
         raise ValueError(
-            f"{_WHERE}: state: expected what sampler_state returned (format 1), "
-            f"got {state.get('format') if isinstance(state, dict) else type(state).__name__}"
+            f"{_WHERE}: state: expected what sampler_state returned (format 1), got {_short(version)}"
         )
     missing = [name for name in _KEYS if name not in state]
     if missing:
