@@ -153,7 +153,7 @@ class LSHOptions:
             ("K", 1, MAX_COUNT),
             ("L", 1, MAX_TABLES),
             ("probes", 1, MAX_TABLES),
-            ("rerank", 0, MAX_COUNT),
+            ("rerank", 0, 4 * MAX_COUNT),
             ("bucket_cap", 1, MAX_COUNT),
             ("rehash_every", 1, MAX_COUNT),
             ("rebuild_every", 0, MAX_COUNT),

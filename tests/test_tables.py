@@ -500,3 +500,11 @@ def test_a_layer_made_in_inference_mode_predicts_and_says_why_it_does_not_train(
         made = torch.randn(8, 16)
     with pytest.raises(ValueError, match="input: expected a normal tensor"):
         F.cross_entropy(LSHLinear(16, 400)(made), torch.arange(8))
+
+
+@pytest.mark.parametrize("name", ["budget", "batch_budget", "tail", "rerank", "bucket_cap"])
+def test_counts_beyond_the_operators_integers_are_refused(name):
+    with pytest.raises(ValueError, match=rf"LSHOptions: {name}: expected .* got {2**62}"):
+        LSHOptions(**{name: 2**62})
+    layer = LSHLinear(8, 100, options=LSHOptions(**{name: 2**40}))
+    assert F.cross_entropy(layer(torch.randn(4, 8)), torch.arange(4)).isfinite()
