@@ -1,11 +1,12 @@
 # make demo: set up, train the quickstart on real data, show the result.   make test: set up, run the tests.
+# make fuzz SECONDS=600: random cases for so long a test (make test: 15 s each).
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library bench figures examples docs lint format clean
+.PHONY: demo test test-programs test-library fuzz bench figures examples docs lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -22,6 +23,13 @@ test-programs:
 
 test-library:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAMS))
+
+# SEED=1000000 begins elsewhere; a failure says which seed repeats it.
+SECONDS ?= 300
+SEED ?= 0
+
+fuzz: $(VENV)/installed-dev
+	SLIDE_TORCH_FUZZ_SECONDS=$(SECONDS) SLIDE_TORCH_FUZZ_SEED=$(SEED) OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/fuzz
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
 BENCHMARKS := $(addprefix speed.,step_time kernels scaling prediction xmc_read) accuracy.retrieval accuracy.sampling

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import fused_backward, graph, ops
 from .bfloat16 import DTYPES, active_rows, widened
+from .inference_mode import version_of
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
 from .tables import HashTables, draw_seed
 
@@ -460,7 +461,7 @@ def draw_step(
     seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
     if tables.has_upkeep:
-        upkeep = tables.meet(seed, linear_weight._version, moving=moving)
+        upkeep = tables.meet(seed, version_of(linear_weight), moving=moving)
 
     def maintain() -> None:
         try:
@@ -481,7 +482,7 @@ def draw_step(
         tables, input, labels, weight=linear_weight, bias=linear_bias, seed=seed
     )
     if moving:
-        tables.mark_dirty(active.rows, linear_weight._version)
+        tables.mark_dirty(active.rows, version_of(linear_weight))
         tables.record(active)
     if upkeep == "after":
         maintain()
@@ -559,9 +560,16 @@ def check_layer(
             f"{name}: input: expected last dimension {shape[1]} (in_features), "
             f"got shape {tuple(input.shape)}"
         )
+    given = (input, weight) if bias is None else (input, weight, bias)
+    records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     for which, tensor in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if tensor is None:
             continue
+        if records and not torch.compiler.is_compiling() and tensor.is_inference():
+            raise ValueError(
+                f"{name}: {which}: expected a normal tensor, got one made in torch.inference_mode(), which "
+                "autograd cannot save for backward: make it outside, or give tensor.clone()"
+            )
         if tensor.device.type != "cpu":
             raise ValueError(f"{name}: {which}: expected a CPU tensor, got {tensor.device}")
         if tensor.dtype != weight.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .bfloat16 import active_rows, computed_dtype, widened
 from .functional import lsh_linear_binary_cross_entropy, lsh_linear_cross_entropy
+from .inference_mode import version_of
 from .sampling import Labels, SampleActiveSets, draw_active_set
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ class SampledLogits:
         labels = Labels.none(flat.shape[0], flat.dtype)
         active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
         if moving:
-            tables.mark_dirty(active.rows, self._weight._version)
+            tables.mark_dirty(active.rows, version_of(self._weight))
         weight, bias, rows, sparse = active_rows(
             self._weight, self._bias, active.rows, layer.sparse
         )

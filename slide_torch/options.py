@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 MAX_CODE_BITS = 24
 MAX_TABLES = 254
+MAX_COUNT = 1 << 40  # multiples of it fit into the operators' 64 bits
 MAX_CENTROID_BITS = 16
 FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
 TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies", "quadratic_kernel")
@@ -146,16 +147,16 @@ class LSHOptions:
         _check_choice("schedule", self.schedule, ("growing", "drift"))
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
-            ("budget", 0, None),
-            ("batch_budget", 0, None),
-            ("tail", 0, None),
-            ("K", 1, None),
+            ("budget", 0, MAX_COUNT),
+            ("batch_budget", 0, MAX_COUNT),
+            ("tail", 0, MAX_COUNT),
+            ("K", 1, MAX_COUNT),
             ("L", 1, MAX_TABLES),
             ("probes", 1, MAX_TABLES),
-            ("rerank", 0, None),
-            ("bucket_cap", 1, None),
-            ("rehash_every", 1, None),
-            ("rebuild_every", 0, None),
+            ("rerank", 0, 4 * MAX_COUNT),
+            ("bucket_cap", 1, MAX_COUNT),
+            ("rehash_every", 1, MAX_COUNT),
+            ("rebuild_every", 0, MAX_COUNT),
         ):
             if getattr(self, name) != "auto":
                 _check_int(name, getattr(self, name), low, high, " or 'auto'")

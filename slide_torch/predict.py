@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .bfloat16 import blocks, code_lists_, some_rows, topk_linear, widened
+from .inference_mode import keeps_normal_tensors, version_of
 
 # benchmarks/speed/prediction_sweep.py tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
@@ -52,6 +53,7 @@ class RowPartition:
     terms: Tensor
 
     @staticmethod
+    @keeps_normal_tensors
     def build(weight: Tensor, bias: Tensor | None, *, seed: int) -> RowPartition:
         """Partitions the rows of ``weight`` (N, d) with ``bias`` (N) as one more coordinate; the same for
         the same seed at any number of threads.
@@ -191,7 +193,7 @@ class Calibration:
 def state_of(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
     """Differs after anything that torch knows to have written to weight or bias, or replaced them."""
     present = [weight] if bias is None else [weight, bias]
-    return tuple(number for t in present for number in (t.data_ptr(), t._version))
+    return tuple(number for t in present for number in (t.data_ptr(), version_of(t)))
 
 
 def calibrate(

@@ -167,6 +167,31 @@ def test_a_write_that_breaks_off_leaves_the_old_checkpoint(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["run.pt"]
 
 
+@pytest.mark.parametrize("numbers", [10_000, 10_000_000])
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(numbers, tmp_path):
+    """A limit on the size of files stands for the end of the disk."""
+    program = f"""
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(EXAMPLES)!r})
+import torch
+from classifier import save_checkpoint
+path = Path("run.pt")
+save_checkpoint(path, {{"steps": 1}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+save_checkpoint(path, {{"steps": 2, "weight": torch.zeros({numbers})}})
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    expected = "OSError: [Errno 27] File too large (nothing was replaced): 'run.pt'"
+    assert found.stderr.strip().splitlines()[-1] == expected
+    assert torch.load(tmp_path / "run.pt", weights_only=True) == {"steps": 1}
+    assert os.listdir(tmp_path) == ["run.pt"]
+
+
 @pytest.mark.parametrize("script", ["xmc", "quickstart"])
 def test_ctrl_c_ends_the_training_and_prints_the_table(script, tmp_path):
     command = (EXAMPLES / "xmc.py", *TINY) if script == "xmc" else ("-c", TINY_QUICKSTART)

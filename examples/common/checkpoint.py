@@ -31,7 +31,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 def save_checkpoint(path: Path, content: dict) -> None:
     """Writes beside the target, forces it to the disk and renames: whenever the program or the machine
-    stops, `path` is the old file or the new one, whole."""
+    stops, `path` is the old file or the new one, whole. A full disk is an OSError that names it."""
     temporary = path.with_name(path.name + ".part")
     try:
         with open(temporary, "wb") as file:
@@ -39,6 +39,13 @@ def save_checkpoint(path: Path, content: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        # where a write fails, torch.save goes on to its own error, "unexpected pos"
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        message = f"{reason.strerror or reason} (nothing was replaced)"
+        raise OSError(reason.errno, message, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.absolute().parent, os.O_RDONLY)
