@@ -180,7 +180,7 @@ WRONG_VIEWS = {
     "* parameter": (
         lambda z: z * nn.Parameter(torch.ones(())), NotImplementedError, "scale the layer's input"
     ),
-    "topk(31)": (lambda z: z.topk(N + 1), ValueError, "k: expected 0 to 30, got 31"),
+    "topk(31)": (lambda z: z.topk(N + 1), ValueError, "k: expected an int from 0 to 30, got 31"),
     "topk(dim=0)": (lambda z: z.topk(1, 0), NotImplementedError, "dim=-1"),
     "topk(smallest)": (lambda z: z.topk(1, largest=False), NotImplementedError, "large logits"),
     "argmax()": (lambda z: z.argmax(), NotImplementedError, "over all dimensions"),
