@@ -351,6 +351,27 @@ def test_tied_embeddings_are_called_as_torch_allows():
         marked(nn.Embedding(N, D), ids=tokens)
 
 
+def test_a_tied_embedding_that_grows():
+    """As resize_token_embeddings of transformers does it; the remedy of the error works."""
+    model = Tied(embedding_sparse=False, sparse=True)
+    tokens, labels = tokens_and_labels(0)
+    F.cross_entropy(model(tokens), labels).backward()
+    model.embedding.weight.data = torch.randn(N + 4, D)
+    model.embedding.num_embeddings = model.head.out_features = N + 4
+    model.zero_grad()
+    tokens[0] = N + 3
+    with pytest.raises(
+        ValueError, match=r"LSHLinear: weight: .*make a new layer, LSHLinear.from_linear"
+    ):
+        model(tokens)
+    head = LSHLinear.from_linear(model.head, options=model.head.options, sparse=model.head.sparse)
+    model.head = head.tie(model.embedding)
+    labels[0] = N + 3
+    F.cross_entropy(model(tokens), labels).backward()
+    assert head.out_features == N + 4 and head.weight is model.embedding.weight
+    assert head.tables.dirty[N + 3] and head.weight.grad.to_dense()[N + 3].any()
+
+
 def test_tied_embedding_of_another_signature():
     class Embedding(nn.Embedding):
         def forward(self, ids):
