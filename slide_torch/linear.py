@@ -559,7 +559,7 @@ class _MarkLookedUp:
 
     @torch.compiler.disable
     def __call__(self, embedding: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        weight = embedding.weight
+        weight: Any = embedding.weight
         if weight.shape[0] != self.tables.out_features:  # resized: the layer refuses it itself
             return
         if embedding.training and torch.is_grad_enabled() and weight.requires_grad:
