@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bfloat16 import active_rows, computed_dtype, widened
+from .checks import checked_int
 from .functional import lsh_linear_binary_cross_entropy, lsh_linear_cross_entropy
 from .inference_mode import version_of
-from .sampling import Labels, SampleActiveSets, draw_active_set
+from .sampling import Labels, SampleActiveSets, draw_active_set, to_look_at
 
 if TYPE_CHECKING:
     from .linear import LSHLinear
@@ -215,13 +216,14 @@ class SampledLogits:
         self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
     ) -> torch.return_types.topk:
         """The k largest active logits of each row and their classes; -inf and -1 where fewer are
-        active. For looking: it is no training step to the tables, as ``to_dense`` is."""
+        active. For looking: it is no training step to the tables, as ``to_dense`` is, and takes nothing from
+        torch's random state: ties and tail are always the same. (Before the first training step, when
+        there are no tables, each call builds some of its own, and throws them away.)"""
         self._check_class_dim("topk", dim)
         if not largest:
             self._refuse("topk(largest=False)", "tables find large logits only")
         N = self._layer.out_features
-        if not 0 <= k <= N:
-            raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
+        k = checked_int(k, 0, N, "SampledLogits: topk: k")
         rows, values = self._active_values(trains=False)
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
         classes = rows[place].masked_fill(found == -math.inf, -1)
@@ -255,12 +257,21 @@ class SampledLogits:
         flat = widened(self._input.reshape(-1, layer.in_features))
         moving = trains and torch.is_grad_enabled() and self._weight.requires_grad
         tables.check_tail("SampledLogits")
+        if not trains:
+            tables = to_look_at(tables, self._weight, self._bias)
         if tables.has_upkeep:
             tables.maintain(
                 self._weight, self._bias, advance=moving, all_rows_move=not layer.sparse
             )
         labels = Labels.none(flat.shape[0], flat.dtype)
-        active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
+        active = draw_active_set(
+            tables,
+            flat,
+            labels,
+            weight=self._weight,
+            bias=self._bias,
+            seed=None if trains else 0,
+        )
         if moving:
             tables.mark_dirty(active.rows, version_of(self._weight))
         weight, bias, rows, sparse = active_rows(

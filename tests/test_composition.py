@@ -311,10 +311,82 @@ def test_tables_follow_a_tied_embedding(call, copied):
     assert torch.equal(model.head.tables.dirty, before)
 
 
+def test_tied_embeddings_are_called_as_torch_allows():
+    """By position or keyword, as tensors of any shape, as bags; what torch refuses leaves no marks."""
+
+    def marked(embedding, *args, **kwargs):
+        head = LSHLinear(
+            D, N, bias=False, options=LSHOptions(budget=2, tail=0, K=4, L=3), sparse=True
+        )
+        head.tie(embedding)
+        head.rebuild()
+        try:
+            embedding(*args, **kwargs)
+        except (IndexError, RuntimeError, TypeError):
+            assert not head.tables.dirty.any() and not head.tables._pending
+            raise
+        head.rehash()  # marks outlive a rehash that comes before the step
+        return head.tables.dirty.nonzero().flatten().tolist()
+
+    tokens = torch.tensor([[3, 1], [1, 7]])
+    for sparse in (False, True):
+        embedding = nn.Embedding(N, D, sparse=sparse)
+        assert marked(embedding, tokens) == marked(embedding, input=tokens) == [1, 3, 7]
+        assert marked(embedding, tokens.int()) == marked(embedding, input=tokens.T) == [1, 3, 7]
+        assert marked(embedding, torch.tensor(5)) == [5]
+    bag = nn.EmbeddingBag(N, D)
+    starts = torch.tensor([0, 2])
+    assert marked(bag, tokens) == marked(bag, offsets=starts, input=tokens.flatten()) == [1, 3, 7]
+    assert marked(bag, tokens.flatten(), offsets=starts) == [1, 3, 7]
+    for wrong in (torch.tensor([N]), torch.tensor([-1])):
+        with pytest.raises(IndexError):
+            marked(nn.Embedding(N, D), wrong)
+        with pytest.raises(IndexError):
+            marked(nn.Embedding(N, D), input=wrong)
+    with pytest.raises(TypeError):
+        marked(nn.Embedding(N, D), ids=tokens)
+
+
+def test_a_tied_embedding_that_grows():
+    """As resize_token_embeddings of transformers does it; the remedy of the error works."""
+    model = Tied(embedding_sparse=False, sparse=True)
+    tokens, labels = tokens_and_labels(0)
+    F.cross_entropy(model(tokens), labels).backward()
+    model.embedding.weight.data = torch.randn(N + 4, D)
+    model.embedding.num_embeddings = model.head.out_features = N + 4
+    model.zero_grad()
+    tokens[0] = N + 3
+    with pytest.raises(
+        ValueError, match=r"LSHLinear: weight: .*make a new layer, LSHLinear.from_linear"
+    ):
+        model(tokens)
+    head = LSHLinear.from_linear(model.head, options=model.head.options, sparse=model.head.sparse)
+    model.head = head.tie(model.embedding)
+    labels[0] = N + 3
+    F.cross_entropy(model(tokens), labels).backward()
+    assert head.out_features == N + 4 and head.weight is model.embedding.weight
+    assert head.tables.dirty[N + 3] and head.weight.grad.to_dense()[N + 3].any()
+
+
+def test_tied_embedding_of_another_signature():
+    class Embedding(nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids)
+
+    embedding = Embedding(N, D)
+    head = LSHLinear(D, N, sparse=True).tie(embedding)
+    embedding(torch.arange(3))
+    with pytest.raises(ValueError, match=r"tie: embedding: .*first argument or input=.*\['ids'\]"):
+        embedding(ids=torch.arange(3))
+    assert head.weight is embedding.weight
+
+
 def test_tie_refuses():
     head = LSHLinear(D, N, sparse=True)
     for wrong in (nn.Embedding(N + 1, D), nn.Embedding(N, D).double(), nn.Linear(D, N)):
-        with pytest.raises(ValueError, match=r"LSHLinear.tie: embedding: expected an nn.Embedding"):
+        with pytest.raises(
+            ValueError, match=r"tie: embedding: expected an nn.Embedding.*make the layer"
+        ):
             head.tie(wrong)
 
 

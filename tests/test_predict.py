@@ -146,6 +146,7 @@ def test_recall_asked_for_is_reached(recall, bias):
     layer, x = clustered()
     if not bias:
         layer.bias = None
+        layer = LSHLinear.from_linear(layer, options=layer.options)
     measured = layer.calibrate(x, 10, recall)
     assert measured >= recall - 1e-6
     values, indices = layer.predict(x, 10, exact=False)
