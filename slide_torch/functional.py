@@ -9,6 +9,7 @@ from torch import Tensor
 from . import fused_backward, graph, ops
 from .bfloat16 import DTYPES, active_rows, widened
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
+from .storage import check_in_memory
 from .tables import HashTables, draw_seed
 
 _NAME = "lsh_linear_cross_entropy"
@@ -540,6 +541,7 @@ def check_layer(
 ) -> None:
     if not isinstance(tables, HashTables):
         raise ValueError(f"{name}: tables: expected HashTables, got {type(tables).__name__}")
+    check_in_memory(name, linear_weight=weight, linear_bias=bias)
     shape = (tables.out_features, tables.in_features)
     if weight.dim() != 2 or tuple(weight.shape) != shape:
         raise ValueError(

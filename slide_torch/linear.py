@@ -17,6 +17,7 @@ from .options import LSHOptions
 from .predict import Calibration, RowPartition, state_of
 from .predict import calibrate as calibrated
 from .sampling import ActiveSet, candidates
+from .storage import check_in_memory
 from .tables import HashTables, draw_seed
 
 
@@ -130,7 +131,7 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        return SampledLogits(self, self._checked(input))
+        return SampledLogits.of(self, self._checked(input))
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
         r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
@@ -379,6 +380,7 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
                 f"(in_features), got {got}"
             )
+        check_in_memory(f"LSHLinear.{method}", weight=self.weight, bias=self.bias)
         if self.weight.dtype not in DTYPES:
             raise ValueError(
                 f"LSHLinear.{method}: weight: expected float32, float64 or bfloat16, got "
