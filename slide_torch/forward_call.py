@@ -88,10 +88,6 @@ class _StandIn(torch.autograd.Function):
     def backward(ctx: Any, *grad: Tensor) -> tuple[None, ...]:
         return (None,) * ctx.count
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return next(t for t in tangents if t is not None).new_empty((0,))
-
 
 def stand_in(call: ForwardCall) -> Tensor | None:
     """An empty tensor in the graph where the output of ``call`` would be; None where it would have no
