@@ -89,12 +89,23 @@ class _StandIn(torch.autograd.Function):
         return (None,) * ctx.count
 
 
+class _DualStandIn(_StandIn):
+    """With a rule for forward-mode differentiation, whose presence torch.compile refuses: what follows says
+    whether it has one."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        given = next(tangent for tangent in tangents if tangent is not None)
+        return given.new_empty((0,))
+
+
 def stand_in(call: ForwardCall) -> Tensor | None:
     """An empty tensor in the graph where the output of ``call`` would be; None where it would have no
     gradient."""
     given = (call.input, call.weight, call.bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        return _StandIn.apply(*given)
+        function = _StandIn if torch.compiler.is_compiling() else _DualStandIn
+        return function.apply(*given)
     return None
 
 

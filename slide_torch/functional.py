@@ -74,6 +74,8 @@ def lsh_linear_cross_entropy(
     check_layer(input, linear_weight, linear_bias, tables)
     if sparse:
         check_leaves(linear_weight, linear_bias)
+        if fused_backward.is_replica():
+            fused_backward.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     _check_smoothing(label_smoothing, tables, linear_weight, sparse)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import hidden
+from . import fused_backward, hidden
 from .bfloat16 import DTYPES, computed_dtype, topk_linear, widened
 from .functional import autocast_input
 from .logits import SampledLogits
@@ -131,7 +131,12 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        return SampledLogits.of(self, self._checked(input))
+        logits = SampledLogits.of(self, self._checked(input))
+        if logits.requires_grad:
+            if self.sparse and fused_backward.is_replica():
+                fused_backward.refuse_in_replicas("LSHLinear: weight", self.weight)
+            _refuse_backward_hooks(self)
+        return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
         r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
@@ -470,6 +475,21 @@ class _MarkLookedUp:
         weight = embedding.weight
         if embedding.training and torch.is_grad_enabled() and weight.requires_grad:
             self.tables.mark_dirty(args[0].flatten().to(torch.int64), weight._version)
+
+
+def _refuse_backward_hooks(layer: nn.Module) -> None:
+    """Module backward hooks would not be called, as there is no gradient of N logits to call them with."""
+    if layer._backward_hooks or layer._backward_pre_hooks or _any_global_backward_hook():
+        raise NotImplementedError(
+            "LSHLinear: backward hooks are not available in training, whose logits have no gradient tensor: "
+            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose forward "
+            "returns the loss"
+        )
+
+
+def _any_global_backward_hook() -> bool:
+    module = torch.nn.modules.module
+    return bool(module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

@@ -21,8 +21,9 @@ def check_in_memory(name: str, **tensors: Tensor | None) -> None:
         elif (
             torch.compiler.is_compiling()
             or tensor.device.type != "cpu"
-            or tensor.untyped_storage().nbytes() > 0
             or tensor.numel() == 0
+            or not torch._C._has_storage(tensor)  # a functorch wrapper
+            or tensor.untyped_storage().nbytes() > 0
         ):
             continue
         else:
