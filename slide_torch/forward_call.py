@@ -23,10 +23,11 @@ class ForwardCall:
 
     def __init__(self, layer: LSHLinear, input: Tensor) -> None:
         self.layer = layer
-        recorded = {"input": input, "weight": layer.weight, "bias": layer.bias}
-        if not torch.is_grad_enabled():
-            recorded = {name: None if t is None else t.detach() for name, t in recorded.items()}
-        self.input, self.weight, self.bias = recorded.values()
+        records = torch.is_grad_enabled()
+        given = {"input": input, "weight": layer.weight, "bias": layer.bias}
+        self.input, self.weight, self.bias = (
+            t if t is None or (records and t.requires_grad) else t.detach() for t in given.values()
+        )
         self.scale = 1.0
         self.normalised = False
         # (name, tensor, version); inference tensors have no version, and compiled graphs look after theirs
@@ -34,7 +35,7 @@ class ForwardCall:
         if not torch.compiler.is_compiling():
             self._versions = tuple(
                 (name, tensor, tensor._version)
-                for name, tensor in recorded.items()
+                for name, tensor in given.items()
                 if tensor is not None and not tensor.is_inference()
             )
 

@@ -221,6 +221,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: rows hold NaN or Inf; nothing is changed.
         """
+        check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
         self.tables.rehash(self.weight, self.bias)
 
     def rebuild(self) -> None:
@@ -229,6 +230,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: rows hold NaN or Inf; nothing is changed.
         """
+        check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
     def stats(self) -> dict[str, float]:
@@ -242,6 +244,7 @@ class LSHLinear(nn.Linear):
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"LSHLinear.recall: k: expected 1 to {self.out_features}, got {k}")
+        check_in_memory("LSHLinear.recall", weight=self.weight, bias=self.bias)
         input = widened(input).contiguous()
         found = candidates(self.tables, self.weight, self.bias, input)
         if found is None:

@@ -27,6 +27,9 @@ _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDiction
 # Steps whose recomputation is known: as many as may lie between a forward and its backward.
 _REMEMBERED_STEPS = 64
 
+# Batches whose rows wait, each on its own, for the step that changes them.
+_MOST_PENDING = 64
+
 # Rows whose codes tell how far all have drifted: a share is known to about 0.01.
 _PROBE_ROWS = 512
 
@@ -334,6 +337,8 @@ class HashTables:
         if version is not None:
             if version != self._pending_version:
                 self._pending, self._pending_version = [], version
+            elif len(self._pending) == _MOST_PENDING:  # fully_shard keeps the version as it was
+                self._pending = [torch.cat(self._pending).unique()]
             self._pending.append(rows)
 
     def record(self, active: ActiveSet) -> None:
