@@ -15,6 +15,7 @@ from .functional import check_leaves
 from .linear import MOST_FEATURES, MOST_NEURONS, LSHLinear
 from .optim_ops import advise_hugepages_
 from .options import LSHOptions
+from .storage import check_in_memory
 
 
 class LSHFeedForward(nn.Module):
@@ -148,6 +149,7 @@ class LSHFeedForward(nn.Module):
         if drawn is None:
             values = self.activation(F.linear(input, first.weight, first.bias))
             return F.linear(values, self.second_weight.T, self.second_bias)
+        check_in_memory("LSHFeedForward", second_weight=self.second_weight)
         if first.sparse:
             check_leaves(self.second_weight, None, "LSHFeedForward")
         flat, active = drawn

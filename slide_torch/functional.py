@@ -10,6 +10,7 @@ from . import fused_backward, graph, ops
 from .bfloat16 import DTYPES, active_rows, widened
 from .inference_mode import version_of
 from .sampling import ActiveSet, Labels, SharedActiveSet, draw_active_set
+from .storage import check_in_memory
 from .tables import HashTables, draw_seed
 
 _NAME = "lsh_linear_cross_entropy"
@@ -76,6 +77,8 @@ def lsh_linear_cross_entropy(
     check_layer(input, linear_weight, linear_bias, tables)
     if sparse:
         check_leaves(linear_weight, linear_bias)
+        if fused_backward.is_replica():
+            fused_backward.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     _check_smoothing(label_smoothing, tables, linear_weight, sparse)
@@ -544,6 +547,7 @@ def check_layer(
 ) -> None:
     if not isinstance(tables, HashTables):
         raise ValueError(f"{name}: tables: expected HashTables, got {type(tables).__name__}")
+    check_in_memory(name, linear_weight=weight, linear_bias=bias)
     shape = (tables.out_features, tables.in_features)
     if weight.dim() != 2 or tuple(weight.shape) != shape:
         raise ValueError(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import carry_over, hidden
+from . import carry_over, fused_backward, hidden
 from .bfloat16 import DTYPES, computed_dtype, topk_linear, widened
 from .checks import as_number, checked_int
 from .functional import autocast_input
@@ -19,6 +19,7 @@ from .options import LSHOptions
 from .predict import Calibration, RowPartition, state_of
 from .predict import calibrate as calibrated
 from .sampling import ActiveSet, candidates, to_look_at
+from .storage import check_in_memory
 from .tables import HashTables, draw_seed
 
 MOST_FEATURES = 2**24
@@ -140,7 +141,12 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        return SampledLogits(self, self._checked(input))
+        logits = SampledLogits.of(self, self._checked(input))
+        if logits.requires_grad:
+            if self.sparse and fused_backward.is_replica():
+                fused_backward.refuse_in_replicas("LSHLinear: weight", self.weight)
+            _refuse_backward_hooks(self)
+        return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
         r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
@@ -232,6 +238,7 @@ class LSHLinear(nn.Linear):
                 changed.
         """
         self._check_parameters("LSHLinear.rehash", called=False)
+        check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
         self.tables.rehash(self.weight, self.bias)
 
     def rebuild(self) -> None:
@@ -242,6 +249,7 @@ class LSHLinear(nn.Linear):
                 changed.
         """
         self._check_parameters("LSHLinear.rebuild", called=False)
+        check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
     def stats(self) -> dict[str, float]:
@@ -265,6 +273,7 @@ class LSHLinear(nn.Linear):
         """
         k = self._checked_k("recall", k)
         input = self._some_inputs("recall", input)
+        check_in_memory("LSHLinear.recall", weight=self.weight, bias=self.bias)
         tables = to_look_at(self.tables, self.weight, self.bias)
         found = candidates(tables, self.weight, self.bias, input)
         if found is None:
@@ -426,6 +435,7 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
                 f"(in_features), got {got}"
             )
+        check_in_memory(f"LSHLinear.{method}", weight=self.weight, bias=self.bias)
         if self.weight.dtype not in DTYPES:
             raise ValueError(
                 f"LSHLinear.{method}: weight: expected float32, float64 or bfloat16, got "
@@ -570,6 +580,21 @@ class _MarkLookedUp:
                     f"{[type(a).__name__ for a in args]} and {sorted(kwargs)}: call it as nn.Embedding"
                 )
             self.tables.mark_dirty(rows.flatten().to(torch.int64), weight._version)
+
+
+def _refuse_backward_hooks(layer: nn.Module) -> None:
+    """Module backward hooks would not be called, as there is no gradient of N logits to call them with."""
+    if layer._backward_hooks or layer._backward_pre_hooks or _any_global_backward_hook():
+        raise NotImplementedError(
+            "LSHLinear: backward hooks are not available in training, whose logits have no gradient tensor: "
+            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose "
+            "forward returns the loss"
+        )
+
+
+def _any_global_backward_hook() -> bool:
+    module = torch.nn.modules.module
+    return bool(module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

@@ -28,6 +28,9 @@ _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDiction
 # Steps whose recomputation is known: as many as may lie between a forward and its backward.
 _REMEMBERED_STEPS = 64
 
+# Batches whose rows wait, each on its own, for the step that changes them.
+_MOST_PENDING = 64
+
 # Share of the rows from which on hashing all, in order, costs less than hashing these and moving their codes.
 _MOST = 0.75
 
@@ -342,6 +345,8 @@ class HashTables:
         if version is not None:
             if version != self._pending_version:
                 self._pending, self._pending_version = [], version
+            elif len(self._pending) == _MOST_PENDING:  # fully_shard keeps the version as it was
+                self._pending = [torch.cat(self._pending).unique()]
             self._pending.append(rows)
 
     def record(self, active: ActiveSet) -> None:

@@ -58,9 +58,11 @@ def test_looks_like_the_tensor(leading):
 
 
 def test_requires_grad():
+    """As of a tensor, it is a matter of when the logits were made."""
     layer, x, logits, _ = make()
     with torch.no_grad():
-        assert not logits.requires_grad
+        assert logits.requires_grad and not layer(x).requires_grad
+    assert not logits.detach().requires_grad
     x = x.detach()
     layer.weight.requires_grad_(False)
     assert layer(x).requires_grad  # the bias
