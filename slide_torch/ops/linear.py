@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .library import differentiable_once, operators, register_fake
 from .rows import as_gradient
+from .transforms import refuse_transforms
 
 
 def shared_linear(
@@ -22,12 +23,14 @@ def shared_linear(
         rows: int64 (U).
         sparse: whether backward gives ``weight`` and ``bias`` row-sparse gradients.
     """
+    refuse_transforms("shared_linear", input, weight, bias)
     return operators.shared_linear(input, weight, bias, rows, sparse)
 
 
 def shared_weighted_rows(values: Tensor, weight: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     """``values.T @ weight[rows]``, (B, d), of ``values`` (U, B) as :func:`shared_linear` gives them;
     differentiable."""
+    refuse_transforms("shared_weighted_rows", values, weight)
     return operators.shared_weighted_rows(values, weight, rows, sparse)
 
 
@@ -46,6 +49,7 @@ def sample_linear(
 
     As :func:`shared_linear`, with ``rows`` to ``pair_samples`` as :func:`transpose_active` gives them.
     """
+    refuse_transforms("sample_linear", input, weight, bias)
     return operators.sample_linear(
         input,
         weight,
@@ -71,6 +75,7 @@ def sample_weighted_rows(
 ) -> Tensor:
     """For each sample the sum of its active neurons' rows of ``weight`` (N, d), each times its value of
     ``values`` (pairs), as :func:`sample_linear` gives them: (B, d); differentiable."""
+    refuse_transforms("sample_weighted_rows", values, weight)
     return operators.sample_weighted_rows(
         values, weight, rows, offsets, pair_offsets, pair_positions, pair_samples, sparse
     )

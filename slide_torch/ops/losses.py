@@ -10,6 +10,7 @@ from torch import Tensor
 from . import fused_update
 from .library import differentiable_once, operators, register_fake
 from .rows import as_gradient
+from .transforms import refuse_transforms
 
 
 def shared_cross_entropy(
@@ -35,6 +36,7 @@ def shared_cross_entropy(
         scale: what logits (not ``log_weight``) are multiplied by.
         sparse: whether backward gives ``weight`` and ``bias`` row-sparse gradients.
     """
+    refuse_transforms("shared_cross_entropy", input, weight, bias)
     return operators.shared_cross_entropy(
         input,
         weight,
@@ -70,6 +72,7 @@ def sample_cross_entropy(
     As :func:`shared_cross_entropy`, with ``rows`` to ``pair_samples`` as :func:`transpose_active` gives
     them; ``log_weight`` (pairs) and ``label_places`` refer to the sample-major list of pairs.
     """
+    refuse_transforms("sample_cross_entropy", input, weight, bias)
     return operators.sample_cross_entropy(
         input,
         weight,
@@ -160,7 +163,8 @@ def _gradients(
     ctx: Any, op: Any, fused_op: Any, grad_loss: Tensor, saved: tuple, *between: Tensor
 ) -> tuple:
     """Gradients of input, weight and bias. What an optimizer fuses with backward is updated at once, and
-    has no gradient then; where the loss has no ``fused_op`` its gradient is handed over all the same."""
+    has no gradient then; where the loss has no ``fused_op``, or the gradient is a result of
+    ``torch.autograd.grad``, it is handed over all the same."""
     input, weight, rows = saved[:3]
     grad_loss = (grad_loss * ctx.scale).contiguous()
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -168,12 +172,24 @@ def _gradients(
     optimizer = (
         fused_update.optimizer_of(weight) if fused_op and ctx.sparse and need_weight else None
     )
+    if optimizer is not None:
+        # needs_input_grad is of the forward; like torch, do not train what is not asked for or frozen since
+        accumulates = fused_update.accumulates(ctx.next_functions[1][0])
+        if accumulates is False or not weight.requires_grad:
+            need_weight = False
+        if not accumulates or not weight.requires_grad:
+            optimizer = None
     if optimizer is None:
         grad_input, grad_rows, grad_bias = op(
             grad_loss, input, weight, rows, *between, need_weight, need_bias
         )
         grad_weight = as_gradient(rows, grad_rows, neurons, ctx.sparse) if need_weight else None
     else:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "slide_torch.optim.Adam: fuse_backward: expected create_graph=False, got True: gradients of "
+                "a backward that updates the weight cannot be differentiated: set fuse_backward=False"
+            )
         grad_weight = None
         with torch.no_grad(), optimizer.fused_step(weight) as step:
             grad_input, grad_bias = fused_op(
@@ -248,6 +264,7 @@ def shared_binary_cross_entropy(
         input, weight, bias, rows, label_offsets, label_places, scale, sparse: as for
             :func:`shared_cross_entropy`.
     """
+    refuse_transforms("shared_binary_cross_entropy", input, weight, bias)
     return operators.shared_binary_cross_entropy(
         input,
         weight,
@@ -282,6 +299,7 @@ def sample_binary_cross_entropy(
 ) -> Tensor:
     """As :func:`shared_binary_cross_entropy`, over each sample's own active set; ``row_weight`` (pairs) and
     ``label_places`` refer to the sample-major list of pairs, as in :func:`sample_cross_entropy`."""
+    refuse_transforms("sample_binary_cross_entropy", input, weight, bias)
     return operators.sample_binary_cross_entropy(
         input,
         weight,

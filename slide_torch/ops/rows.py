@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .library import operators, register_fake
+from .transforms import refuse_transforms
 
 
 def adam_rows_(
@@ -240,6 +241,7 @@ torch.library.define(
 def widened_rows(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     """``parameter[rows]`` in float32, (U, ...), of a bfloat16 ``parameter`` (N, ...) and ``rows`` int64 (U),
     strictly increasing. Differentiable: the gradient is bfloat16, row-sparse if ``sparse``."""
+    refuse_transforms("widened_rows", parameter)
     return operators.widened_rows(parameter, rows, sparse)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..active_set import ActiveSet, Labels
+from ..inference_mode import version_of
 from ..randomness import draw_seed
 from ..tables import HashTables
 from .draw import draw_active_set
@@ -42,7 +43,7 @@ def draw_step(
     seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
     if tables.has_upkeep:
-        upkeep = tables.meet(seed, linear_weight._version, moving=moving)
+        upkeep = tables.meet(seed, version_of(linear_weight), moving=moving)
 
     def maintain() -> None:
         try:
@@ -63,7 +64,7 @@ def draw_step(
         tables, input, labels, weight=linear_weight, bias=linear_bias, seed=seed
     )
     if moving:
-        tables.mark_dirty(active.rows, linear_weight._version)
+        tables.mark_dirty(active.rows, version_of(linear_weight))
         tables.record(active)
     if upkeep == "after":
         maintain()
