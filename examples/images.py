@@ -16,13 +16,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import classifier
-import contest
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.contest import LSH, compete
+from common.contest_options import contest_parser, parse
+from common.contest_output import show
+from common.run import Run
 from slide_torch.metrics import recall_at_k
 
 VALIDATION_IMAGES, BLOCK = 1_000, 256
@@ -126,18 +128,18 @@ class ReadNumber:
     def validate(self, model: nn.Module) -> float:
         return self.shares(model, *self.compose(self.validation, VALIDATION_IMAGES, 1), 1)[0]
 
-    def test(self, model: nn.Module, run: classifier.Run) -> list[str]:
+    def test(self, model: nn.Module, run: Run) -> list[str]:
         images = self.compose(self.tests, self.args.test_images, 2)
         return [f"{share:.4f}" for share in self.shares(model, *images, 1, 5)]
 
 
 def arguments() -> argparse.Namespace:
-    parser = contest.parser_of(__doc__, steps=2000, batch=256, lr=5e-3, lsh={}, plot="images.png")
+    parser = contest_parser(__doc__, steps=2000, batch=256, lr=5e-3, lsh={}, plot="images.png")
     parser.set_defaults(equal="steps")
     parser.add_argument("--digits", type=int, default=5, help="of a number: 10^digits classes")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--test-images", type=int, default=5_000)
-    args = contest.parse(parser, "digits", "width", "test_images")
+    args = parse(parser, "digits", "width", "test_images")
     if args.digits > 8:
         parser.error(f"--digits: expected at most 8, got {args.digits}")
     return args
@@ -149,16 +151,16 @@ def main() -> None:
         task = ReadNumber(args)
     except ModuleNotFoundError as error:
         raise SystemExit(str(error)) from None
-    results = contest.compete(
+    results = compete(
         args,
         task,
         lambda make_head: Reader(make_head, args.digits, args.width),
-        {contest.LSH: args.lsh},
+        {LSH: args.lsh},
     )
     note = (
         f"{10**args.digits:,} numbers; {args.test_images:,} test images, of digit images held out"
     )
-    contest.show(args, task, results, note)
+    show(args, task, results, note)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import classifier
-import contest
 import numpy as np
 import torch
 import torch.nn.functional as F
-import wikipedia
 from torch import Tensor, nn
 
+from common.contest import LSH, compete
+from common.contest_options import contest_parser, parse
+from common.contest_output import show
+from common.likelihood import log_frequency, perplexity
+from common.run import Run
+from data import wikipedia
 from slide_torch import LSHLinear
 
 VALIDATION_WORDS = 1_024  # for the curve only
@@ -94,37 +97,6 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(words))
 
 
-@torch.no_grad()
-def exact_losses(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, block: int = 8192
-) -> Tensor:
-    """Cross entropy over all N classes of each row, (n); ``block`` classes at a time, never (n, N)."""
-    normaliser = torch.full((len(hidden),), -math.inf)
-    for start in range(0, len(weight), block):
-        part = slice(start, start + block)
-        logits = F.linear(hidden, weight[part], bias[part])
-        normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
-    return normaliser - (hidden * weight[targets]).sum(1) - bias[targets]
-
-
-def log_frequency(counts: np.ndarray) -> Tensor:
-    """Of words that occur ``counts`` (N) times, one added to each: float32 (N)."""
-    return torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).float()
-
-
-@torch.no_grad()
-def perplexity(
-    hidden: Callable[[Tensor], Tensor], windows: np.ndarray, weight: Tensor, bias: Tensor
-) -> float:
-    """Exact, of the last T words of each of ``windows`` (n, T + 1), read from a blank state; ``hidden`` gives
-    what is known after each of (B, T) words."""
-    losses = [
-        exact_losses(hidden(part[:, :-1]).flatten(0, -2), part[:, 1:].flatten(), weight, bias)
-        for part in torch.from_numpy(windows).split(max(1, 2048 // (windows.shape[1] - 1)))
-    ]
-    return math.exp(torch.cat(losses).double().mean().item())
-
-
 class NextWord:
     """Windows of a text; the loss of every position."""
 
@@ -160,7 +132,7 @@ class NextWord:
     def validate(self, model: nn.Module) -> float:
         return self.perplexity(model, self.corpus.validation, VALIDATION_WORDS)
 
-    def test(self, model: nn.Module, run: classifier.Run) -> list[str]:
+    def test(self, model: nn.Module, run: Run) -> list[str]:
         perplexity = self.perplexity(model, self.corpus.test, self.test_words)
         return [f"{perplexity:.1f}", f"{self.rows / run.ms_step * 1e3:,.0f}"]
 
@@ -192,7 +164,7 @@ def write(
 
 
 def arguments() -> argparse.Namespace:
-    parser = contest.parser_of(
+    parser = contest_parser(
         __doc__, steps=1500, batch=16, lr=2e-3, lsh=LSH_DEFAULTS, plot="language_model.png"
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="documents, blank lines between")
@@ -210,7 +182,7 @@ def arguments() -> argparse.Namespace:
         "--test-words", type=int, default=10_000, help="held-out words to evaluate on; 0: all"
     )
     parser.add_argument("--prompt", nargs="*", default=["The lion", "It is found in"])
-    args = contest.parse(parser, "width", "context")
+    args = parse(parser, "width", "context")
     if args.body == "transformer" and args.width % 4:
         parser.error(f"--width: expected a multiple of the transformer's 4 heads, got {args.width}")
     if args.test_words < 0:
@@ -240,12 +212,12 @@ def main() -> None:
             frequency_bias=args.bias == "frequency",
         )
 
-    sampled = {contest.LSH: args.lsh}
+    sampled = {LSH: args.lsh}
     if args.lsh.budget == 0:
         sampled[WITH_TABLES] = dataclasses.replace(args.lsh, budget=BUDGET)
     else:
         sampled[NO_TABLES] = dataclasses.replace(args.lsh, budget=0, rerank="auto")
-    results = contest.compete(args, task, make_model, sampled)
+    results = compete(args, task, make_model, sampled)
     for run, model, _ in results:
         print(f"\n{run.name} writes:")
         for prompt in args.prompt:
@@ -253,7 +225,7 @@ def main() -> None:
     held_out = min(task.test_words, len(corpus.test))
     tied = ", tied" if args.tied else ""
     note = f"{corpus.num_words:,} words, {args.body}{tied}, {task.rows:,} words a step; exact perplexity of "
-    contest.show(args, task, results, f"{note}{held_out:,} held-out words")
+    show(args, task, results, f"{note}{held_out:,} held-out words")
 
 
 if __name__ == "__main__":

@@ -12,18 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import classifier
 import numpy as np
-import places
 import torch
 from torch import nn
 
+from common.checkpoint import add_checkpoint_options, save_checkpoint
+from common.classifier import Classifier, candidate_recall, labels_of, predict, train
+from common.machine import machine_line
+from common.output import check_outputs, plot, print_table
+from common.run import Run
+from data import places
 from slide_torch import LSHLinear
+from slide_torch.data import SparseRows
 from slide_torch.metrics import precision_at_k
 
 HIDDEN = 128
+LSH = "LSHLinear"
+COLUMNS = ["head", "P@1", "P@5", "ms/step", "steps", "seconds", "peak GB"]
+COLUMNS += ["active neurons per sample", "recall of exact top 10"]
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +50,7 @@ def arguments() -> argparse.Namespace:
         "--test-rows", type=int, default=10_000, help="held-out names to evaluate on; 0: all"
     )
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
-    classifier.add_checkpoint_options(parser)
+    add_checkpoint_options(parser)
     parser.add_argument("--data-dir", type=Path, help="default: the user's cache folder")
     parser.add_argument("--json", type=Path, help="where the table goes, too")
     parser.add_argument("--plot", type=Path, default=Path("quickstart.png"))
@@ -50,7 +60,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.epochs, args.batch, args.threads, args.checkpoint_every) < 1:
         parser.error("--epochs, --batch, --threads and --checkpoint-every must be at least 1")
-    classifier.check_outputs(parser, args.save, args.checkpoint, args.json, args.plot)
+    check_outputs(parser, args.save, args.checkpoint, args.json, args.plot)
     return args
 
 
@@ -59,7 +69,7 @@ def ask(args: argparse.Namespace) -> None:
     if args.save is None or not args.save.exists():
         raise SystemExit("--ask needs a trained model: give --save FILE, made by an earlier run")
     data = places.load_places(args.data_dir)
-    model = classifier.Classifier(data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels))
+    model = Classifier(data.num_features, HIDDEN, nn.Linear(HIDDEN, data.num_labels))
     model.load_state_dict(torch.load(args.save, weights_only=True)["model"])
     try:
         indices, values = data.encode(args.ask[0], args.ask[1])
@@ -76,7 +86,7 @@ def ask(args: argparse.Namespace) -> None:
         print(f"{score:8.2f}  {data.place_names[place]}")
 
 
-def sample(rows, count: int, seed: int):
+def sample(rows: SparseRows, count: int, seed: int) -> SparseRows:
     """`count` of the rows, drawn without replacement; all of them for 0."""
     if count == 0 or count >= len(rows):
         return rows
@@ -94,56 +104,72 @@ def main() -> None:
         f"{data.num_labels:,} places"
     )
     test = sample(data.test, args.test_rows, args.seed)
-    validation = sample(data.validation, 2_000, args.seed)
-    runs = []
-
-    def contender(name: str, make_head, evaluate_every, **limit):
-        torch.manual_seed(args.seed)
-        run = classifier.Run(name)
-        model = classifier.Classifier(data.num_features, HIDDEN, make_head())
-        classifier.train(
-            run,
-            model,
-            data.train,
-            validation,
-            batch_size=args.batch,
-            lr=args.lr,
-            seed=args.seed,
-            evaluate_every=evaluate_every,
-            **limit,
-        )
-        run.predicted = classifier.predict(model, test, 5, progress=f"{name}: exact evaluation")
-        runs.append(run)
-        return run, model
-
-    run, model = contender(
-        "LSHLinear",
+    run, model = contend(
+        args,
+        data,
+        test,
+        LSH,
         lambda: LSHLinear(HIDDEN, data.num_labels, sparse=True),
-        lambda step: step in (250, 500, 1000) or step % 1000 == 0,
+        evaluate_every=lambda step: step in (250, 500, 1000) or step % 1000 == 0,
         epochs=args.epochs,
         checkpoint=args.checkpoint,
         checkpoint_every=args.checkpoint_every,
     )
-    run.recall = classifier.candidate_recall(model, sample(data.validation, 512, args.seed))
+    run.recall = candidate_recall(model, sample(data.validation, 512, args.seed))
     if args.save:
-        classifier.save_checkpoint(args.save, {"model": model.state_dict()})
+        save_checkpoint(args.save, {"model": model.state_dict()})
     del model
+    runs = [run]
     if args.dense_seconds > 0 and not run.interrupted:
         try:
-            contender(
+            dense, _ = contend(
+                args,
+                data,
+                test,
                 "dense torch",
                 lambda: nn.Linear(HIDDEN, data.num_labels),
-                lambda step: step % 50 == 0,
+                evaluate_every=lambda step: step % 50 == 0,
                 seconds=args.dense_seconds,
             )
+            runs.append(dense)
         except KeyboardInterrupt:  # in its evaluation; in its training, train() ends it
             print("\ndense torch: left out")
+    show(args, runs, test, data.num_labels)
 
-    labels = classifier.labels_of(test)
+
+def contend(
+    args: argparse.Namespace,
+    data: places.Places,
+    test: SparseRows,
+    name: str,
+    make_head: Callable[[], nn.Module],
+    **training: Any,
+) -> tuple[Run, Classifier]:
+    """Trains the model with one head, and predicts the test rows."""
+    torch.manual_seed(args.seed)
+    run = Run(name)
+    model = Classifier(data.num_features, HIDDEN, make_head())
+    train(
+        run,
+        model,
+        data.train,
+        sample(data.validation, 2_000, args.seed),
+        batch_size=args.batch,
+        lr=args.lr,
+        seed=args.seed,
+        **training,
+    )
+    run.predicted = predict(model, test, 5, progress=f"{name}: exact evaluation")
+    return run, model
+
+
+def show(args: argparse.Namespace, runs: list[Run], test: SparseRows, num_labels: int) -> None:
+    """Prints the table, writes the record, draws the curves."""
+    labels = labels_of(test)
     lines = []
     for run in runs:
         assert run.predicted is not None
-        lsh = run.name == "LSHLinear"
+        lsh = run.name == LSH
         lines.append(
             [
                 run.name,
@@ -153,29 +179,17 @@ def main() -> None:
                 f"{run.steps:,}",
                 f"{run.seconds:.0f}",
                 f"{run.peak_gb:.2f}",
-                f"{np.mean(run.active or [np.nan]):,.0f}" if lsh else f"{data.num_labels:,}",
+                f"{np.mean(run.active or [np.nan]):,.0f}" if lsh else f"{num_labels:,}",
                 f"{run.recall:.3f}" if lsh else "1",
             ]
         )
-    print(f"\nheld-out names: {len(test):,}; {classifier.machine_line(args.seed)}\n")
-    columns = [
-        "head",
-        "P@1",
-        "P@5",
-        "ms/step",
-        "steps",
-        "seconds",
-        "peak GB",
-        "active neurons per sample",
-        "recall of exact top 10",
-    ]
-    classifier.print_table(columns, lines)
+    print(f"\nheld-out names: {len(test):,}; {machine_line(args.seed)}\n")
+    print_table(COLUMNS, lines)
     if args.json:
-        machine = classifier.machine_line(args.seed)
         record = {
-            "machine": machine,
+            "machine": machine_line(args.seed),
             "held_out": len(test),
-            "columns": columns,
+            "columns": COLUMNS,
             "rows": lines,
             "curves": {run.name: run.curve for run in runs},
         }
@@ -184,7 +198,7 @@ def main() -> None:
         print(
             f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one"
         )
-    classifier.plot(runs, f"place names -> {data.num_labels:,} places", args.plot)
+    plot(runs, f"place names -> {num_labels:,} places", args.plot)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import classifier
-import contest
-import interactions
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.contest import LSH, compete
+from common.contest_options import contest_parser, parse
+from common.contest_output import show
+from common.run import Run
+from data import interactions
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.metrics import ndcg_at_k, recall_at_k
 
@@ -110,15 +112,13 @@ class NextItem:
         positions = self.histories.indptr[self.test_users[:VALIDATION_USERS] + 1] - 2
         return recall_at_k(*self.ranked(model, positions), self.k)
 
-    def test(self, model: nn.Module, run: classifier.Run) -> list[str]:
+    def test(self, model: nn.Module, run: Run) -> list[str]:
         predicted, targets = self.ranked(model, self.histories.indptr[self.test_users + 1] - 1)
         return [f"{metric(predicted, targets, self.k):.4f}" for metric in (recall_at_k, ndcg_at_k)]
 
 
 def arguments() -> argparse.Namespace:
-    parser = contest.parser_of(
-        __doc__, steps=3000, batch=256, lr=5e-3, lsh={}, plot="recommender.png"
-    )
+    parser = contest_parser(__doc__, steps=3000, batch=256, lr=5e-3, lsh={}, plot="recommender.png")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="user,item,time in place of generated"
     )
@@ -128,7 +128,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--history", type=int, default=8, help="last items that the model reads")
     parser.add_argument("--k", type=int, default=20, help="of recall@k and nDCG@k")
     parser.add_argument("--test-users", type=int, default=5_000, help="to evaluate on; 0: all")
-    args = contest.parse(parser, "items", "users", "width", "history", "k")
+    args = parse(parser, "items", "users", "width", "history", "k")
     if args.test_users < 0:
         parser.error(f"--test-users: expected at least 0, got {args.test_users}")
     return args
@@ -148,15 +148,15 @@ def main() -> None:
         f"{len(task.positions):,} training items of {len(histories.indptr) - 1:,} users, "
         f"{histories.num_items:,} different ones"
     )
-    results = contest.compete(
+    results = compete(
         args,
         task,
         lambda make_head: TwoTower(make_head, histories.num_items, args.width),
-        {contest.LSH: args.lsh, IN_BATCH: LSHOptions(budget=0, tail=0)},
+        {LSH: args.lsh, IN_BATCH: LSHOptions(budget=0, tail=0)},
     )
     data = "generated data" if args.csv is None else args.csv.name
     note = f"{data}, {histories.num_items:,} items; {len(task.test_users):,} held-out items, exact ranking"
-    contest.show(args, task, results, note)
+    show(args, task, results, note)
     if args.csv is None:
         print("\ngenerated data: this shows speed, not accuracy")
 

@@ -11,13 +11,17 @@ import argparse
 import zlib
 from pathlib import Path
 
-import classifier
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from common.checkpoint import add_checkpoint_options, save_checkpoint
+from common.classifier import Classifier, labels_of, predict, train
+from common.machine import machine_line
+from common.output import check_outputs, plot, print_table
+from common.run import Run
+from data.sparse_rows import split, with_unit_rows
 from slide_torch import LSHLinear, LSHOptions, metrics
-from slide_torch.data import SparseRows, read_xmc
+from slide_torch.data import XMCData, read_xmc
 
 
 def arguments() -> argparse.Namespace:
@@ -46,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, metavar="FILE", help="where the LSH model is kept")
-    classifier.add_checkpoint_options(parser)
+    add_checkpoint_options(parser)
     parser.add_argument("--plot", type=Path, default=Path("xmc.png"))
     args = parser.parse_args()
     counts = (args.hidden, args.epochs, args.batch, args.threads, args.checkpoint_every)
@@ -60,7 +64,7 @@ def arguments() -> argparse.Namespace:
         parser.error("--validation must be between 0 and 1")
     if args.propensity_a <= 0 or args.propensity_b <= 0:
         parser.error("--propensity-a and --propensity-b must be positive")
-    classifier.check_outputs(parser, args.save, args.checkpoint, args.plot)
+    check_outputs(parser, args.save, args.checkpoint, args.plot)
     if args.propensity is not None:
         if args.propensity not in metrics.PROPENSITY_CONSTANTS:
             parser.error(
@@ -71,40 +75,31 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def split(rows: SparseRows, share: float, seed: int) -> tuple[SparseRows, SparseRows]:
-    """(training, validation) rows; at least one of each."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    count = min(len(rows) - 1, max(1, int(share * len(rows))))
-    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
+def load(train_file: Path, test_file: Path) -> tuple[XMCData, XMCData]:
+    """Training and test rows."""
+    try:
+        data = read_xmc(train_file, progress=True)
+        sizes = {"num_features": data.num_features, "num_labels": data.num_labels}
+        test_data = read_xmc(test_file, **sizes, progress=True)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise SystemExit(str(error)) from None
+    if len(data) < 2 or len(test_data) < 1:
+        raise SystemExit("expected at least two training rows and one test row")
+    return data, test_data
 
 
-def with_unit_rows(rows: SparseRows) -> SparseRows:
-    """Rows with L2-normalised features."""
-    values = rows.feature_values.astype(np.float64)
-    row_of = np.repeat(np.arange(len(rows)), np.diff(rows.feature_indptr))
-    norms = np.sqrt(np.bincount(row_of, values * values, minlength=len(rows)))
-    scaled = values / np.maximum(norms, 1e-12)[row_of]
-    return SparseRows(
-        rows.feature_indptr,
-        rows.feature_indices,
-        scaled.astype(np.float32),
-        rows.label_indptr,
-        rows.label_indices,
-    )
+def scores(top: Tensor, labels: Tensor, propensity: Tensor, ks: list[int]) -> list[str]:
+    """P@k, nDCG@k and PSP@k of ranked labels (n, 5), cells of the table."""
+    found = [metrics.precision_at_k(top, labels, k) for k in ks]
+    found += [metrics.ndcg_at_k(top, labels, k) for k in ks]
+    found += [metrics.psp_at_k(top, labels, k, propensity) for k in ks]
+    return [f"{score:.4f}" for score in found]
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    try:
-        data = read_xmc(args.train, progress=True)
-        test_data = read_xmc(
-            args.test, num_features=data.num_features, num_labels=data.num_labels, progress=True
-        )
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise SystemExit(str(error)) from None
-    if len(data) < 2 or len(test_data) < 1:
-        raise SystemExit("expected at least two training rows and one test row")
+    data, test_data = load(args.train, args.test)
     print(f"{len(data):,} rows, {data.num_features:,} features, {data.num_labels:,} labels")
     propensity = metrics.propensities(
         data.label_counts(), len(data), A=args.propensity_a, B=args.propensity_b
@@ -121,13 +116,13 @@ def main() -> None:
     ks = [k for k in (1, 3, 5) if k <= data.num_labels]
     steps_per_epoch = -(-len(rows) // args.batch)
     runs, lines = [], []
-    labels = classifier.labels_of(test)
+    labels = labels_of(test)
     for name, make_head in heads.items():
         torch.manual_seed(args.seed)
-        run = classifier.Run(name)
-        model = classifier.Classifier(data.num_features, args.hidden, make_head())
+        run = Run(name)
+        model = Classifier(data.num_features, args.hidden, make_head())
         lsh = name == "LSHLinear"
-        classifier.train(
+        train(
             run,
             model,
             rows,
@@ -142,21 +137,18 @@ def main() -> None:
             checkpoint_every=args.checkpoint_every,
         )
         if lsh and args.save:
-            classifier.save_checkpoint(args.save, {"model": model.state_dict()})
-        top = classifier.predict(model, test, 5, progress=f"{name}: exact evaluation")
-        line = [name]
-        for metric in (metrics.precision_at_k, metrics.ndcg_at_k):
-            line += [f"{metric(top, labels, k):.4f}" for k in ks]
-        line += [f"{metrics.psp_at_k(top, labels, k, propensity):.4f}" for k in ks]
+            save_checkpoint(args.save, {"model": model.state_dict()})
+        top = predict(model, test, 5, progress=f"{name}: exact evaluation")
+        line = [name, *scores(top, labels, propensity, ks)]
         line += [f"{run.ms_step:.1f}", f"{run.steps:,}", f"{run.seconds:.0f}", f"{run.peak_gb:.2f}"]
         lines.append(line)
         runs.append(run)
         if run.interrupted:
             break
-    print(f"\n{len(test):,} test rows; {classifier.machine_line(args.seed)}\n")
+    print(f"\n{len(test):,} test rows; {machine_line(args.seed)}\n")
     names = [f"{m}@{k}" for m in ("P", "nDCG", "PSP") for k in ks]
-    classifier.print_table(["head", *names, "ms/step", "steps", "seconds", "peak GB"], lines)
-    classifier.plot(runs, f"{args.train.name}: {data.num_labels:,} labels", args.plot)
+    print_table(["head", *names, "ms/step", "steps", "seconds", "peak GB"], lines)
+    plot(runs, f"{args.train.name}: {data.num_labels:,} labels", args.plot)
 
 
 if __name__ == "__main__":

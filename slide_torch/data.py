@@ -11,13 +11,17 @@ The first line of a file is ``rows features labels``; each further line is one r
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import dataclasses
 import gzip
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
+from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +38,16 @@ IGNORE_INDEX = -100
 _CHUNK_BYTES = 32 << 20
 _LARGEST = 1 << 31  # indices are int32
 
+_NOT_TEXT = (
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+    (b"BZh", "bzip2", "unpack it"),
+    (b"\xfd7zXZ\x00", "xz", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it"),
+    (codecs.BOM_UTF16_LE, "UTF-16", "save it as UTF-8"),
+    (codecs.BOM_UTF16_BE, "UTF-16", "save it as UTF-8"),
+)
+
+_Text = TypeVar("_Text", bytes, bytearray)
 _Rows = TypeVar("_Rows", bound="SparseRows")
 
 
@@ -62,7 +76,15 @@ class SparseRows:
         return len(self.feature_indptr) - 1
 
     def select(self: _Rows, rows: np.ndarray) -> _Rows:
-        """The given rows, in the given order, as a copy."""
+        """The given rows, in the given order, as a copy.
+
+        Args:
+            rows: Integer, one-dimensional, each in [0, n).
+
+        Raises:
+            ValueError: if rows are anything else.
+        """
+        rows = _checked_rows(rows, len(self))
         features, feature_indptr = _positions(self.feature_indptr, rows)
         labels, label_indptr = _positions(self.label_indptr, rows)
         return dataclasses.replace(
@@ -105,32 +127,41 @@ def read_xmc(
     """Reads a file in the text format of the Extreme Classification Repository.
 
     A row without labels starts with a blank or directly with a feature; an empty line is a row
-    without labels and features. A feature that a row lists twice stays twice, which an
-    ``nn.EmbeddingBag`` sums. Values are rounded to float32; too small ones become zero.
+    without labels and features. Empty lines after the last row are skipped. A feature that a row
+    lists twice stays twice, which an ``nn.EmbeddingBag`` sums. Values are rounded to float32; too small ones
+    become zero.
 
     The file is read in chunks: beyond the result, memory is needed for a few chunks of 32 MiB only.
 
     Args:
-        path: The file; one whose name ends in ``.gz`` is decompressed.
+        path: The file; gzip is recognised by its content, whatever the name. A byte order mark of
+            UTF-8 is skipped.
         num_features: Takes the place of the header's number of features, e.g. that of the training
             file for a test file whose header has fewer.
-        num_labels: Likewise for the number of labels.
+        num_labels: Likewise for the number of labels. Where it is given, a header of two integers
+            is read as ``rows features``.
         progress: Whether to show a progress bar.
 
     Raises:
         ValueError: naming file and line, if the header is not three integers, a row is malformed
             (an index that is no integer or out of range, a missing colon, a value that is no finite
-            number), or the header promises more or fewer rows than there are.
+            number), or the header promises more or fewer rows than there are; or naming the file,
+            if its gzip data are damaged or cut off.
     """
     path = Path(path)
-    with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
-        num_rows, header_features, header_labels = _read_header(path, file.readline(200))
+    with _opened(path) as (raw, file):
+        header = _read_header(path, _read(path, lambda: file.readline(200)), num_labels)
+        num_rows, header_features, header_labels = header
         num_features = header_features if num_features is None else num_features
         num_labels = header_labels if num_labels is None else num_labels
         for name, size in (("num_features", num_features), ("num_labels", num_labels)):
-            if not 0 <= size <= _LARGEST:
+            if (
+                isinstance(size, bool)
+                or not isinstance(size, Integral)
+                or not 0 <= size <= _LARGEST
+            ):
                 raise ValueError(
-                    f"read_xmc: {path}: {name} must be in [0, {_LARGEST}], got {size}; "
+                    f"read_xmc: {path}: {name} must be an integer in [0, {_LARGEST}], got {size!r}; "
                     "indices are kept as int32"
                 )
         rows = SparseRows(
@@ -145,15 +176,23 @@ def read_xmc(
             total=size, desc=f"Reading {path.name}", unit="B", unit_scale=True, disable=not progress
         )
         with bar:
-            while text := _read_lines(file):
-                pieces = _parse(path, text, num_features, num_labels, first_line=len(rows) + 2)
+            line = 2
+            while text := _read(path, lambda: _read_lines(file)):
+                found = _parse(path, text, num_features, num_labels, first_line=line)
+                pieces = [piece.numpy() for piece in found]
+                here, room = len(pieces[0]) - 1, num_rows - len(rows)
+                if here > room:
+                    held = pieces[0][1:] + pieces[3][1:].astype(np.int64)  # entries up to each line
+                    more = room + np.flatnonzero(held[room:] > (held[room - 1] if room else 0))
+                    if len(more):
+                        raise ValueError(
+                            f"read_xmc: {path}, line {line + more[0]}: the header promises "
+                            f"{num_rows} rows, here is one more; correct the first line"
+                        )
+                    pieces[0], pieces[3] = pieces[0][: room + 1], pieces[3][: room + 1]
                 for array, piece in zip(vars(rows).values(), pieces, strict=True):
-                    _append(array, piece.numpy())
-                if len(rows) > num_rows:
-                    raise ValueError(
-                        f"read_xmc: {path}, line {num_rows + 2}: the header promises {num_rows} "
-                        "rows, here is one more; correct the first line"
-                    )
+                    _append(array, piece)
+                line += here
                 bar.update(raw.tell() - bar.n)
     if len(rows) < num_rows:
         raise ValueError(
@@ -190,12 +229,13 @@ def batches(
         largest number of labels of a row of this batch, possibly 0.
 
     Raises:
-        ValueError: if batch_size is less than 1 or skip is negative.
+        ValueError: if batch_size is less than 1 or skip is negative, or either is no integer.
     """
-    if batch_size < 1:
-        raise ValueError(f"batches: batch_size must be at least 1, got {batch_size}")
-    if skip < 0:
-        raise ValueError(f"batches: skip must not be negative, got {skip}")
+    for name, value, least in (("batch_size", batch_size, 1), ("skip", skip, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(
+                f"batches: {name} must be an integer of at least {least}, got {value!r}"
+            )
     num_rows = len(data)
     order = np.arange(num_rows)
     if seed is not None:
@@ -231,14 +271,51 @@ def _parse_fake(
     )
 
 
-def _read_header(path: Path, line: bytes) -> list[int]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BufferedReader, gzip.GzipFile | BufferedReader]]:
+    """The file as it is, and its text."""
+    with open(path, "rb") as raw:
+        start = raw.peek(8)
+        for magic, kind, remedy in _NOT_TEXT:
+            if start.startswith(magic):
+                raise ValueError(f"read_xmc: {path}: expected text or gzip, got {kind}; {remedy}")
+        if not start.startswith(b"\x1f\x8b"):
+            yield raw, raw
+            return
+        with gzip.GzipFile(fileobj=raw, mode="rb") as file:
+            yield raw, file
+
+
+def _read(path: Path, read: Callable[[], _Text]) -> _Text:
+    """What ``read`` returns, with damage of gzip data as an error that names the file."""
+    try:
+        return read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        message = (
+            f"read_xmc: {path}: the gzip data are damaged or cut off ({error}); download or compress "
+            "the file again"
+        )
+    raise ValueError(message)
+
+
+def _read_header(path: Path, line: bytes, num_labels: int | None) -> list[int]:
     """The header's numbers of rows, features and labels."""
-    if not re.fullmatch(rb"\s*\d+\s+\d+\s+\d+\s*", line):
+    line = line.removeprefix(codecs.BOM_UTF8)
+    if not re.fullmatch(rb"\s*[0-9]{1,18}(\s+[0-9]{1,18}){1,2}\s*", line):
         raise ValueError(
             f"read_xmc: {path}, line 1: expected a header 'rows features labels' of three "
             f"integers, got {line[:40]!r}; add one if the file starts with its first row"
         )
-    return [int(number) for number in line.split()]
+    numbers = [int(number) for number in line.split()]
+    if len(numbers) == 3:
+        return numbers
+    if num_labels is None:
+        raise ValueError(
+            f"read_xmc: {path}, line 1: expected a header 'rows features labels' of three integers, "
+            f"got two, {line[:40]!r}; if they are rows and features, give num_labels (0 for a file of "
+            "features alone)"
+        )
+    return [*numbers, num_labels]
 
 
 def _read_lines(file: gzip.GzipFile | BufferedReader) -> bytearray:
@@ -285,6 +362,23 @@ def _positions(indptr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
     new_indptr = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(lengths, out=new_indptr[1:])
     return np.arange(new_indptr[-1]) + np.repeat(starts - new_indptr[:-1], lengths), new_indptr
+
+
+def _checked_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+        advice = "; of a mask give np.flatnonzero(mask)" if rows.dtype == bool else ""
+        raise ValueError(
+            "SparseRows.select: rows: expected integers of one dimension, got "
+            f"{rows.dtype} of shape {rows.shape}{advice}"
+        )
+    wrong = rows[(rows < 0) | (rows >= count)] if rows.size else rows
+    if wrong.size:
+        raise ValueError(
+            f"SparseRows.select: rows: expected values in [0, {count}), got {wrong[0]} "
+            f"({wrong.size} such)"
+        )
+    return rows.astype(np.int64)
 
 
 def _unit_rows(rows: SparseRows) -> np.ndarray:

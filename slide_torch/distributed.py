@@ -2,44 +2,81 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import ops
+from .nn.feed_forward import LSHFeedForward
 from .nn.linear import LSHLinear
+from .ops import fused_update
 
 
-def _row_sparse(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[LSHLinear]]]:
-    """Parameters that get row-sparse gradients, by name, and the layers whose tables hash them."""
-    found: dict[str, tuple[nn.Parameter, list[LSHLinear]]] = {}
-    names = {id(p): name for name, p in model.named_parameters()}
+class _RowSparse(NamedTuple):
+    """A parameter that gets row-sparse gradients.
+
+    Attributes:
+        parameter: itself.
+        names: all that it has in the model; tied ones have several.
+        layers: whose tables hash its rows.
+    """
+
+    parameter: nn.Parameter
+    names: list[str]
+    layers: list[LSHLinear]
+
+
+def _row_sparse_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``module`` itself, not of its children, that get row-sparse gradients."""
+    if isinstance(module, LSHFeedForward):
+        return [module.second_weight] if module.first.sparse else []
+    if isinstance(module, LSHLinear | nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        return list(module.parameters(recurse=False))
+    return []
+
+
+def _row_sparse(model: nn.Module) -> list[_RowSparse]:
+    """All parameters of ``model`` that get row-sparse gradients."""
+    found: dict[int, _RowSparse] = {}
     for module in model.modules():
-        if not isinstance(module, LSHLinear | nn.Embedding | nn.EmbeddingBag) or not module.sparse:
-            continue
-        for parameter in module.parameters(recurse=False):
-            layers = found.setdefault(names[id(parameter)], (parameter, []))[1]
+        for parameter in _row_sparse_of(module):
+            entry = found.setdefault(id(parameter), _RowSparse(parameter, [], []))
             if isinstance(module, LSHLinear):
-                layers.append(module)
-    return found
+                entry.layers.append(module)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in found:
+            found[id(parameter)].names.append(name)
+    return list(found.values())
+
+
+def _check_optimizers(function: str, parameters: list[_RowSparse]) -> None:
+    for parameter, names, layers in parameters:
+        if any(layer.output == "sampled" for layer in layers):  # hidden layers hand gradients over
+            fused_update.refuse_in_replicas(f"{function}: {names[0]}", parameter)
 
 
 @torch.no_grad()
 def prepare(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Call before ``DistributedDataParallel(model)``: parameters of ``sparse=True`` layers (LSHLinear,
-    ``nn.Embedding``, ``nn.EmbeddingBag``) are taken from rank 0 and left out of its reduction, which knows
-    dense gradients only; :func:`allreduce_row_gradients` reduces theirs.
+    """Call before ``DistributedDataParallel(model)``: row-sparse parameters of ``sparse=True`` layers
+    (LSHLinear, LSHFeedForward, ``nn.Embedding``, ``nn.EmbeddingBag``) are taken from rank 0 and left out of
+    its reduction, which knows dense gradients only; :func:`allreduce_row_gradients` reduces theirs.
 
     Returns:
         ``model``.
+
+    Raises:
+        RuntimeError: an optimizer with ``fuse_backward=True`` updates one of them; nothing is changed.
     """
     ignored = _row_sparse(model)
-    for parameter, layers in ignored.values():
+    _check_optimizers("prepare", ignored)
+    for parameter, _, layers in ignored:
         dist.broadcast(parameter.detach(), group_src=0, group=group)
         for layer in layers:
             layer.tables.invalidate()
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        model, list(ignored)
+        model, [name for entry in ignored for name in entry.names]
     )
     return model
 
@@ -54,14 +91,18 @@ def allreduce_row_gradients(model: nn.Module, group: dist.ProcessGroup | None = 
 
     Raises:
         ValueError: a parameter of a ``sparse=True`` layer has a dense gradient.
+        RuntimeError: an optimizer with ``fuse_backward=True`` updates it inside backward, by this rank's own
+            gradient.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     world = dist.get_world_size(group)
-    for name, (parameter, layers) in _row_sparse(model).items():
+    parameters = _row_sparse(model)
+    _check_optimizers("allreduce_row_gradients", parameters)
+    for parameter, names, layers in parameters:
         if not parameter.requires_grad:
             continue
-        rows, values = _rows_of(name, parameter)
+        rows, values = _rows_of(names[0], parameter)
         counts = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
         dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
         most = int(torch.cat(counts).max())

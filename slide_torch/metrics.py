@@ -1,7 +1,7 @@
 """Metrics of extreme classification: precision, nDCG, recall and propensity scored precision at k.
 
-All take ranked label indices ``predicted (B, >= k)`` and padded labels ``targets (B, M)``; they
-return a Python float. They follow the Extreme Classification Repository: a row without labels
+All take ranked label indices ``predicted (B, >= k)`` and padded labels ``targets (B, M)``, tensors or numpy
+arrays; they return a Python float. They follow the Extreme Classification Repository: a row without labels
 counts as zero; it is not left out (select the other rows beforehand if you want that). A negative
 entry of ``targets`` is padding; a negative entry of ``predicted`` means that nothing was found for
 this rank, which is a miss. A label listed twice in a row of ``targets`` counts once.
@@ -10,9 +10,13 @@ this rank, which is a miss. A label listed twice in a row of ``targets`` counts 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .checks import as_int
 
 __all__ = [
     "PROPENSITY_CONSTANTS",
@@ -51,10 +55,10 @@ def precision_at_k(predicted: Tensor, targets: Tensor, k: int) -> float:
         k: How many predicted labels count.
 
     Raises:
-        TypeError: if a tensor is not of an integer dtype, or k is no int.
+        TypeError: if a tensor is none, or not of an integer dtype, or k is no int.
         ValueError: if shapes do not fit, k is out of range, or a label is predicted twice in a row.
     """
-    hits, _ = _hits("precision_at_k", predicted, targets, k)
+    hits, *_ = _hits("precision_at_k", predicted, targets, k)
     return hits.double().mean().item()
 
 
@@ -65,7 +69,7 @@ def recall_at_k(predicted: Tensor, targets: Tensor, k: int) -> float:
     labels, so that 1 is out of reach for rows with more than k. A row without labels counts as
     zero.
     """
-    hits, labels = _hits("recall_at_k", predicted, targets, k)
+    hits, labels, _ = _hits("recall_at_k", predicted, targets, k)
     counts = (labels >= 0).sum(dim=1)
     return (hits.sum(dim=1).double() / counts.clamp(min=1)).mean().item()
 
@@ -76,7 +80,7 @@ def ndcg_at_k(predicted: Tensor, targets: Tensor, k: int) -> float:
     Arguments and errors as in :func:`precision_at_k`. The divisor is the gain of the best ranking,
     which has all of the row's labels, or k of them, in front. A row without labels counts as zero.
     """
-    hits, labels = _hits("ndcg_at_k", predicted, targets, k)
+    hits, labels, _ = _hits("ndcg_at_k", predicted, targets, k)
     gains = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=hits.device).log2()
     counts = (labels >= 0).sum(dim=1).clamp(1, k)
     best = gains.cumsum(0)[counts - 1]
@@ -101,7 +105,8 @@ def psp_at_k(predicted: Tensor, targets: Tensor, k: int, label_propensities: Ten
         TypeError: if a tensor has a dtype of the wrong kind, or k is no int.
         ValueError: as in :func:`precision_at_k`, or if propensities are not positive or too few.
     """
-    hits, labels = _hits("psp_at_k", predicted, targets, k)
+    hits, labels, ranked = _hits("psp_at_k", predicted, targets, k)
+    label_propensities = _tensor("psp_at_k", "label_propensities", label_propensities)
     if not label_propensities.is_floating_point():
         raise TypeError(
             "psp_at_k: label_propensities must be of a floating point dtype, got "
@@ -112,7 +117,6 @@ def psp_at_k(predicted: Tensor, targets: Tensor, k: int, label_propensities: Ten
             "psp_at_k: label_propensities must be (N) and positive, got shape "
             f"{tuple(label_propensities.shape)}; make it with propensities(label_counts, num_rows)"
         )
-    ranked = predicted[:, :k].long()
     largest = max(int(ranked.max()), int(labels.max()) if labels.numel() else -1)
     if largest >= len(label_propensities):
         raise ValueError(
@@ -154,6 +158,7 @@ def propensities(
     Raises:
         ValueError: if counts are negative or not (N), num_rows is too small, or B is not positive.
     """
+    label_counts = _tensor("propensities", "label_counts", label_counts)
     if label_counts.dim() != 1 or bool((label_counts < 0).any()):
         raise ValueError(
             "propensities: label_counts must be (N) and not negative, got shape "
@@ -172,13 +177,18 @@ def propensities(
     return 1 / (1 + scale * (label_counts.double() + B) ** -A)
 
 
-def _hits(function: str, predicted: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Checks the arguments; which of the first k predictions are correct, and the labels.
+def _hits(
+    function: str, predicted: Tensor, targets: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks the arguments; which of the first k predictions are correct, the labels, the predictions.
 
     Returns:
-        ``(B, k)`` bool and ``(B, M)`` int64: the labels sorted, with all padding and repeats -1.
+        ``(B, k)`` bool; ``(B, M)`` int64, the labels sorted, with all padding and repeats -1; ``(B, k)``
+        int64.
     """
-    _check(function, predicted, targets, k)
+    predicted = _tensor(function, "predicted", predicted)
+    targets = _tensor(function, "targets", targets)
+    k = _check(function, predicted, targets, k)
     ranked = predicted[:, :k].long().contiguous()
     in_order = ranked.sort(dim=1).values
     if bool(((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any()):
@@ -187,17 +197,33 @@ def _hits(function: str, predicted: Tensor, targets: Tensor, k: int) -> tuple[Te
             "repeats; take the indices of one topk over distinct labels"
         )
     if targets.shape[1] == 0:
-        return torch.zeros_like(ranked, dtype=torch.bool), targets.long()
+        return torch.zeros_like(ranked, dtype=torch.bool), targets.long(), ranked
     # A search in sorted labels needs memory for (B, k), where comparing all pairs needs (B, k, M).
     labels = targets.long().clamp(min=-1).sort(dim=1).values
     position = torch.searchsorted(labels, ranked).clamp(max=labels.shape[1] - 1)
     hits = (labels.gather(1, position) == ranked) & (ranked >= 0)
     repeat = torch.zeros_like(labels, dtype=torch.bool)
     repeat[:, 1:] = labels[:, 1:] == labels[:, :-1]
-    return hits, labels.masked_fill(repeat, -1)
+    return hits, labels.masked_fill(repeat, -1), ranked
 
 
-def _check(function: str, predicted: Tensor, targets: Tensor, k: int) -> None:
+def _tensor(function: str, name: str, value: Any) -> Tensor:
+    """A tensor as such, a numpy array of numbers as a tensor."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.tensor(value)
+    if not isinstance(value, Tensor):
+        kind = (
+            f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        )
+        raise TypeError(
+            f"{function}: {name} must be a tensor or a numpy array of numbers, got {kind}; "
+            "make it with torch.tensor"
+        )
+    return value
+
+
+def _check(function: str, predicted: Tensor, targets: Tensor, k: Any) -> int:
+    """Refuses arguments that do not fit; returns k."""
     for name, tensor in (("predicted", predicted), ("targets", targets)):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(
@@ -214,10 +240,12 @@ def _check(function: str, predicted: Tensor, targets: Tensor, k: int) -> None:
             f"{function}: predicted and targets must have the same number of rows, at least 1, got "
             f"{len(predicted)} and {len(targets)}; give both for the same rows"
         )
-    if isinstance(k, bool) or not isinstance(k, int):
+    number = as_int(k)
+    if number is None:
         raise TypeError(f"{function}: k must be an int, got {type(k).__name__}; give one k a call")
-    if not 1 <= k <= predicted.shape[1]:
+    if not 1 <= number <= predicted.shape[1]:
         raise ValueError(
             f"{function}: k must be between 1 and the {predicted.shape[1]} predictions a row, got "
             f"{k}; predict at least k labels"
         )
+    return number

@@ -6,22 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .checks import as_number, checked_int
+
 MAX_CODE_BITS = 24
 MAX_TABLES = 254
+MAX_COUNT = 1 << 40  # multiples of it fit into the operators' 64 bits
 MAX_CENTROID_BITS = 16
 FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
 TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies", "quadratic_kernel")
-
-
-def _check_int(name: str, value: Any, low: int, high: int | None, also: str = "") -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"LSHOptions: {name}: expected an int {limits}{also}, got {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -146,20 +138,23 @@ class LSHOptions:
         _check_choice("schedule", self.schedule, ("growing", "drift"))
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
         for name, low, high in (
-            ("budget", 0, None),
-            ("batch_budget", 0, None),
-            ("tail", 0, None),
-            ("K", 1, None),
+            ("budget", 0, MAX_COUNT),
+            ("batch_budget", 0, MAX_COUNT),
+            ("tail", 0, MAX_COUNT),
+            ("K", 1, MAX_COUNT),
             ("L", 1, MAX_TABLES),
             ("probes", 1, MAX_TABLES),
-            ("rerank", 0, None),
-            ("bucket_cap", 1, None),
-            ("rehash_every", 1, None),
-            ("rebuild_every", 0, None),
+            ("rerank", 0, 4 * MAX_COUNT),
+            ("bucket_cap", 1, MAX_COUNT),
+            ("rehash_every", 1, MAX_COUNT),
+            ("rebuild_every", 0, MAX_COUNT),
         ):
-            if getattr(self, name) != "auto":
-                _check_int(name, getattr(self, name), low, high, " or 'auto'")
-        _check_int("bin_size", self.bin_size, 2, 1 << 16)
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value == "auto"):
+                self._settle(
+                    name, checked_int(value, low, high, f"LSHOptions: {name}", " or 'auto'")
+                )
+        self._settle("bin_size", checked_int(self.bin_size, 2, 1 << 16, "LSHOptions: bin_size"))
         if self.bin_size & (self.bin_size - 1):
             raise ValueError(f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}")
         if not isinstance(self.center, bool):
@@ -168,16 +163,20 @@ class LSHOptions:
             raise ValueError(
                 f"LSHOptions: augment_norms: expected a bool, got {self.augment_norms!r}"
             )
-        growth = self.rehash_growth
-        if growth != "auto" and not (isinstance(growth, (int, float)) and 1 <= growth <= 100):
-            raise ValueError(
-                f"LSHOptions: rehash_growth: expected a number from 1 to 100 or 'auto', got {growth!r}"
-            )
-        is_number = isinstance(self.drift, (int, float)) and not isinstance(self.drift, bool)
-        if not is_number or not 0 <= self.drift <= 1:
+        if self.rehash_growth != "auto":
+            growth = as_number(self.rehash_growth)
+            if growth is None or not 1 <= growth <= 100:
+                raise ValueError(
+                    "LSHOptions: rehash_growth: expected a number from 1 to 100 or 'auto', got "
+                    f"{self.rehash_growth!r}"
+                )
+            self._settle("rehash_growth", growth)
+        drift = as_number(self.drift)
+        if drift is None or not 0 <= drift <= 1:
             raise ValueError(
                 f"LSHOptions: drift: expected a number from 0 to 1, got {self.drift!r}"
             )
+        self._settle("drift", drift)
         if self.batch_budget not in (0, "auto") and self.pattern == "per_sample":
             raise ValueError(
                 "LSHOptions: batch_budget: expected 'auto' or 0 with pattern='per_sample', whose samples "
@@ -200,12 +199,13 @@ class LSHOptions:
                 f"LSHOptions: tail: expected at least {len(parts)} with tail_distribution="
                 f"{self.tail_distribution!r}, got {self.tail}"
             )
-        alpha = self.kernel_alpha
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1e6:
+        alpha = as_number(self.kernel_alpha)
+        if alpha is None or not 0 < alpha <= 1e6:
             raise ValueError(
                 "LSHOptions: kernel_alpha: expected a number above 0 and at most 1e6, "
                 f"got {self.kernel_alpha!r}"
             )
+        self._settle("kernel_alpha", alpha)
         if self.family == "exact" and self.rerank not in (0, "auto"):
             raise ValueError(
                 "LSHOptions: rerank: expected 0 with family='exact', whose candidates are the best already, "
@@ -241,6 +241,10 @@ class LSHOptions:
                 f"LSHOptions: rerank: expected 0 or at least the budget, {self.budget}, got "
                 f"{self.rerank}"
             )
+
+    def _settle(self, name: str, value: float) -> None:
+        """Sets a field while the options are made: numbers of other kinds (numpy's) become Python's."""
+        object.__setattr__(self, name, value)
 
     @property
     def tail_parts(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .nn.linear import LSHLinear
+from .tables import saved_state
 
 
 def sampler_state(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -40,16 +41,18 @@ def load_sampler_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> No
     marks tables as outdated.
 
     Raises:
-        ValueError: layers, their shapes or their options differ from the saved ones; nothing is changed.
+        ValueError: layers, their shapes or their options differ from the saved ones, or the state is damaged;
+            nothing is changed.
     """
     layers = _layers(model)
-    if layers.keys() != state.keys():
+    if not isinstance(state, dict) or layers.keys() != state.keys():
+        got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
-            f"load_sampler_state: state: expected that of layers {sorted(layers)}, got {sorted(state)}: "
+            f"load_sampler_state: state: expected that of layers {sorted(layers)}, got {got}: "
             "load it into the model that it was taken from"
         )
     for name, layer in layers.items():
-        layer.tables._check_sampler_state(state[name])
+        saved_state.check(layer.tables, state[name], layer.weight)
     for name, layer in layers.items():
         layer.tables.load_sampler_state(state[name], layer.weight)
 

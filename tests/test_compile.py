@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import small_model as make
 from torch import nn
 
 import slide_torch
-from slide_torch import LSHLinear, LSHOptions
 
 N, D, B = 60, 8, 5
 
@@ -36,13 +36,6 @@ def _fresh():
     torch.set_num_threads(1)
     yield
     torch._dynamo.reset()
-
-
-def make(*, bias=True, sparse=False, **options):
-    torch.manual_seed(0)
-    options = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 2, **options}
-    head = LSHLinear(D, N, bias, options=LSHOptions(**options), sparse=sparse)
-    return nn.Sequential(nn.Linear(D, D), nn.ReLU(), head)
 
 
 def class_indices():
@@ -192,7 +185,7 @@ def test_new_batch_sizes_recompile_once_at_most():
     loss_of = torch.compile(cross_entropy_of(model), fullgraph=True, backend=backend)
     for size in (5, 5, 7, 9, 4, 12):
         loss_of(torch.randn(size, D), torch.randint(N, (size,))).backward()
-    assert len(calls) <= 2
+    assert 1 <= len(calls) <= 2
 
 
 def test_two_draws_from_the_same_input_differ():

@@ -1,5 +1,8 @@
+import bz2
 import gzip
+import lzma
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +203,7 @@ def test_the_first_fault_is_named_whatever_the_threads(tmp_path, threads):
         (b"2 50 -1", "line 1: expected a header"),
         (b"1,2 3:0.5", "line 1: expected a header"),
         (b"\n", "line 1: expected a header"),
-        (b"2 50 2147483649", r"num_labels must be in \[0, 2147483648\], got 2147483649"),
+        (b"2 50 2147483649", r"num_labels must be an integer in \[0, 2147483648\], got 2147483649"),
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
@@ -208,6 +211,73 @@ def test_bad_headers(tmp_path, monkeypatch, header, message, chunk_bytes):
     monkeypatch.setattr(data_module, "_CHUNK_BYTES", chunk_bytes)
     path = write(tmp_path / "rows.txt", PLAIN, header=header)
     with pytest.raises(ValueError, match=re.escape(f"read_xmc: {path}") + "[,:] " + message):
+        read_xmc(path)
+
+
+@pytest.mark.parametrize("extra", [b"\n", b"\n\n\n", b"\r\n \t\r\n", b" "])
+@pytest.mark.parametrize("chunk_bytes", [1, 20, 1 << 20])
+def test_blank_lines_at_the_end(tmp_path, monkeypatch, extra, chunk_bytes):
+    monkeypatch.setattr(data_module, "_CHUNK_BYTES", chunk_bytes)
+    path = write(tmp_path / "rows.txt", PLAIN, last=b"\n" + extra)
+    assert_same(read_xmc(path), parse_naively(PLAIN))
+    path.write_bytes(path.read_bytes() + b"\n1 2:3\n")
+    line = 2 + path.read_bytes().count(b"\n") - 2
+    with pytest.raises(ValueError, match=f"line {line}: the header promises 2 rows, here is one"):
+        read_xmc(path)
+    path = write(path, [], last=b"\n" + extra)
+    assert len(read_xmc(path)) == 0
+
+
+def test_byte_order_marks(tmp_path):
+    path = write(tmp_path / "rows.txt", PLAIN)
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert_same(read_xmc(path), parse_naively(PLAIN))
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match="expected text or gzip, got UTF-16; save it as UTF-8"):
+        read_xmc(path)
+
+
+def test_a_header_of_two_numbers(tmp_path):
+    path = write(tmp_path / "rows.txt", [b"3:0.5 4:1", b"1:1"], header=b"2 50")
+    with pytest.raises(ValueError, match=r"three integers, got two, b'2 50.*give num_labels"):
+        read_xmc(path)
+    data = read_xmc(path, num_labels=0)
+    assert (len(data), data.num_features, data.num_labels) == (2, 50, 0)
+    path = write(path, PLAIN, header=b"2 50")
+    assert_same(read_xmc(path, num_labels=20), parse_naively(PLAIN))
+    path = write(path, PLAIN, header=b"50 20")  # features and labels
+    with pytest.raises(ValueError, match="the header promises 50 rows, the file ends here after 2"):
+        read_xmc(path, num_labels=20)
+
+
+def test_other_compressions_and_names(tmp_path):
+    text = write(tmp_path / "rows.txt", PLAIN).read_bytes()
+    for name, content in (("packed.txt", gzip.compress(text)), ("plain.gz", text)):
+        (tmp_path / name).write_bytes(content)
+        assert_same(read_xmc(tmp_path / name), parse_naively(PLAIN))
+    for module, kind in ((bz2, "bzip2"), (lzma, "xz")):
+        (tmp_path / "rows").write_bytes(module.compress(text))
+        with pytest.raises(ValueError, match=f"rows: expected text or gzip, got {kind}; unpack it"):
+            read_xmc(tmp_path / "rows")
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
+        archive.writestr("rows.txt", text)
+    with pytest.raises(ValueError, match="got a zip archive; unpack it"):
+        read_xmc(tmp_path / "rows.zip")
+
+
+@pytest.mark.parametrize("cut", [1, 11, 300, -9, -4, -1])
+def test_damaged_gzip_names_the_file(tmp_path, cut):
+    path = write(tmp_path / "rows.txt", random_rows(3))
+    content = gzip.compress(path.read_bytes())
+    path.write_bytes(content[:cut])
+    advice = "header" if cut == 1 else "the gzip data are damaged or cut off"
+    with pytest.raises(ValueError, match=f"read_xmc: {re.escape(str(path))}[:,].*{advice}"):
+        read_xmc(path)
+    damaged = bytearray(content)
+    damaged[cut] ^= 0x55
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"read_xmc: {re.escape(str(path))}[:,]"):
         read_xmc(path)
 
 
@@ -231,7 +301,9 @@ def test_numbers_of_features_and_labels_can_be_given(tmp_path):
         read_xmc(path, num_features=5)
     with pytest.raises(ValueError, match=r"line 2: feature index must be an integer in \[0, 4\)"):
         read_xmc(path, num_labels=3)
-    with pytest.raises(ValueError, match=r"num_features must be in \[0, 2147483648\], got -1"):
+    with pytest.raises(
+        ValueError, match=r"num_features must be an integer in \[0, 2147483648\], got -1"
+    ):
         read_xmc(path, num_features=-1)
 
 
@@ -273,6 +345,25 @@ def test_select(tmp_path):
     assert len(data.select(order[:0])) == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, -1], r"expected values in \[0, 2\), got -1 \(1 such\)"),
+        ([2], r"expected values in \[0, 2\), got 2"),
+        (np.array([7, 2**63], np.uint64), r"got 7 \(2 such\)"),
+        ([0.0], r"expected integers of one dimension, got float64 of shape \(1,\)"),
+        ([[0]], r"expected integers of one dimension, got int64 of shape \(1, 1\)"),
+        (0, r"expected integers of one dimension, got int64 of shape \(\)"),
+        ([True, False], r"got bool of shape \(2,\); of a mask give np.flatnonzero\(mask\)"),
+    ],
+)
+def test_select_refuses_other_than_rows(tmp_path, rows, message):
+    data = read_xmc(write(tmp_path / "rows.txt", PLAIN))
+    with pytest.raises(ValueError, match="SparseRows.select: rows: .*" + message):
+        data.select(rows)
+    assert len(data.select([])) == 0 and len(data.select(torch.tensor([1, 1, 0]))) == 3
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -309,8 +400,11 @@ def test_batches_without_labels_or_features(tmp_path):
     assert (indices.tolist(), offsets.tolist(), values.tolist()) == ([1], [0, 0, 1], [1.0])
     assert labels.shape == (2, 0)
     assert last[3].shape == (1, 0)
-    with pytest.raises(ValueError, match="batches: batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         next(batches(data, 0))
+    with pytest.raises(ValueError, match="skip must be an integer of at least 0"):
+        next(batches(data, 1, skip=0.5))
+    assert len(list(batches(data, np.int64(2)))) == 2
 
 
 def test_tiny_files_are_what_their_readme_makes(tmp_path, monkeypatch):

@@ -2,12 +2,23 @@
 is not."""
 
 import math
+import re
 
+import numpy as np
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 
-from slide_torch import HashTables, LSHLinear, LSHOptions, reference
+from slide_torch import (
+    HashTables,
+    LSHFeedForward,
+    LSHLinear,
+    LSHOptions,
+    RecallProbe,
+    clip_grad_norm_,
+    tune,
+)
 from slide_torch.active_set import SharedActiveSet
 from slide_torch.functional import lsh_linear_cross_entropy
 from slide_torch.sampling.draw import draw_active_set
@@ -184,6 +195,10 @@ INT_FIELDS = dict(
         ("rehash_growth", 0.5, "rehash_growth: expected a number from 1 to 100 or 'auto', got 0.5"),
         ("rehash_growth", math.nan, "rehash_growth: expected a number"),
         ("rehash_growth", "2", "rehash_growth: expected a number"),
+        ("rehash_growth", True, "rehash_growth: expected a number.*got True"),
+        ("kernel_alpha", np.float32(-1), "kernel_alpha: expected a number.*got np.float32"),
+        ("K", np.int64(0), "K: expected an int of at least 1 or 'auto', got np.int64"),
+        ("K", np.bool_(True), "K: expected an int.*got np.True_"),
         ("tail_distribution", "zipf", "tail_distribution: expected one of .*got 'zipf'"),
         ("kernel_alpha", 0, "kernel_alpha: expected a number above 0 and at most 1e6, got 0"),
         ("K", 25, "K: a table's code would have 25 bits, more than 24: expected K of at most 24"),
@@ -216,6 +231,278 @@ def test_options_together():
         "kernel_alpha",
     }
     assert names == tested, "a field without a test here"
+
+
+INTEGERS = [np.int64, np.int32, np.uint8, np.array]
+
+
+@pytest.mark.parametrize("integer", INTEGERS)
+def test_integers_of_numpy(integer):
+    """Taken wherever torch takes them, and kept as Python's: options are equal, and go into JSON."""
+    sizes = dict(budget=4, tail=5, K=2, L=3, bin_size=8, probes=1, rerank=8, bucket_cap=9)
+    sizes |= dict(rehash_every=7, rebuild_every=2, batch_budget=3)
+    options = LSHOptions(**{name: integer(value) for name, value in sizes.items()})
+    assert options == LSHOptions(**sizes) and hash(options) == hash(LSHOptions(**sizes))
+    assert all(type(getattr(options, name)) is int for name in sizes)
+    layer = LSHLinear(integer(D), integer(N), options=options)
+    assert type(layer.in_features) is type(layer.out_features) is int
+    block = LSHFeedForward(integer(D), integer(N), integer(3))
+    assert (block.in_features, block.hidden_features, block.out_features) == (D, N, 3)
+    assert LSHFeedForward(integer(D), 200).out_features == D
+    x, k = torch.randn(4, D), integer(3)
+    assert layer(x).topk(k).indices.shape == (4, 3)
+    assert layer.recall(x, k) == layer.recall(x, 3)
+    assert layer.calibrate(x, k, recall=np.float32(0.5)) >= 0.5
+    for exact in (True, False):
+        assert layer.predict(x, k, exact=exact)[1].shape == (4, 3)
+    probe = RecallProbe(layer, every=integer(1), k=k, rows=integer(2))
+    layer(x)
+    assert "recall@3" in probe.measure(layer, x)
+    settings = dict(settings=[options], queries=integer(8), batch=integer(2), seed=integer(1))
+    assert tune(layer, x, np.float32(0.5), k=k, seconds=np.float32(9), **settings).k == 3
+
+
+def test_numbers_of_numpy():
+    options = LSHOptions(
+        drift=np.float32(0.5), rehash_growth=np.int64(2), kernel_alpha=np.float16(3)
+    )
+    assert options == LSHOptions(drift=0.5, rehash_growth=2, kernel_alpha=3.0)
+    assert all(type(v) in (int, float) for v in (options.drift, options.rehash_growth))
+
+
+@pytest.mark.parametrize("wrong", [True, np.bool_(True), 2.0, np.float64(2), "2", None, [2], Y[0]])
+def test_what_is_no_integer(wrong):
+    layer, x, _ = make()
+    shown = re.escape(repr(wrong))
+    for call in (
+        lambda: LSHLinear(wrong, N),
+        lambda: LSHLinear(D, wrong),
+        lambda: LSHFeedForward(wrong, N),
+        lambda: LSHFeedForward(D, wrong),
+        lambda: LSHOptions(budget=wrong),
+        lambda: layer(x).topk(wrong),
+        lambda: layer.recall(x, wrong),
+        lambda: layer.predict(x, wrong),
+        lambda: layer.calibrate(x, wrong),
+        lambda: RecallProbe(layer, every=wrong),
+        lambda: tune(layer, x, k=wrong),
+        lambda: tune(layer, x, k=2, queries=wrong),
+        lambda: tune(layer, x, k=2, seed=wrong),
+    ):
+        refused(layer, call, ValueError, f": expected an int.*, got {shown}")
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (dict(in_features=0), "in_features: expected an int from 1 to 16777216, got 0"),
+        (dict(hidden_features=2.0), "hidden_features: expected an int.*got 2.0"),
+        (dict(hidden_features=0), "hidden_features: expected an int.*got 0"),
+        (dict(out_features=0), "out_features: expected an int of at least 1, got 0"),
+        (dict(out_features=True), "out_features: expected an int.*got True"),
+    ],
+)
+def test_feed_forward_blames_the_right_argument(arguments, message):
+    with pytest.raises(ValueError, match="LSHFeedForward: " + message):
+        LSHFeedForward(**{"in_features": 4, "hidden_features": 50, **arguments})
+
+
+@pytest.mark.parametrize("method", ["recall", "predict", "calibrate"])
+@pytest.mark.parametrize(
+    "input,message",
+    [
+        (torch.zeros(B, D + 1), r"input: expected a tensor with last dimension 8 .*\(6, 9\)"),
+        (torch.tensor(1.0), r"input: expected a tensor with last dimension 8 .*got \(\)"),
+        (X.double(), "input: expected torch.float32 on cpu.*got torch.float64"),
+        (X.long(), "input: expected torch.float32 on cpu.*got torch.int64"),
+        (X.to("meta"), "input: expected torch.float32 on cpu.*on meta"),
+        (X.numpy(), "input: expected a tensor .*got ndarray"),
+        (None, "input: expected a tensor .*got NoneType"),
+    ],
+)
+def test_looking_refuses_input(method, input, message):
+    layer, _, _ = make()
+    call = getattr(layer, method)
+    refused(layer, lambda: call(input, 2), ValueError, f"LSHLinear.{method}: {message}")
+
+
+def test_recall_of_odd_inputs():
+    layer, x, _ = make()
+    assert (
+        layer.recall(x.reshape(2, 3, D), 4)
+        == layer.recall(x, 4)
+        == layer.recall(x.T.contiguous().T, 4)
+    )
+    assert layer.recall(x[0], 4) >= 0
+    for wrong, message in ((x[:0], "at least one, got none"), (x * math.nan, "finite numbers")):
+        refused(layer, lambda w=wrong: layer.recall(w), ValueError, f"recall: input: .*{message}")
+
+
+def test_probe_refuses_input():
+    layer, _, _ = make()
+    probe = RecallProbe(layer)
+    for wrong, got in ((torch.zeros(16, 9), r"\(16, 9\)"), (None, "NoneType")):
+        with pytest.raises(
+            ValueError, match=f"RecallProbe.measure: input: .*last dimension 8.*{got}"
+        ):
+            probe.measure(layer, wrong)
+
+
+@pytest.mark.parametrize("norm_type", ["inf", math.inf, "2", np.float32(3), 0, torch.tensor(1.0)])
+@pytest.mark.parametrize("max_norm", [0.5, "0.5", np.float64(0.5), torch.tensor(0.5), 0, math.inf])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_clipping_takes_what_torch_takes(max_norm, norm_type, sparse):
+    layer, _, _ = make()
+    rows, values = torch.tensor([[1, 4]]), torch.randn(2, D)
+    grad = torch.sparse_coo_tensor(rows, values.clone(), (N, D), is_coalesced=True)
+    layer.weight.grad = grad if sparse else grad.to_dense()
+    layer.bias.grad = None
+    dense = torch.nn.Parameter(torch.zeros(N, D))
+    dense.grad = grad.to_dense()
+    expected = torch.nn.utils.clip_grad_norm_(dense, max_norm, norm_type)
+    torch.testing.assert_close(clip_grad_norm_(layer.weight, max_norm, norm_type), expected)
+    torch.testing.assert_close(layer.weight.grad.to_dense(), dense.grad)
+
+
+@pytest.mark.parametrize("wrong", ["most", -1.0, math.nan, None, torch.ones(2)])
+def test_clipping_refuses(wrong):
+    layer, _, _ = make()
+    for name in ("max_norm", "norm_type"):
+        call = lambda name=name: clip_grad_norm_(layer.weight, **{"max_norm": 1.0, name: wrong})  # noqa: E731
+        refused(
+            layer, call, ValueError, f"clip_grad_norm_: {name}: expected a number of at least 0"
+        )
+
+
+def grown(layer, by=3):
+    """What resizing by hand, or transformers' resize_token_embeddings, does to a layer, in several ways."""
+    weight = torch.nn.Parameter(torch.randn(layer.out_features + by, layer.in_features))
+    bias = torch.nn.Parameter(torch.randn(layer.out_features + by))
+    return weight, bias
+
+
+def grow_all(layer):
+    layer.weight, layer.bias = grown(layer)
+
+
+def grow_told(layer):  # transformers sets out_features too
+    layer.weight, layer.bias = grown(layer)
+    layer.out_features += 3
+
+
+def grow_in_place(layer):
+    layer.weight.data, layer.bias.data = (p.data for p in grown(layer))
+
+
+def grow_weight(layer):
+    layer.weight = grown(layer)[0]
+
+
+def shrink(layer):
+    layer.weight, layer.bias = grown(layer, -3)
+
+
+def drop_bias(layer):
+    layer.bias = None
+
+
+RESIZED = [grow_all, grow_told, grow_in_place, grow_weight, shrink, drop_bias]
+USES = {
+    "forward": lambda layer: layer(X),
+    "predict": lambda layer: layer.predict(X, 2),
+    "calibrate": lambda layer: layer.calibrate(X + 1, 2),
+    "log_prob": lambda layer: layer.log_prob(X),
+    "recall": lambda layer: layer.recall(X + 1),
+    "rehash": lambda layer: layer.rehash(),
+    "rebuild": lambda layer: layer.rebuild(),
+    "tune": lambda layer: tune(layer, X + 1, k=2),
+}
+
+
+@pytest.mark.parametrize("resize", RESIZED)
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("output", ["sampled", "dense"])
+def test_resized_parameters_are_refused_with_advice(use, resize, output):
+    layer = LSHLinear(D, N, options=LSHOptions(**SAMPLED), output=output)
+    if output == "sampled":
+        F.cross_entropy(layer(X), Y).backward()
+    else:
+        layer(X).sum().backward()
+    resize(layer)
+    layer.zero_grad()
+    codes = layer.tables.codes.clone()
+    random = torch.get_rng_state()
+    advice = "of resized parameters make a new layer, LSHLinear.from_linear"
+    with pytest.raises(
+        ValueError, match=rf"weight: expected shape \(50, 8\) and bias \(50,\).*{advice}"
+    ):
+        USES[use](layer)
+    assert torch.equal(layer.tables.codes, codes) and torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("resize", [r for r in RESIZED if r is not grow_weight])
+def test_the_advice_for_resized_parameters_works(resize):
+    layer, x, y = make(budget=1000)
+    resize(layer)
+    made = LSHLinear.from_linear(layer, options=layer.options, sparse=layer.sparse)
+    assert made.weight is layer.weight and (made.out_features, D) == made.weight.shape
+    expected = F.cross_entropy(F.linear(x, made.weight, made.bias), y)
+    torch.testing.assert_close(F.cross_entropy(made(x), y), expected)
+    linear = layer.to_linear()
+    assert (linear.out_features, linear.in_features) == linear.weight.shape
+    torch.testing.assert_close(F.cross_entropy(linear(x), y), expected)
+
+
+def test_resized_feed_forward_is_refused():
+    block = LSHFeedForward(D, N, sparse=True)
+    grow_all(block.first)
+    with pytest.raises(
+        ValueError, match=r"LSHFeedForward: first: weight: expected shape \(50, 8\)"
+    ):
+        block(X)
+    block = LSHFeedForward(D, N, sparse=True)
+    block.second_weight = torch.nn.Parameter(torch.zeros(N + 1, D))
+    for training in (True, False):
+        with pytest.raises(
+            ValueError, match=r"second_weight: expected shape .*\(50, out_features\)"
+        ):
+            block.train(training)(X)
+
+
+HOOKED = {
+    "weight_norm": torch.nn.utils.weight_norm,
+    "spectral_norm": torch.nn.utils.spectral_norm,
+    "pruning": lambda layer: torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_weights_that_only_a_forward_computes(name):
+    """Training works as for nn.Linear; what is no forward would see an outdated weight."""
+    layer = LSHLinear(D, N, options=LSHOptions(budget=N))
+    HOOKED[name](layer)
+    loss = F.cross_entropy(layer(X + 1), Y)
+    expected = F.cross_entropy(F.linear(X + 1, layer.weight, layer.bias), Y)
+    torch.testing.assert_close(loss, expected)
+    for use in USES.keys() - {"forward"}:
+        with pytest.raises(
+            ValueError, match=f"got one that {name} computes anew at each forward only"
+        ):
+            USES[use](layer)
+    block = LSHFeedForward(D, N)
+    HOOKED[name](block.first)
+    with pytest.raises(ValueError, match=f"LSHFeedForward: first: .*{name} computes anew"):
+        block(X)
+
+
+def test_parametrized_weights_are_not_calibrated():
+    layer = torch.nn.utils.parametrizations.weight_norm(LSHLinear(D, N))
+    values, _ = layer.predict(X + 1, 2)
+    torch.testing.assert_close(values, F.linear(X + 1, layer.weight, layer.bias).topk(2).values)
+    with pytest.raises(
+        ValueError, match=r"calibrate: weight: expected a Parameter.*parametrization"
+    ):
+        layer.calibrate(X + 1, 2)
 
 
 @pytest.mark.parametrize("shape", [(D, N + 1), (D + 1, N)])

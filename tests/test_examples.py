@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from examples.common.checkpoint import save_checkpoint
+from examples.common.likelihood import exact_losses
+from examples.data import interactions, wikipedia
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = [str(EXAMPLES / "data" / "tiny_train.txt"), str(EXAMPLES / "data" / "tiny_test.txt")]
 
@@ -55,15 +59,22 @@ def test_xmc_refuses(arguments, message):
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize("name", ["quickstart", "xmc", "language_model", "recommender", "images"])
+def test_help_shows_the_command(example, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        example(name, capsys, "--help")
+    assert end.value.code == 0 and f"python examples/{name}.py" in capsys.readouterr().out
+
+
 # --- runs that are stopped --------------------------------------------------------------------------
 
 LONG = ("--epochs", 10, "--batch", 2, "--hidden", 16, "--lr", 0.05, "--threads", 1)
 
 # the quickstart's own program on the tiny rows, without its download and its 234,908 places
 TINY_QUICKSTART = f"""
-import sys, types
-sys.path.insert(0, {str(EXAMPLES)!r})
-import places, quickstart
+import types
+import quickstart
+from data import places
 from slide_torch.data import read_xmc
 train, test = read_xmc({TINY[0]!r}), read_xmc({TINY[1]!r}, num_features=30, num_labels=12)
 places.load_places = lambda *_: types.SimpleNamespace(
@@ -82,6 +93,7 @@ def start(command, *arguments):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=EXAMPLES,
         )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -141,11 +153,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
 
 def test_a_write_that_breaks_off_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import classifier
-
     path = tmp_path / "run.pt"
-    classifier.save_checkpoint(path, {"steps": 1})
+    save_checkpoint(path, {"steps": 1})
 
     def broken(content, file):
         file.write(b"half of it")
@@ -153,8 +162,33 @@ def test_a_write_that_breaks_off_leaves_the_old_checkpoint(tmp_path, monkeypatch
 
     monkeypatch.setattr(torch, "save", broken)
     with pytest.raises(OSError, match="no space"):
-        classifier.save_checkpoint(path, {"steps": 2})
+        save_checkpoint(path, {"steps": 2})
     assert torch.load(path, weights_only=True) == {"steps": 1}
+    assert os.listdir(tmp_path) == ["run.pt"]
+
+
+@pytest.mark.parametrize("numbers", [10_000, 10_000_000])
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(numbers, tmp_path):
+    """A limit on the size of files stands for the end of the disk."""
+    program = f"""
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(EXAMPLES)!r})
+import torch
+from classifier import save_checkpoint
+path = Path("run.pt")
+save_checkpoint(path, {{"steps": 1}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+save_checkpoint(path, {{"steps": 2, "weight": torch.zeros({numbers})}})
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    expected = "OSError: [Errno 27] File too large (nothing was replaced): 'run.pt'"
+    assert found.stderr.strip().splitlines()[-1] == expected
+    assert torch.load(tmp_path / "run.pt", weights_only=True) == {"steps": 1}
     assert os.listdir(tmp_path) == ["run.pt"]
 
 
@@ -188,7 +222,7 @@ def test_quickstart_refuses_before_any_work(tmp_path):
 @pytest.fixture
 def example(monkeypatch, tmp_path):
     """Runs an example's main() in this process, its files in tmp_path; returns what it printed."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as Python does for a program
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -254,18 +288,17 @@ def test_language_model_learns_with_every_head(example, capsys, tmp_path, body, 
     )
 
 
-def test_perplexity_in_blocks_is_that_of_all_logits(example):
-    language_model = importlib.import_module("language_model")
+def test_perplexity_in_blocks_is_that_of_all_logits():
     head = torch.nn.Linear(8, 50)
     hidden, targets = torch.randn(20, 8), torch.randint(50, (20,))
     expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="none")
     for block in (7, 50, 64):
-        found = language_model.exact_losses(hidden, targets, head.weight, head.bias, block)
+        found = exact_losses(hidden, targets, head.weight, head.bias, block)
         torch.testing.assert_close(found, expected)
 
 
-def test_a_corpus_holds_whole_documents_out(example, tmp_path):
-    wikipedia = importlib.import_module("wikipedia")
+def test_a_corpus_holds_whole_documents_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = counting_text(tmp_path / "text.txt")
     corpus = wikipedia.load_corpus(text, progress=False)
     end = corpus.words.index(wikipedia.END)
@@ -290,13 +323,12 @@ def test_a_corpus_holds_whole_documents_out(example, tmp_path):
     lines = b"<p>A <i>cat</i> &amp; dog</p>\n <style>x</style>\n<p>B</p>"
     zstandard = pytest.importorskip("zstandard")
     frame = zstandard.ZstdCompressor().compress(lines)
-    assert wikipedia._introductions(frame) == ["A cat & dog", "B"]
+    assert wikipedia.introductions(frame) == ["A cat & dog", "B"]
     with pytest.raises(ValueError, match="at least three"):
         wikipedia.prepare(["a", "b", "b"])
 
 
 def test_recommender_ranks_exactly_and_compares_three(example, capsys, tmp_path):
-    interactions = importlib.import_module("interactions")
     csv = tmp_path / "taken.csv"
     lines = [f"u{user},i{(user + step) % 40},{step}" for user in range(80) for step in range(9)]
     csv.write_text("\n".join(["user,item,time", *reversed(lines)]))
@@ -318,8 +350,7 @@ def test_recommender_ranks_exactly_and_compares_three(example, capsys, tmp_path)
         example("recommender", capsys, "--csv", csv)
 
 
-def test_generated_interactions_have_structure(example):
-    interactions = importlib.import_module("interactions")
+def test_generated_interactions_have_structure():
     one, other = (interactions.generate(2_000, 500, seed=seed) for seed in (3, 3))
     assert (one.items == other.items).all() and one.items.max() < 2_000
     counts = np.sort(np.bincount(one.items, minlength=2_000))[::-1]

@@ -4,10 +4,11 @@ import itertools
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 
-from slide_torch import HashTables, LSHLinear, LSHOptions, ops, reference
+from slide_torch import HashTables, LSHLinear, LSHOptions, ops
 from slide_torch.active_set import Labels
 from slide_torch.hashing import kmeans
 from slide_torch.hashing.bins import MinHash
@@ -44,6 +45,7 @@ def test_interface(family, dtype):
     assert not torch.equal(codes, other.row_codes(w, b))
     rows = torch.tensor([69, 0, 7, 7])
     assert torch.equal(made.row_codes(w, b, rows), codes[:, rows])
+    assert made.row_codes(w, b, rows[:0]).shape == (5, 0)
     x = torch.randn(9, 40, dtype=dtype)
     assert torch.equal(made.query_codes(x), made._codes(x, x.new_ones(9)))
     made.center = None
@@ -52,7 +54,7 @@ def test_interface(family, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_defective_rows_and_queries(family, value):
     made = make(family)
     w, b = torch.randn(37, 40), torch.randn(37)

@@ -5,13 +5,14 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from slide_torch import HashTables, LSHOptions, ops, reference
+from slide_torch import HashTables, LSHOptions, ops
 from slide_torch.active_set import SharedActiveSet
-from slide_torch.functional import lsh_linear_cross_entropy
+from slide_torch.functional import lsh_linear_binary_cross_entropy, lsh_linear_cross_entropy
 from slide_torch.sampling.draw import draw_active_set
 from slide_torch.sampling.targets import as_labels
 
@@ -180,6 +181,64 @@ def test_int32_and_small_integer_targets():
     expected = sampled(case, case.y)
     for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
         assert torch.equal(sampled(case, case.y.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("options", [{"budget": 40}, dict(budget=5, tail=5, K=2, L=2)])
+@pytest.mark.parametrize("loss", [lsh_linear_cross_entropy, lsh_linear_binary_cross_entropy])
+def test_a_one_hot_of_integers_is_no_list_of_labels(loss, options):
+    """torch refuses it; as a list it would be the labels 0, ..., 0, 1."""
+    case = make(**options)
+    one_hot = F.one_hot(case.y, 40)
+
+    def of(target, input=case.x):
+        return loss(input, case.weight, target, linear_bias=case.bias, tables=case.tables)
+
+    state = torch.get_rng_state()
+    name = loss.__name__
+    for target in (
+        *(one_hot.to(dtype) for dtype in (torch.int64, torch.int32, torch.int8, torch.uint8)),
+        torch.zeros(9, 40, dtype=torch.int64),
+        F.one_hot(case.y, 41),  # of more classes than there are
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: target: .* pass target\.float\(\)"):
+            of(target)
+    with pytest.raises(ValueError, match=rf"{name}: target: .* pass target\.float\(\)"):
+        of(one_hot[0], case.x[0])
+    with pytest.raises(ValueError, match=rf"{name}: target: .*torch.bool.* or \.float\(\)"):
+        of(one_hot.bool())
+    assert torch.equal(torch.get_rng_state(), state) and not case.tables.built
+    for target in (one_hot.float(), one_hot.argmax(-1), one_hot.to_sparse_csr()):
+        torch.manual_seed(0)
+        torch.testing.assert_close(
+            of(target), of(case.y), rtol=0 if case.tables.exact else 1, atol=0
+        )
+    assert of(case.y[:, None].expand(9, 39)).isfinite()  # a list may repeat a label
+    single = make(1, 4, 3)
+    with pytest.raises(ValueError, match=r"fewer than 1 .* a row, got shape \(3, 1\)"):
+        loss(
+            single.x,
+            single.weight,
+            single.y[:, None],
+            linear_bias=single.bias,
+            tables=single.tables,
+        )
+
+
+def test_class_weights_with_a_gradient_are_refused():
+    case = make()
+    weight = torch.rand(40, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"weight: expected no gradient: call weight\.detach\(\)"):
+        sampled(case, case.y, weight=weight)
+    for argument in ("weight", "pos_weight"):
+        with pytest.raises(ValueError, match=rf"{argument}: expected no gradient"):
+            lsh_linear_binary_cross_entropy(
+                case.x,
+                case.weight,
+                case.y,
+                linear_bias=case.bias,
+                tables=case.tables,
+                **{argument: weight},
+            )
 
 
 def test_gradcheck_in_float64():

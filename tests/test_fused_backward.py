@@ -9,9 +9,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
-from slide_torch import LSHLinear, LSHOptions
+from slide_torch import LSHFeedForward, LSHLinear, LSHOptions
 from slide_torch.optim import Adam
 
 OPS = torch.ops.slide_torch
@@ -285,3 +286,159 @@ def test_a_torch_state_dict_loads_and_a_wrong_state_is_refused():
     with pytest.raises(ValueError, match="exp_avg"):
         F.cross_entropy(net(torch.randn(B, D)), torch.arange(B)).backward()
     assert torch.equal(net[2].weight, before)
+
+
+# --- backward that is asked for something else --------------------------------------------------------
+
+FUSABLE = pytest.mark.parametrize(
+    "options", [SHARED, PER_SAMPLE, EXACT], ids=["shared", "sample", "exact"]
+)
+
+
+def head(options=SHARED):
+    """A layer, its fusing optimizer and the loss of an input with a gradient."""
+    torch.manual_seed(0)
+    layer = LSHLinear(D, N, options=options, sparse=True)
+    optimizer = Adam(layer.parameters(), lr=0.02, fuse_backward=True)
+    x = torch.randn(B, D, requires_grad=True)
+    return layer, optimizer, x, F.cross_entropy(layer(x), torch.arange(B))
+
+
+@FUSABLE
+@pytest.mark.parametrize("asked", ["grad_input", "grad_bias", "grad_all", "inputs_input"])
+def test_what_backward_is_not_asked_for_is_not_trained(options, asked):
+    plain, unused, x, loss = head(options)
+    unused.param_groups[0]["fuse_backward"] = False
+    unused._register(unused.param_groups[0])
+    expected = torch.autograd.grad(loss, [x, plain.weight, plain.bias])
+
+    layer, optimizer, x, loss = head(options)
+    before = layer.weight.detach().clone()
+    version = layer.weight._version
+    assert torch.equal(before, plain.weight)
+    if asked == "inputs_input":
+        loss.backward(inputs=[x], retain_graph=True)
+        found = {0: x.grad}
+    else:
+        wanted = {"grad_input": [0], "grad_bias": [2], "grad_all": [0, 1, 2]}[asked]
+        leaves = [(x, layer.weight, layer.bias)[i] for i in wanted]
+        found = dict(zip(wanted, torch.autograd.grad(loss, leaves, retain_graph=True), strict=True))
+    for index, gradient in found.items():
+        assert torch.equal(gradient.to_dense(), expected[index].to_dense())
+    assert torch.equal(layer.weight, before) and layer.weight._version == version
+    assert not optimizer.state and layer.weight.grad is None and layer.bias.grad is None
+
+    # a backward that is asked for the weight trains it, once
+    loss.backward(inputs=[layer.weight])
+    assert not torch.equal(layer.weight, before) and layer.weight.grad is None
+    assert float(optimizer.state[layer.weight]["step"]) == 1
+    optimizer.step()
+    F.cross_entropy(layer(x), torch.arange(B)).backward()
+
+
+@FUSABLE
+def test_a_weight_that_is_frozen_before_backward_stays(options):
+    layer, optimizer, x, loss = head(options)
+    before = layer.weight.detach().clone()
+    layer.weight.requires_grad_(False)
+    loss.backward()
+    assert torch.equal(layer.weight, before) and layer.weight.grad is None and not optimizer.state
+    assert x.grad is not None and layer.bias.grad is not None
+
+
+@FUSABLE
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_trains_as_without(options, reentrant):
+    nets = []
+    for fuse in (False, True):
+        layer, optimizer, x, _ = head(options)
+        optimizer.param_groups[0]["fuse_backward"] = fuse
+        optimizer._register(optimizer.param_groups[0])
+        torch.manual_seed(3)
+
+        def loss(x, layer=layer):
+            return F.cross_entropy(layer(x), torch.arange(B))
+
+        value = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=reentrant)
+        if not reentrant:  # torch refuses it of reentrant ones
+            before = layer.weight.detach().clone()
+            torch.autograd.grad(value, x)
+            assert torch.equal(layer.weight, before) and layer.weight.grad is None
+            value = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=reentrant)
+        value.backward()
+        optimizer.step()
+        nets.append(layer)
+    same_everywhere(*nets)
+
+
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_that_wait_for_the_gradient_are_refused(hook):
+    layer, optimizer, _, loss = head()
+    before = layer.weight.detach().clone()
+    handle = getattr(layer.weight, hook)(lambda grad: None)
+    with pytest.raises(RuntimeError, match="fuse_backward: expected a parameter without hooks"):
+        loss.backward(retain_graph=True)
+    assert torch.equal(layer.weight, before)
+    handle.remove()
+    loss.backward()
+    assert not torch.equal(layer.weight, before) and optimizer.state
+
+
+def test_create_graph_is_refused():
+    layer, optimizer, _, loss = head()
+    before = layer.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="fuse_backward: expected create_graph=False"):
+        loss.backward(create_graph=True)
+    assert torch.equal(layer.weight, before) and not optimizer.state
+
+
+@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.parametrize("unscaled", [True, False])
+def test_a_grad_scaler_is_refused_whether_it_skips_or_not(finite, unscaled):
+    layer, optimizer, _, loss = head()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss if finite else loss + layer.bias[0] * torch.inf).backward()
+    if unscaled:
+        scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match=r"expected no GradScaler.* set fuse_backward=False"):
+        scaler.step(optimizer)
+    assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
+
+
+def test_a_grad_scaler_where_nothing_is_fused():
+    """A disabled one, and one beside binary cross entropy, whose gradient the step is given."""
+    x, y = torch.randn(B, D), torch.arange(B)
+    layer, optimizer, *_ = head()
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    for _ in range(2):
+        disabled.scale(F.cross_entropy(layer(x), y)).backward()
+        disabled.step(optimizer)
+        disabled.update()
+    layers = []
+    for scaled in (False, True):
+        layer, optimizer, *_ = head()
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=4.0)
+        torch.manual_seed(1)
+        for factor in (1.0, torch.inf, 1.0) if scaled else (1.0, 1.0):
+            optimizer.zero_grad()
+            loss = layer(x).binary_cross_entropy_with_logits(y) * factor
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)  # skips the second
+            scaler.update()
+        layers.append(float(optimizer.state[layer.weight]["step"]))
+    assert layers == [2, 2]
+
+
+def test_a_hidden_layer_is_handed_its_gradients():
+    torch.manual_seed(0)
+    block = LSHFeedForward(D, N, options=PER_SAMPLE, sparse=True)
+    optimizer = Adam(block.parameters(), lr=0.02, fuse_backward=True)
+    before = [p.detach().clone() for p in block.parameters()]
+    x = torch.randn(B, D, requires_grad=True)
+    block(x).square().sum().backward(inputs=[x])
+    assert all(map(torch.equal, before, block.parameters())) and not optimizer.state
+    block(x).square().sum().backward()
+    assert all(map(torch.equal, before, block.parameters()))
+    assert block.first.weight.grad.is_sparse and block.second_weight.grad.is_sparse
+    optimizer.step()
+    assert not any(map(torch.equal, before, block.parameters()))

@@ -2,42 +2,21 @@
 
 import functools
 import io
-import os
-import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import reference
 import torch
+from helpers import LEVELS, run_at_level, supported_levels
 
-from slide_torch import ops, reference
-
-LEVELS = ("baseline", "avx2", "avx512")
-NEEDED = {
-    "avx2": {"avx2", "fma"},
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
-}
+from slide_torch import ops
 
 # sizes that are multiples of no vector width, of no tile, of no block of 64 or 256 rows
 N, D, B, BINS = 301, 45, 21, 8
 HIDDEN = ("output", "x", "weight", "bias", "second")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-def cpu_flags():
-    if platform.machine() != "x86_64":
-        return set()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":")[1].split())
-    return set()
-
-
-def supported_levels():
-    flags = cpu_flags()
-    return [level for level in LEVELS if NEEDED.get(level, set()) <= flags]
 
 
 def inputs(dtype):
@@ -180,16 +159,9 @@ def compute():
     return result
 
 
-def run(level, *command):
-    """Runs this file's `compute`, or the command, where SLIDE_TORCH_ISA names the level."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    return subprocess.run(
-        command or [sys.executable, __file__],
-        env={**os.environ, "SLIDE_TORCH_ISA": level, "PYTHONPATH": path},
-        capture_output=True,
-        timeout=120,
-    )
+def run(level):
+    """Runs this file's `compute`."""
+    return run_at_level(level, __file__)
 
 
 @functools.cache
@@ -239,7 +211,7 @@ def test_the_level_asked_for_is_used(level):
 
 def test_the_best_level_is_the_default():
     code = "import slide_torch; print(slide_torch.instruction_set())"
-    done = run("", sys.executable, "-c", code)
+    done = run_at_level("", "-c", code)
     assert done.stdout.decode().strip() == supported_levels()[-1]
 
 
@@ -263,10 +235,11 @@ def test_best(level, dtype):
     found = result_of(level)[dtype]
     i = {k: v.double() for k, v in inputs(torch.float32).items() if k in ("x", "weight", "bias")}
     expected = torch.nn.functional.linear(i["x"], i["weight"], i["bias"]).topk(9).values
-    for name in found:
-        if name.startswith("best"):
-            error = (found[name].double() - expected[: len(found[name])]).abs().max()
-            assert error / expected.abs().max() < 7 * torch.finfo(DTYPES[dtype]).eps, name
+    names = [name for name in found if name.startswith("best")]
+    assert len(names) == 8
+    for name in names:
+        error = (found[name].double() - expected[: len(found[name])]).abs().max()
+        assert error / expected.abs().max() < 7 * torch.finfo(DTYPES[dtype]).eps, name
 
 
 @pytest.mark.parametrize("level", supported_levels())
@@ -352,7 +325,7 @@ def test_bfloat16_updates(level):
         Path(__file__).with_name(f"test_bfloat16_{what}.py") for what in ("moments", "parameters")
     ]
     which = "neighbours or unbiased or without_bias or not_a_number"
-    done = run(level, sys.executable, "-m", "pytest", "-q", "-k", which, *map(str, files))
+    done = run_at_level(level, "-m", "pytest", "-q", "-k", which, *files)
     assert done.returncode == 0, done.stdout.decode()
 
 

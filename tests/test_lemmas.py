@@ -1,15 +1,12 @@
 """The lemmatization problem: what is kept, held out and made a feature."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import lemmas as lemmas_module
-from lemmas import SPLITS, load_lemmas, prepare
+from examples.data import lemmas as lemmas_module
+from examples.data.lemmas import SPLITS, load_lemmas, prepare
 
 ENDINGS = ["", "a", "u", "em", "ie", "y", "ów", "om", "ami", "ach"]
 
@@ -45,7 +42,7 @@ def test_rows_and_splits(lemmas):
 
 
 def test_features_are_prefixes_and_grams():
-    row_of, token_of, tokens = lemmas_module._tokenise(["kota", "kot", "k"])
+    row_of, token_of, tokens = lemmas_module.tokenise(["kota", "kot", "k"])
     found = [set(token_of[row_of == row].tolist()) for row in range(3)]
     # prefixes ko, kot, kota; 3-grams of <kota>, of <kot>, of <k>
     assert [len(own) for own in found] == [3 + 4, 2 + 3, 1]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slide_torch import LSHLinear, LSHOptions, SampledLogits
+from slide_torch import LSHLinear, LSHOptions, RecallProbe, SampledLogits
 
 N, D = 30, 8
 SAMPLED = dict(budget=5, tail=6, K=2, L=3)
@@ -58,9 +58,11 @@ def test_looks_like_the_tensor(leading):
 
 
 def test_requires_grad():
+    """As of a tensor, it is a matter of when the logits were made."""
     layer, x, logits, _ = make()
     with torch.no_grad():
-        assert not logits.requires_grad
+        assert logits.requires_grad and not layer(x).requires_grad
+    assert not logits.detach().requires_grad
     x = x.detach()
     layer.weight.requires_grad_(False)
     assert layer(x).requires_grad  # the bias
@@ -180,7 +182,7 @@ WRONG_VIEWS = {
     "* parameter": (
         lambda z: z * nn.Parameter(torch.ones(())), NotImplementedError, "scale the layer's input"
     ),
-    "topk(31)": (lambda z: z.topk(N + 1), ValueError, "k: expected 0 to 30, got 31"),
+    "topk(31)": (lambda z: z.topk(N + 1), ValueError, "k: expected an int from 0 to 30, got 31"),
     "topk(dim=0)": (lambda z: z.topk(1, 0), NotImplementedError, "dim=-1"),
     "topk(smallest)": (lambda z: z.topk(1, largest=False), NotImplementedError, "large logits"),
     "argmax()": (lambda z: z.argmax(), NotImplementedError, "over all dimensions"),
@@ -346,12 +348,15 @@ def test_computed_over_the_active_set(pattern, sparse, correction):
     ours = draw(lambda: F.softmax(logits, -1))
     same(ours, log_probabilities.exp().where(active, 0.0), layer, x)
 
-    best = draw(lambda: logits.topk(4))
-    expected = masked.topk(4)
+    everything = logits.topk(N)  # of an active set of its own, always the same
+    active = torch.zeros(2, 3, N + 1, dtype=torch.bool)
+    active = active.scatter(-1, everything.indices % (N + 1), True)[..., :N]
+    assert active.sum(-1).min() >= 6 and active.sum(-1).max() < N
+    expected = dense.masked_fill(~active, float("-inf")).topk(4)
+    best = logits.topk(4)
     same(best.values, expected.values, layer, x)
     assert torch.equal(best.indices, expected.indices)
-    assert torch.equal(draw(lambda: logits.argmax(-1)), expected.indices[..., 0])
-    everything = draw(lambda: logits.topk(N))
+    assert torch.equal(logits.argmax(-1), expected.indices[..., 0])
     assert everything.values.shape == everything.indices.shape == (2, 3, N)
     assert torch.equal(everything.indices >= 0, everything.values > float("-inf"))
     assert torch.equal((everything.indices >= 0).sum(-1), active.sum(-1))
@@ -372,6 +377,59 @@ def tail_of(layer, x):
         sample = torch.arange(len(flat)).repeat_interleave(active.offsets.diff())
         result[sample[drawn], active.active.long()[drawn]] = True
     return result
+
+
+@pytest.mark.parametrize("options", [
+    SAMPLED,
+    {**SAMPLED, "pattern": "per_sample"},
+    dict(budget=4, tail=5, K=2),  # one table, searched
+    dict(budget=0, tail=5, tail_distribution="quadratic_kernel"),
+    dict(budget=4, tail=6, K=2, L=3, tail_distribution=("frequencies", "quadratic_kernel")),
+    dict(budget=4, tail=5, family="exact"),
+    dict(budget=N),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("sparse", [False, True])
+def test_looking_changes_no_bit_of_a_run(options, sparse):
+    """topk, argmax, recall and a probe: before the first step, between forward and backward, after a step."""
+
+    def run(look):
+        torch.manual_seed(3)
+        settings = dict(rehash_every=2, rebuild_every=2)
+        layer = LSHLinear(D, N, options=LSHOptions(**settings, **options), sparse=sparse)
+        layer.set_frequencies(torch.arange(1, N + 1))
+        seen = []
+        for _ in range(9):
+            x, y = torch.randn(5, D), torch.randint(N, (5,))
+            logits = layer(x)
+            seen += look(layer, logits)
+            loss = F.cross_entropy(logits, y)
+            seen += look(layer, logits)
+            loss.backward()
+            with torch.no_grad():
+                for p in layer.parameters():
+                    p.sub_(p.grad)
+                    p.grad = None
+            seen += look(layer, logits)
+        state = [*layer.parameters(), *layer.tables.tensors().values(), torch.get_rng_state()]
+        return state, layer.stats(), seen
+
+    def looking(layer, logits):
+        best = logits.topk(3)
+        assert torch.equal(best.indices, torch.topk(logits, 3).indices)
+        assert torch.equal(best.values, logits.topk(3).values)
+        assert torch.equal(logits.argmax(-1), best.indices[:, 0])
+        F.log_softmax(logits, -1).topk(2)
+        with torch.no_grad():
+            layer.recall(logits._input, 3)
+        RecallProbe(layer, k=2).measure(layer, logits._input)
+        return [best.values.detach()]
+
+    state, stats, _ = run(lambda layer, logits: [])
+    other, other_stats, seen = run(looking)
+    assert len(state) == len(other) and all(map(torch.equal, state, other))
+    assert stats.pop("upkeep_seconds") >= 0 and other_stats.pop("upkeep_seconds") >= 0
+    assert stats == other_stats
+    assert all(map(torch.equal, seen, run(looking)[2]))
 
 
 def test_looking_is_no_training_step():

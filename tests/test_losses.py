@@ -1,9 +1,11 @@
 """Binary cross entropy and label smoothing: dense torch where every neuron is active, the reference on
 any active set, unbiased where corrected."""
 
+import dataclasses
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -20,9 +22,9 @@ from test_functional import (
     z_scores,
 )
 from torch import nn
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 
-from slide_torch import LSHLinear, LSHOptions, reference
+from slide_torch import LSHFeedForward, LSHLinear, LSHOptions
 from slide_torch.functional import lsh_linear_binary_cross_entropy
 from slide_torch.sampling.draw import draw_active_set
 from slide_torch.sampling.targets import as_labels
@@ -233,6 +235,65 @@ def test_smoothing_equals_torch(reduction, weighted, bias):
     assert_same(ours, F.cross_entropy(logits * 0.3, case.y, label_smoothing=1.0), case)
 
 
+ALL_ACTIVE = {
+    "exact": dict(budget=40),
+    "tail": dict(pattern="per_sample", correction="importance", budget=5, tail=40, K=2, L=3),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("weights", ["some", "all"])
+@pytest.mark.parametrize("pattern", ALL_ACTIVE)
+def test_labels_of_weight_zero_equal_torch(pattern, weights, smoothing, reduction):
+    """They have no term of their own, and that of the smoothing like any other."""
+    case = make(**ALL_ACTIVE[pattern])
+    weight = torch.rand(40, dtype=torch.float64)
+    weight[:20] = 0
+    target = case.y.clone()
+    target[3] = -100
+    if weights == "all":
+        target = target.clamp(max=19)
+    assert (weight[target[target >= 0]] == 0).any()
+    logits = F.linear(case.x, case.weight, case.bias)
+    options = dict(weight=weight, reduction=reduction, label_smoothing=smoothing)
+    theirs = F.cross_entropy(logits, target, **options)
+    assert_same(sampled(case, target, **options), theirs, case)
+    dense = torch.zeros(9, 40, dtype=torch.float64)
+    dense[:, 5], dense[:, 25] = 0.7, 0.4
+    dense[2, 25] = dense[3, 5] = 0
+    assert_same(sampled(case, dense, **options), F.cross_entropy(logits, dense, **options), case)
+    # several labels: torch's probabilities, but for the mean, which is over the labels' weights
+    lists = padded([[2, 30], [1], [39], [3, 4], [5], [6], [7], [8, 20], [9]], 2)
+    shares = torch.zeros(9, 40, dtype=torch.float64)
+    for row, labels in zip(shares, lists, strict=True):
+        row[labels[labels >= 0]] = 1 / (labels >= 0).sum().double()
+    rows = F.cross_entropy(logits, shares, **options | dict(reduction="none"))
+    theirs = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / (shares * weight).sum()}
+    assert_same(sampled(case, lists, **options), theirs[reduction], case)
+
+
+def test_stored_zeros_of_probabilities_are_smoothed_as_in_torch():
+    case = make()
+    dense = torch.zeros(9, 40, dtype=torch.float64)
+    ids = torch.arange(9)
+    target = torch.sparse_csr_tensor(torch.arange(10), ids, torch.zeros(9).double(), (9, 40))
+    logits = F.linear(case.x, case.weight, case.bias)
+    theirs = F.cross_entropy(logits, dense, label_smoothing=0.3)
+    assert_same(sampled(case, target, label_smoothing=0.3), theirs, case)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("pattern", ALL_ACTIVE)
+def test_binary_with_weights_of_zero_equals_torch(pattern, positive):
+    case = make(**ALL_ACTIVE[pattern])
+    weight = torch.rand(40, dtype=torch.float64)
+    weight[:20] = 0
+    options = {"pos_weight" if positive else "weight": weight}
+    ours = binary(case, padded(LISTS, 5), **options)
+    assert_same(ours, dense_binary(case, MULTI_HOT, **options), case)
+
+
 def test_smoothing_without_correction_is_that_of_the_active_set():
     case = make(300, 16, 6, budget=10, tail=20, K=3, L=6)
     case.tables.rebuild(case.weight, case.bias)
@@ -267,6 +328,151 @@ def test_smoothing_is_unbiased(pattern):
     assert (losses.var(0) / 2 < losses.std(0) / math.sqrt(600) / 5).all()
     z = z_scores(losses, truth)
     assert (z.abs() < 3.5).all()
+
+
+# --- no samples, or none with a label -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", ["plain", "smoothed", "binary"])
+@pytest.mark.parametrize("tail", ["uniform", "quadratic_kernel"])
+@pytest.mark.parametrize("correction", ["none", "importance", "exact"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_empty_batches_and_ignored_rows_equal_torch(pattern, correction, tail, loss, reduction):
+    if correction == "exact":
+        options = dict(pattern=pattern, budget=40)
+    else:
+        options = dict(pattern=pattern, correction=correction, budget=6, tail=6, K=2, L=2)
+        options["tail_distribution"] = tail
+    refused = loss == "smoothed" and pattern == "per_sample" and correction == "none"
+    if refused or (loss == "binary" and reduction == "none"):
+        return
+    if tail == "quadratic_kernel" and correction != "importance":
+        return
+    extra = dict(label_smoothing=0.1) if loss == "smoothed" else {}
+    for batch in (0, 3):
+        case = make(B=batch, **options)
+        nothing = torch.full((batch,), -100)
+        targets = [nothing, nothing[:, None].expand(batch, 2), nothing.new_empty((batch, 0))]
+        if batch == 0:
+            no_row = torch.empty(0, 40, dtype=torch.float64)
+            targets += [no_row, no_row.to_sparse_csr()]
+        logits = F.linear(case.x, case.weight, case.bias)
+        for target in targets:
+            if loss == "binary":
+                ours = binary(case, target, reduction=reduction)
+                theirs = dense_binary(case, torch.zeros_like(logits), reduction=reduction)
+            else:
+                ours = sampled(case, target, reduction=reduction, **extra)
+                theirs = F.cross_entropy(logits, nothing, reduction=reduction, **extra)
+            if batch == 0 or loss != "binary":
+                torch.testing.assert_close(ours, theirs, equal_nan=True)
+            else:  # only the active neurons count
+                assert ours.isfinite()
+            found = gradients(ours, case)
+            if reduction != "mean" and loss != "binary":
+                assert not any(gradient.any() for gradient in found)
+
+
+# --- other ways to differentiate ----------------------------------------------------------------------
+
+_Y = torch.tensor([2, 5, 7, 2])
+_SAMPLED = {
+    "exact": LSHOptions(budget=40),
+    "shared": LSHOptions(budget=6, tail=6, K=2, L=2),
+    "per_sample": LSHOptions(
+        pattern="per_sample", correction="importance", budget=6, tail=6, K=2, L=2
+    ),
+}
+_COMPUTED = {
+    "cross_entropy": lambda layer, block, x: F.cross_entropy(layer(x), _Y),
+    "smoothed": lambda layer, block, x: F.cross_entropy(layer(x), _Y, label_smoothing=0.1),
+    "binary": lambda layer, block, x: layer(x).binary_cross_entropy_with_logits(_Y),
+    "hidden": lambda layer, block, x: block.first(x).square().sum(),
+    "feed_forward": lambda layer, block, x: block(x).square().sum(),
+}
+
+
+def _dual(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def _twice(f, x):
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(x), x, create_graph=True)
+    return torch.autograd.grad(gradient.sum(), x)[0]
+
+
+_TRANSFORMS = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "jacfwd": lambda f, x: torch.func.jacfwd(f, randomness="same")(x),
+    "grad": lambda f, x: torch.func.grad(f)(x),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[1](torch.tensor(1.0)),
+    "vmap": lambda f, x: torch.func.vmap(f, randomness="same")(torch.stack([x, x])),
+    "dual": _dual,
+    "dual_without_grad": lambda f, x: torch.no_grad()(_dual)(f, x),
+}
+
+
+def layers(options):
+    torch.manual_seed(0)
+    layer = LSHLinear(8, 40, options=options)
+    return layer, LSHFeedForward(8, 40, options=dataclasses.replace(options, correction="none"))
+
+
+@pytest.mark.parametrize("transform", _TRANSFORMS)
+@pytest.mark.parametrize("computed", _COMPUTED)
+@pytest.mark.parametrize("options", _SAMPLED)
+def test_transforms_are_refused_before_anything_changes(options, computed, transform):
+    layer, block = layers(_SAMPLED[options])
+    x = torch.randn(4, 8)
+    state = torch.get_rng_state()
+    with pytest.raises(
+        NotImplementedError, match=r"expected backward\(\) or torch\.autograd\.grad"
+    ):
+        _TRANSFORMS[transform](lambda x: _COMPUTED[computed](layer, block, x), x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert layer.stats()["steps"] == block.first.stats()["steps"] == 0
+    assert _COMPUTED[computed](layer, block, x).isfinite()  # nothing stays behind
+
+
+@pytest.mark.parametrize("computed", _COMPUTED)
+@pytest.mark.parametrize("options", _SAMPLED)
+def test_a_second_derivative_is_refused(options, computed):
+    layer, block = layers(_SAMPLED[options])
+    f = lambda x: _COMPUTED[computed](layer, block, x)  # noqa: E731
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        _twice(f, torch.randn(4, 8))
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.functional.hessian(f, torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "second_weight"])
+def test_tangents_of_parameters_are_refused(name):
+    layer, block = layers(_SAMPLED["shared"])
+    module = block if name == "second_weight" else layer
+    own = dict(module.named_parameters())
+    x = torch.randn(4, 8)
+    with forward_ad.dual_level(), torch.no_grad():
+        given = own | {name: forward_ad.make_dual(own[name], torch.ones_like(own[name]))}
+        with pytest.raises(NotImplementedError, match="forward-mode tangent"):
+            output = torch.func.functional_call(module, given, (x,))
+            F.cross_entropy(output, _Y)
+
+
+@pytest.mark.parametrize("transform", _TRANSFORMS)
+def test_all_logits_know_every_transform(transform):
+    """Those of a layer in eval mode, and to_dense() of an exact one."""
+    layer, _ = layers(_SAMPLED["exact"])
+    linear = layer.to_linear()
+    x = torch.randn(4, 8)
+    wanted = _TRANSFORMS[transform](lambda x: F.cross_entropy(linear(x), _Y), x)
+    dense = _TRANSFORMS[transform](lambda x: F.cross_entropy(layer(x).to_dense(), _Y), x)
+    layer.eval()
+    ours = _TRANSFORMS[transform](lambda x: F.cross_entropy(layer(x), _Y), x)
+    torch.testing.assert_close(dense, wanted)
+    torch.testing.assert_close(ours, wanted)
 
 
 # --- both, with the rest of torch -----------------------------------------------------------------

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +110,45 @@ def test_errors_name_function_and_argument(function):
     ):
         with pytest.raises(error, match=f"{function.__name__}: .*{words}"):
             function(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+def test_numpy_arrays_and_integers_count_as_tensors(dtype):
+    predicted, targets = torch.tensor([[3, 1, 2], [0, 4, 5]]), torch.tensor([[1, 3], [5, 5]])
+    counts = torch.tensor([1, 2, 3, 4, 5, 6])
+    label_propensities = metrics.propensities(counts, 500)
+    theirs = metrics.propensities(counts.numpy(), np.int64(500))
+    assert torch.equal(theirs, label_propensities)
+    arrays = [tensor.numpy().astype(dtype) for tensor in (predicted, targets)]
+    arrays[0].flags.writeable = False
+    k = np.int64(2)
+    for function in AT_K:
+        assert function(*arrays, k) == function(predicted, targets, 2)
+    assert metrics.psp_at_k(*arrays, k, theirs.numpy()) == metrics.psp_at_k(
+        predicted, targets, 2, label_propensities
+    )
+
+
+def test_other_things_are_refused():
+    good = torch.tensor([[0, 1]])
+    for function in AT_K:
+        for wrong, got in (
+            ([[0, 1]], "list"),
+            (None, "NoneType"),
+            (np.array([["a"]]), "array of <U"),
+        ):
+            with pytest.raises(TypeError, match=f"{function.__name__}: predicted must be.*{got}"):
+                function(wrong, good, 1)
+            with pytest.raises(TypeError, match=f"{function.__name__}: targets must be.*{got}"):
+                function(good, wrong, 1)
+        with pytest.raises(TypeError, match="predicted must be of an integer dtype"):
+            function(np.zeros((1, 2)), good, 1)
+        with pytest.raises(TypeError, match="k must be an int, got bool"):
+            function(good, good, True)
+    with pytest.raises(TypeError, match=r"propensities: label_counts must be.*got list"):
+        metrics.propensities([1, 2], 500)
+    with pytest.raises(TypeError, match=r"psp_at_k: label_propensities must be.*got list"):
+        metrics.psp_at_k(good, good, 1, [0.5, 0.5])
 
 
 def test_errors_of_propensities():

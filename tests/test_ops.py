@@ -1,24 +1,14 @@
 """torch.library.opcheck of every operator: schema, fake version, autograd, dynamic shapes."""
 
-import re
-from pathlib import Path
+import importlib
+import pkgutil
 
 import pytest
 import torch
+from sample_inputs import sample_inputs
 from torch.library import opcheck
 
-from slide_torch import ops
-
-# operators whose opcheck stands in the file of what they are for
-CHECKED_ELSEWHERE = {
-    "parse_xmc": "test_data.py",
-    "adam_rows_": "test_optim.py",
-    "sgd_rows_": "test_optim.py",
-    "adagrad_rows_": "test_optim.py",
-    "coalesce_rows": "test_optim.py",
-    "advise_hugepages_": "test_optim.py",
-    "touch_rows_": "test_optim.py",
-}
+import slide_torch
 
 ALL_CHECKS = (
     "test_schema",
@@ -27,333 +17,31 @@ ALL_CHECKS = (
     "test_aot_dispatch_dynamic",
 )
 
-N, D, B, K, L = 40, 12, 5, 3, 4
-DTYPES = (torch.float32, torch.float64)
-
-
-def randn(*shape, dtype=torch.float32, grad=False):
-    return torch.randn(*shape, dtype=dtype, requires_grad=grad)
-
-
-def hash_samples(functions):
-    """With and without bias, center and a choice of rows, in both dtypes."""
-    rows = torch.tensor([3, 0, 3])
-    for dtype in DTYPES:
-        x, bias = randn(N, D, dtype=dtype), randn(N, dtype=dtype)
-        yield (x, None, None, None, *functions(False))
-        yield (x, bias, rows, randn(D + 1, dtype=dtype), *functions(True))
-
-
-def hadamard(bias):
-    return torch.randint(2, (1, 3, 16)).mul(2).sub(1).to(torch.int8), randn(2, 1, 16), K, L
-
-
-def dense(bias):
-    return randn(K * L, D + bias), K, L
-
-
-def winners(bias):
-    return torch.randint(D + bias, (K * L, 8), dtype=torch.int32), K, L
-
-
-def wide_winners(bias):  # 18 bits: codes of int32
-    return torch.randint(D + bias, (6 * L, 8), dtype=torch.int32), 6, L
-
-
-def polytope(bias):
-    signs, extra, *_ = hadamard(bias)
-    return signs, extra, 4, 2, 2
-
-
-def probing(functions):
-    """The samples of a family, then with norms augmented (one more coordinate) and three probes."""
-    yield from hash_samples(functions)
-    for x, bias, rows, center, *rest in hash_samples(lambda bias: functions(bias + 1)):
-        yield (x, bias, rows, center, *rest, 2.0, 3)
-
-
-def retrieved():
-    """Arguments of rerank before the layer: five samples, the first two with labels."""
-    offsets, active = lists()
-    label_offsets = torch.tensor([0, 1, 2, 2, 2, 2])
-    return offsets, active, label_offsets, torch.zeros(2).int(), torch.tensor([1, 8]).int()
-
-
-def binary_samples(pattern):
-    for dtype in DTYPES:
-        for extra in (False, True):
-            x, weight = randn(B, D, dtype=dtype, grad=True), randn(N, D, dtype=dtype, grad=True)
-            bias = randn(N, dtype=dtype, grad=True) if extra else None
-            active, count = active_arguments(pattern)
-            row_weight = torch.rand(count, dtype=dtype) if extra else None
-            offsets, places, values = labels(dtype)
-            of_labels = (offsets, places, values, values / 2 if extra else None)
-            yield (x, weight, bias, *active, row_weight, *of_labels, 0.5, False)
-
-
-def binary_backward_samples(pattern):
-    forward = getattr(torch.ops.slide_torch, f"{pattern}_binary_cross_entropy")
-    for arguments in binary_samples(pattern):
-        x, weight, bias, *rest = (
-            a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
-        )
-        _, logits = forward(x, weight, bias, *rest)
-        for has_rows in (True, False):
-            yield (
-                randn(B, dtype=x.dtype),
-                x,
-                weight,
-                *rest[:-2],
-                logits,
-                has_rows,
-                bias is not None,
-            )
-
-
-def codes(count=N, dtype=torch.int16):
-    return torch.randint(1 << K, (L, count)).to(dtype)
-
-
-def lists():
-    """Five samples' active sets, sample-major, one of them empty."""
-    offsets = torch.tensor([0, 3, 4, 4, 8, 10])
-    return offsets, torch.tensor([2, 0, 8, 5, 39, 3, 2, 5, 0, 8], dtype=torch.int32)
-
-
-def labels(dtype):
-    """Offsets, places (valid in either pattern) and probabilities."""
-    offsets = torch.tensor([0, 2, 3, 3, 4, 5])
-    return offsets, torch.tensor([0, 2, 3, 4, 5]), torch.rand(5, dtype=dtype)
-
-
-def loss_samples(pattern):
-    for dtype in DTYPES:
-        for extra in (False, True):
-            x, weight = randn(B, D, dtype=dtype, grad=True), randn(N, D, dtype=dtype, grad=True)
-            bias = randn(N, dtype=dtype, grad=True) if extra else None
-            active, pairs = active_arguments(pattern)
-            log_weight = randn(pairs, dtype=dtype) if extra else None
-            yield (x, weight, bias, *active, log_weight, *labels(dtype), 0.5, False)
-
-
-def active_arguments(pattern):
-    offsets, active = lists()
-    rows, *pair = ops.transpose_active(offsets, active, N)
-    if pattern == "shared":
-        return (rows,), len(rows)
-    return (rows, offsets, *pair), len(active)
-
-
-def backward_samples(pattern):
-    forward = getattr(torch.ops.slide_torch, f"{pattern}_cross_entropy")
-    for arguments in loss_samples(pattern):
-        x, weight, bias, *rest = (
-            a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
-        )
-        _, logits, log_normalizer = forward(x, weight, bias, *rest)
-        active, tail = rest[:-6], rest[-5:-2]  # without log_weight, scale, sparse
-        grad = randn(B, dtype=x.dtype)
-        for has_rows in (True, False):
-            yield (
-                grad,
-                x,
-                weight,
-                *active,
-                *tail,
-                logits,
-                log_normalizer,
-                has_rows,
-                bias is not None,
-            )
-
-
-def fused_samples(pattern):
-    for *arguments, has_rows, has_bias in backward_samples(pattern):
-        if not has_rows:
-            continue
-        weight = arguments[2]
-        moments = randn(*weight.shape, dtype=weight.dtype), torch.rand_like(weight)
-        yield (*arguments, has_bias, *moments, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, False)
-
-
-def retrieve_samples():
-    table_offsets, table_ids = ops.build_tables(codes(), K)
-    tail = torch.tensor([1, 30], dtype=torch.int32)
-    offsets, active = torch.tensor([0, 1, 1, 2, 4, 4]), torch.tensor([7, 7, 0, 39]).int()
-    for dtype in (torch.int16, torch.int32):
-        for end in (tail, tail[:0]):
-            yield codes(B, dtype), table_offsets, table_ids, offsets, active, end, 6, 100, 3
-
-
-def coded_lists(weight, bias, offsets, rows):
-    coded = ops.empty_codes(weight, offsets, room=True)
-    ops.code_lists_(*coded, weight, bias, offsets, rows)
-    return coded
-
-
-def predict_samples(kind):
-    offsets, rows = torch.tensor([0, 9, 9, N]), torch.randperm(N).int()
-    for dtype in DTYPES:
-        for bias in (None, randn(N, dtype=dtype)):
-            x, weight = randn(B, D, dtype=dtype), randn(N, D, dtype=dtype)
-            if kind == "linear":
-                yield x, weight, bias, 3
-            elif kind == "lists":
-                coded = coded_lists(weight, bias, offsets, rows)[:2]
-                for cap in (2, 100):
-                    probes = torch.tensor([[0, 1, -1]] * B)
-                    yield x, weight, bias, offsets, rows, *coded, probes, 3, 5, cap, 7
-            elif kind == "codes":
-                yield *ops.empty_codes(weight, offsets, room=False), weight, bias, offsets, rows
-            elif kind == "recode":
-                coded = coded_lists(weight, bias, offsets, rows)
-                yield *coded, randn(N, D, dtype=dtype), bias, torch.tensor([0, 7])
-            else:
-                yield weight, bias, offsets, rows
-
-
-def kernel_samples(kind):
-    for dtype in DTYPES:
-        for bias in (None, randn(N, dtype=dtype)):
-            weight = randn(N, D, dtype=dtype)
-            if kind == "sums":
-                yield weight, bias, 4
-            else:
-                asked = torch.tensor([0, 3, 39]).int()
-                sums, queries = ops.kernel_sums(weight, bias, 4), randn(B, D, dtype=dtype)
-                yield sums, weight, bias, queries, 2.0, 7, asked, 3
-
-
-def linear_samples(pattern, grad=True):
-    for dtype in DTYPES:
-        for bias in (None, randn(N, dtype=dtype, grad=grad)):
-            x, weight = randn(B, D, dtype=dtype, grad=grad), randn(N, D, dtype=dtype, grad=grad)
-            yield (x, weight, bias, *active_arguments(pattern)[0], False)
-
-
-def linear_backward_samples(pattern):
-    forward = getattr(torch.ops.slide_torch, f"{pattern}_linear")
-    for x, weight, bias, *active, sparse in linear_samples(pattern, grad=False):
-        values = forward(x, weight, bias, *active, sparse)
-        yield (torch.randn_like(values), x, weight, *active, bias is not None)
-
-
-def weighted_rows_samples(pattern, grad=True):
-    for x, weight, bias, *active, sparse in linear_samples(pattern, grad=False):
-        values = getattr(torch.ops.slide_torch, f"{pattern}_linear")(
-            x, weight, bias, *active, sparse
-        )
-        yield (values.requires_grad_(grad), weight.requires_grad_(grad), *active, sparse)
-
-
-def weighted_rows_backward_samples(pattern):
-    for values, weight, *active, _ in weighted_rows_samples(pattern, grad=False):
-        yield (randn(B, D, dtype=values.dtype), values, weight, *active)
-
-
-SAMPLES = {
-    "simhash_hadamard": lambda: probing(hadamard),
-    "simhash_dense": lambda: probing(dense),
-    "dwta": lambda: [*probing(winners), *hash_samples(wide_winners)],
-    "minhash": lambda: hash_samples(winners),
-    "cross_polytope": lambda: probing(polytope),
-    "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
-    "hashed_rows": lambda: [
-        (randn(N, D), None, None, None, None),
-        (randn(N, D), randn(N), torch.tensor([3, 0]), randn(D + 1), 2.0),
-    ],
-    "nearest_in_groups": lambda: [
-        (
-            *(randn(N, D, dtype=t), bias, rows, None, randn(8, D + (bias is not None))),
-            *(randn(2, D + (bias is not None)), torch.tensor([0, 3, 8]), torch.arange(8).int(), 1),
-        )
-        for t in DTYPES
-        for bias in (None, randn(N, dtype=t))
-        for rows in (None, torch.tensor([3, 0]))
-    ],
-    "group_means": lambda: [(randn(N, D, dtype=t), torch.arange(N) % 4 - 1, 5) for t in DTYPES],
-    "mean_row": lambda: [(randn(N, D), None, 8), (randn(N, D).double(), randn(N).double(), 100)],
-    "build_tables": lambda: [(codes(), K), (codes(dtype=torch.int32), K)],
-    "update_codes_": lambda: [(codes(), torch.tensor([5, 39]), codes(2))],
-    "retrieve": retrieve_samples,
-    "transpose_active": lambda: [(*lists(), N)],
-    "rerank": lambda: [
-        (*retrieved(), randn(B, D, dtype=t), randn(N, D, dtype=t), bias, 2)
-        for t in DTYPES
-        for bias in (None, randn(N, dtype=t))
-    ],
-    "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
-    "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
-    "kernel_sums": lambda: kernel_samples("sums"),
-    "kernel_draw": lambda: kernel_samples("draw"),
-    "shared_cross_entropy": lambda: loss_samples("shared"),
-    "shared_cross_entropy_backward": lambda: backward_samples("shared"),
-    "shared_cross_entropy_backward_adam_": lambda: fused_samples("shared"),
-    "sample_cross_entropy": lambda: loss_samples("sample"),
-    "sample_cross_entropy_backward": lambda: backward_samples("sample"),
-    "sample_cross_entropy_backward_adam_": lambda: fused_samples("sample"),
-    "shared_binary_cross_entropy": lambda: binary_samples("shared"),
-    "shared_binary_cross_entropy_backward": lambda: binary_backward_samples("shared"),
-    "sample_binary_cross_entropy": lambda: binary_samples("sample"),
-    "sample_binary_cross_entropy_backward": lambda: binary_backward_samples("sample"),
-    "shared_linear": lambda: linear_samples("shared"),
-    "shared_linear_backward": lambda: linear_backward_samples("shared"),
-    "shared_weighted_rows": lambda: weighted_rows_samples("shared"),
-    "shared_weighted_rows_backward": lambda: weighted_rows_backward_samples("shared"),
-    "sample_linear": lambda: linear_samples("sample"),
-    "sample_linear_backward": lambda: linear_backward_samples("sample"),
-    "sample_weighted_rows": lambda: weighted_rows_samples("sample"),
-    "sample_weighted_rows_backward": lambda: weighted_rows_backward_samples("sample"),
-    "rows_to_dense": lambda: [
-        (torch.tensor([0, 3, 39]), randn(3, *rest, dtype=dtype), N)
-        for rest in ((), (D,))
-        for dtype in DTYPES
-    ],
-    "topk_linear": lambda: predict_samples("linear"),
-    "code_lists_": lambda: predict_samples("codes"),
-    "recode_rows_": lambda: predict_samples("recode"),
-    "topk_lists": lambda: predict_samples("lists"),
-    "list_centers": lambda: predict_samples("centers"),
-    "instruction_set": lambda: [()],
+# Checks that cannot be made. test_aot_dispatch_dynamic runs an operator eagerly and compiled and compares.
+LEFT_OUT = {
+    # torch.testing cannot compare strings, and there is no tensor to trace
+    "instruction_set": {"test_aot_dispatch_dynamic"},
 }
 
 
-def test_no_operator_is_forgotten():
-    source = (Path(__file__).parents[1] / "csrc" / "library.cpp").read_text()
-    defined = re.findall(r'm\.def\(\s*"(\w+)\(', source)
-    assert len(defined) == source.count("m.def(") and len(set(defined)) == len(defined)
-    here, elsewhere = set(SAMPLES), set(CHECKED_ELSEWHERE)
-    assert not here & elsewhere and here | elsewhere == set(defined)
-    for name, file in CHECKED_ELSEWHERE.items():
-        text = (Path(__file__).parent / file).read_text()
-        assert "opcheck" in text and name in text
+def registered():
+    """Names of all operators that the dispatcher has, those defined in Python included."""
+    for module in pkgutil.walk_packages(slide_torch.__path__, "slide_torch."):
+        importlib.import_module(module.name)
+    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    return {name.partition(".")[0] for space, name in names if space == "slide_torch"}
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+def test_every_operator_has_samples():
+    assert sample_inputs().keys() == registered() and len(registered()) > 50
+    assert LEFT_OUT.keys() <= registered()
+
+
+@pytest.mark.parametrize("name", sorted(registered()))
 def test_opcheck(name):
     torch.set_num_threads(1)  # for such small problems two are slower
-    op = getattr(torch.ops.slide_torch, name).default
-    count = 0
-    for arguments in SAMPLES[name]():
-        if name == "instruction_set":
-            # test_aot_dispatch_dynamic runs the operator eagerly and compiled and compares with
-            # torch.testing, which cannot compare strings; there is no tensor to trace either
-            opcheck(op, arguments, test_utils=ALL_CHECKS[:-1])
-        else:
-            opcheck(op, arguments, test_utils=ALL_CHECKS)
-        count += 1
-    assert count
-
-
-@pytest.mark.parametrize("pattern", ["shared", "sample"])
-def test_opcheck_of_sparse_gradients(pattern):
-    op = getattr(torch.ops.slide_torch, f"{pattern}_cross_entropy").default
-    for *arguments, _ in loss_samples(pattern):
-        opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
-    for name, samples in (("linear", linear_samples), ("weighted_rows", weighted_rows_samples)):
-        op = getattr(torch.ops.slide_torch, f"{pattern}_{name}").default
-        for *arguments, _ in samples(pattern):
-            opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
-    op = getattr(torch.ops.slide_torch, f"{pattern}_binary_cross_entropy").default
-    for *arguments, _ in binary_samples(pattern):
-        opcheck(op, (*arguments, True), test_utils=ALL_CHECKS)
+    checks = [check for check in ALL_CHECKS if check not in LEFT_OUT.get(name, ())]
+    samples = list(sample_inputs()[name]())
+    assert samples and checks
+    for arguments in samples:
+        opcheck(getattr(torch.ops.slide_torch, name).default, arguments, test_utils=checks)

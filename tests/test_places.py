@@ -2,16 +2,15 @@ import itertools
 import json
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import places as places_module
-from places import batches, normalise, prepare, read_cache, tokenise, write_cache
+from examples.data import places as places_module
+from examples.data.places import prepare, read_cache, write_cache
+from examples.data.places_text import normalise, tokenise
+from slide_torch.data import batches
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = {"test_fraction": 0.2, "validation_fraction": 0.2}

@@ -95,7 +95,8 @@ def test_fixed_proposal(name, count):
     if name == "equal":  # a boundary cuts a row now and then, not more
         assert np.mean([len(s) for s in sets]) > 0.75 * count
     assert torch.equal(proposal.draw(5), sets[5])
-    assert proposal.inclusion.max() > 0.9 or not torch.equal(sets[5], sets[6])
+    if len(proposal.certain) < count and (name, count) != ("one_heavy", 1):
+        assert len({tuple(own.tolist()) for own in sets}) > 1
 
 
 def test_log_uniform_is_that_of_candidate_samplers():
@@ -414,8 +415,11 @@ def test_states_from_before_there_were_distributions():
         del state[""][new]
     for new in ("tail_distribution", "kernel_alpha"):
         del state[""]["options"][new]
-    load_sampler_state(layer, state)
-    assert layer.tables.built
+    other = LSHLinear(6, 60, options=layer.options)
+    load_sampler_state(other, state)
+    found, expected = other.tables.tensors(), layer.tables.tensors()
+    assert found.keys() == expected.keys() >= {"codes", "ids"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_uniform_tail_is_as_before():

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import LEVELS
 
 ROOT = Path(__file__).parents[1]
-LEVELS = ("baseline", "avx2", "avx512")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 

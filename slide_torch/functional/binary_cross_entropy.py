@@ -44,8 +44,8 @@ def lsh_linear_binary_cross_entropy(
         input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
         target: targets, a sparse CSR tensor (B, N) or a dense floating-point (B, N), for a
-            two-dimensional input; classes whose target is 1, int64 (\\*, M) padded with ``ignore_index``, or
-            one each, int64 (\\*).
+            two-dimensional input; classes whose target is 1, int64 (\\*, M), M < N, padded with
+            ``ignore_index``, or one each, int64 (\\*).
         weight: (N), a factor of each class's loss.
         pos_weight: (N), or a tensor of one number, a factor of the positive targets.
         reduction: ``"mean"``, over all B N elements, or ``"sum"``.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..precision import DTYPES
+from ..storage import check_in_memory
 from ..tables import HashTables
 
 
@@ -52,6 +54,7 @@ def check_layer(
 ) -> None:
     if not isinstance(tables, HashTables):
         raise ValueError(f"{name}: tables: expected HashTables, got {type(tables).__name__}")
+    check_in_memory(name, linear_weight=weight, linear_bias=bias)
     shape = (tables.out_features, tables.in_features)
     if weight.dim() != 2 or tuple(weight.shape) != shape:
         raise ValueError(
@@ -68,9 +71,16 @@ def check_layer(
             f"{name}: input: expected last dimension {shape[1]} (in_features), "
             f"got shape {tuple(input.shape)}"
         )
+    given = (input, weight) if bias is None else (input, weight, bias)
+    records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     for which, tensor in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if tensor is None:
             continue
+        if records and not torch.compiler.is_compiling() and tensor.is_inference():
+            raise ValueError(
+                f"{name}: {which}: expected a normal tensor, got one made in torch.inference_mode(), which "
+                "autograd cannot save for backward: make it outside, or give tensor.clone()"
+            )
         if tensor.device.type != "cpu":
             raise ValueError(f"{name}: {which}: expected a CPU tensor, got {tensor.device}")
         if tensor.dtype != weight.dtype:
@@ -79,6 +89,7 @@ def check_layer(
             )
         if tensor is not input and not tensor.is_contiguous():
             raise ValueError(f"{name}: {which}: expected a contiguous tensor: call .contiguous()")
+    ops.refuse_transforms(name, input, weight, bias)
     if (bias is not None) != tables.has_bias or (bias is not None and bias.shape != shape[:1]):
         raise ValueError(
             f"{name}: linear_bias: expected {'shape ' + str(shape[:1]) if tables.has_bias else None}"

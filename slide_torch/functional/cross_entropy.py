@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import fused_update
 from ..precision import active_layer, widened
 from ..sampling.step import StepRequest
 from ..sampling.targets import is_probabilities
@@ -42,7 +43,7 @@ def lsh_linear_cross_entropy(
     Args:
         input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
-        target: class indices, int64 (\\*); several labels a row, int64 (\\*, M) padded with
+        target: class indices, int64 (\\*); several labels a row, int64 (\\*, M), M < N, padded with
             ``ignore_index`` (the target is uniform over a row's labels); probabilities, a sparse CSR
             tensor (B, N) or a dense floating-point (B, N), for a two-dimensional input.
         linear_bias: (N) or None.
@@ -54,7 +55,8 @@ def lsh_linear_cross_entropy(
         label_smoothing: share of each target that is spread evenly over the classes, 0 to 1. The mean of
             all N logits, which it pulls on, is estimated without bias from active rows and tail with
             ``correction="importance"``; with ``"none"`` it is that of the active set, over which the softmax
-            is taken (refused for ``pattern="per_sample"``). A row without a label stays without loss.
+            is taken (refused for ``pattern="per_sample"``). A row without a label (of probabilities, with
+            zeros only) stays without loss.
         scale: factor of the logits, positive (an inverse temperature).
         sparse: whether ``linear_weight`` and ``linear_bias`` get row-sparse gradients
             (``torch.sparse_coo``, coalesced) instead of dense ones.
@@ -69,11 +71,14 @@ def lsh_linear_cross_entropy(
         ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
         NotImplementedError: something of ``F.cross_entropy`` that sampling cannot honour.
 
-    The tables are discrete: no gradient flows through the choice of neurons. Differentiable once.
+    The tables are discrete: no gradient flows through the choice of neurons. Differentiable once, by
+    backward: forward-mode differentiation and the transforms of ``torch.func`` are refused.
     """
     input = checked_input(
         _NAME, input, linear_weight, linear_bias, tables, scale=scale, sparse=sparse
     )
+    if sparse and fused_update.is_replica():
+        fused_update.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     check_smoothing(label_smoothing, tables, linear_weight, sparse)
@@ -101,6 +106,7 @@ def lsh_linear_cross_entropy(
     layer = active_layer(linear_weight, linear_bias, active.rows, sparse)
     smoothed = None
     if label_smoothing > 0:
+        total = torch.where(total == 0, torch.nan, total)  # as torch has it, not inf
         labels, smoothed = _smooth(
             labels,
             label_smoothing,

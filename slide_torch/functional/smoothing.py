@@ -59,30 +59,28 @@ def _smooth(
 ) -> tuple[Labels, Tensor]:
     """Labels and an addition to the losses (B) that make these label-smoothed.
 
-    With p the labels' probabilities (of sum T), c the classes' mean weight, n the log normaliser, and s the
-    smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``. Labels scaled to the
-    mass M = (1 - s) T + s c bring in ``M n``, and too much of their own logits: what is left to add,
-    ``s c / T sum p z - s mean(c z)``, is linear in the input, so that the mean takes one vector.
+    With p the probabilities of a sample's labels (weighted, any sum), c the classes' mean weight, n the log
+    normaliser, and s the smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``.
+    Labels of ``(1 - s) p + s c q``, q one over their number, bring in all of n, and too much of their own
+    logits: what is left to add, ``s c sum q z - s mean(c z)``, is linear in the input, so that the mean takes
+    one vector.
 
     ``copied`` says that ``layer`` holds copies of the active rows, not all ``neurons``.
     """
     batch, dtype = input.shape[0], input.dtype
     weight, bias, _, sparse = layer
-    sample = torch.arange(batch).repeat_interleave(
-        labels.offsets.diff(), output_size=labels.ids.shape[0]
-    )
-    total = torch.zeros(batch, dtype=dtype).index_add(0, sample, labels.probabilities)
-    has_label = total > 0
+    count = labels.offsets.diff()
+    sample = torch.arange(batch).repeat_interleave(count, output_size=labels.ids.shape[0])
+    has_label = count > 0
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-    pull = torch.where(has_label, smoothing * mean_weight / total, 0.0)
-    own = pull[sample] * labels.probabilities
+    own = (smoothing * mean_weight / count.to(dtype))[sample]
     scaled = labels.probabilities * (1 - smoothing) + own
 
     # what each active row counts in the mean over classes; any one sample's set estimates that mean
     if isinstance(active, SharedActiveSet):
         rows, log_weight = active.rows, active.log_weight
     else:
-        first = slice(int(active.offsets[0]), int(active.offsets[1]))
+        first = slice(int(active.offsets[:2][-1]))  # of an empty batch: none
         rows, log_weight = active.active[first].long(), active.log_weight
         log_weight = None if log_weight is None else log_weight[first]
     share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()

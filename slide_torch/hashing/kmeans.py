@@ -104,7 +104,7 @@ class KMeans(HashFamily):
             ]
         )
         self.fitted = torch.tensor(True)
-        if 1 << self.K >= _GROUPED:
+        if group_count(1 << self.K):
             groups = [_group(own) for own in self.centroids]
             self.group_offsets, self.group_members = map(torch.stack, zip(*groups, strict=True))
 
@@ -191,13 +191,18 @@ class KMeans(HashFamily):
         return f"K={self.K}, L={self.L}"
 
 
+def group_count(centroids: int) -> int:
+    """Groups of so many centroids: about their square root; 0 where they are few, and stay alone."""
+    return 0 if centroids < _GROUPED else 1 << (centroids.bit_length() // 2)
+
+
 def _group(centroids: Tensor) -> tuple[Tensor, Tensor] | None:
     """About sqrt(n) groups of ``centroids`` (n, width) by a few rounds of k-means: offsets int64 (groups + 1)
     into members int32 (n). None where there are few."""
     count = centroids.shape[0]
-    if count < _GROUPED:
+    size = group_count(count)
+    if size == 0:
         return None
-    size = 1 << (count.bit_length() // 2)
     groups = centroids[:: count // size].contiguous()
     offsets = members = torch.empty(0)
     for _ in range(_GROUP_ROUNDS):

@@ -20,19 +20,24 @@ def convert_(
 ) -> nn.Module:
     """Replaces ``nn.Linear`` layers of ``model`` by :class:`LSHLinear`, in place.
 
-    The Parameters themselves are reused, so an optimizer made before stays valid.
+    The Parameters themselves are reused, so an optimizer made before stays valid; hooks, buffers and
+    attributes of a layer go along. A layer that stands in several places is replaced by one, and with
+    ``sparse=True`` an ``nn.Embedding`` of the model that shares its weight is tied to it
+    (:meth:`LSHLinear.tie`).
 
     Args:
         model: any module; may itself be the layer.
-        filter_fn: called with each ``nn.Linear`` and its qualified name; the layers for which it returns
-            true are replaced. By default those with at least ``min_out_features`` outputs.
+        filter_fn: called with each ``nn.Linear`` (no LSHLinear) and its qualified name; the layers for which
+            it returns true are replaced. By default those with at least ``min_out_features`` outputs.
         options, sparse: passed to :meth:`LSHLinear.from_linear`.
 
     Returns:
         ``model``, or its replacement where the model itself is the layer.
 
     Raises:
-        ValueError: no layer matched; nothing was changed.
+        ValueError: no layer matched, or one that did cannot be replaced without losing something (it has a
+            parametrization, or is of a subclass, say: see :meth:`LSHLinear.from_linear`). The message names
+            it; nothing was changed.
     """
     if filter_fn is None:
 
@@ -40,25 +45,33 @@ def convert_(
             return isinstance(module, nn.Linear) and module.out_features >= min_out_features
 
     # remove_duplicate=False: a layer that stands in two places is replaced in both, by one layer
-    chosen = [
+    linears = [
         (name, module)
         for name, module in model.named_modules(remove_duplicate=False)
-        if type(module) is nn.Linear and filter_fn(module, name)
+        if isinstance(module, nn.Linear) and not isinstance(module, LSHLinear)
     ]
+    chosen = [(name, module) for name, module in linears if filter_fn(module, name)]
     if not chosen:
-        linears = [
+        sizes = [
             f"{name or 'the model'} ({module.in_features} -> {module.out_features})"
-            for name, module in model.named_modules()
-            if type(module) is nn.Linear
+            for name, module in linears
         ]
         raise ValueError(
             "convert_: filter_fn: expected to match at least one nn.Linear, matched none of: "
-            + (", ".join(linears) or "(the model has none)")
+            + (", ".join(sizes) or "(the model has none)")
         )
     made: dict[nn.Module, LSHLinear] = {}
-    for _, module in chosen:
+    for name, module in chosen:
         if module not in made:
-            made[module] = LSHLinear.from_linear(module, options=options, sparse=sparse)
+            try:
+                made[module] = LSHLinear.from_linear(module, options=options, sparse=sparse)
+            except ValueError as error:
+                raise ValueError(f"convert_: {name or 'the model'}: {error}") from error
+    for embedding in model.modules():
+        if isinstance(embedding, nn.Embedding | nn.EmbeddingBag):
+            for layer in made.values():
+                if layer.weight is embedding.weight:
+                    layer.tie(embedding)
     for name, module in chosen:
         if not name:
             return made[module]

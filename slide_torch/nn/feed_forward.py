@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import checked_int
 from ..functional.checks import check_leaves
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
-from . import hidden
+from ..storage import check_in_memory
+from . import carry_over, hidden
 from .linear import LSHLinear
+from .linear_checks import MOST_FEATURES, MOST_NEURONS
 
 
 class LSHFeedForward(nn.Module):
@@ -77,11 +80,13 @@ class LSHFeedForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         _check_activation(activation)
-        width = in_features if out_features is None else out_features
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(
-                f"LSHFeedForward: out_features: expected an int of at least 1, got {width!r}"
-            )
+        in_features = checked_int(in_features, 1, MOST_FEATURES, "LSHFeedForward: in_features")
+        hidden_features = checked_int(
+            hidden_features, 1, MOST_NEURONS, "LSHFeedForward: hidden_features"
+        )
+        width = in_features
+        if out_features is not None:
+            width = checked_int(out_features, 1, None, "LSHFeedForward: out_features")
         super().__init__()
         first = LSHLinear(
             in_features,
@@ -140,10 +145,12 @@ class LSHFeedForward(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         first = self.first
+        self._check_parameters()
         drawn = first.draw_active(input)
         if drawn is None:
             values = self.activation(F.linear(input, first.weight, first.bias))
             return F.linear(values, self.second_weight.T, self.second_bias)
+        check_in_memory("LSHFeedForward", second_weight=self.second_weight)
         if first.sparse:
             check_leaves(self.second_weight, None, "LSHFeedForward")
         flat, active = drawn
@@ -161,6 +168,20 @@ class LSHFeedForward(nn.Module):
             output = output + self.second_bias
         return output.reshape(*input.shape[:-1], self.out_features)
 
+    def _check_parameters(self) -> None:
+        """Refuses parameters of other shapes than the layer was made with, or that hooks of ``first``, which
+        is not called, would bring up to date."""
+        self.first._check_parameters("LSHFeedForward: first", called=False)
+        weight, bias = self.second_weight, self.second_bias
+        fits = weight.dim() == 2 and weight.shape[0] == self.hidden_features
+        if not fits or (bias is not None and bias.shape != weight.shape[1:]):
+            raise ValueError(
+                "LSHFeedForward: second_weight: expected shape (hidden_features, out_features) = "
+                f"({self.hidden_features}, out_features) and a second_bias (out_features), got "
+                f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}: of resized "
+                "parameters make a new layer"
+            )
+
     @classmethod
     def from_linears(
         cls,
@@ -177,14 +198,25 @@ class LSHFeedForward(nn.Module):
         afterwards.
 
         Raises:
-            ValueError: the layers do not follow each other, or differ in dtype.
+            ValueError: the layers do not follow each other, or differ in dtype; or one has hooks (neither is
+                called as a module), or anything else that would be lost (see :meth:`LSHLinear.from_linear`).
         """
         for name, linear in (("first", first), ("second", second)):
+            where = f"LSHFeedForward.from_linears: {name}"
             if not isinstance(linear, nn.Linear):
+                raise ValueError(f"{where}: expected nn.Linear, got {type(linear).__name__}")
+            carry_over.check_carried(linear, where)
+            if carry_over.has_hooks(linear):
                 raise ValueError(
-                    f"LSHFeedForward.from_linears: {name}: expected nn.Linear, "
-                    f"got {type(linear).__name__}"
+                    f"{where}: expected a plain nn.Linear, got one with hooks, which would not be called: "
+                    "remove them, and register them with the LSHFeedForward"
                 )
+        extras = carry_over.extras(second)
+        if extras:
+            raise ValueError(
+                "LSHFeedForward.from_linears: second: expected a plain nn.Linear, of which only weight and "
+                f"bias are kept, got one with {', '.join(extras)}: remove it first"
+            )
         if second.in_features != first.out_features or second.weight.dtype != first.weight.dtype:
             raise ValueError(
                 f"LSHFeedForward.from_linears: second: expected in_features {first.out_features}, "

@@ -7,9 +7,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..active_set import ActiveSet
+from ..checks import as_number, checked_int
 from ..functional.checks import autocast_input
+from ..ops import fused_update
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
 from ..precision import DTYPES, computed_dtype, topk_linear, widened
@@ -18,10 +21,15 @@ from ..prediction.calibration import calibrate as calibrated
 from ..prediction.partition import RowPartition
 from ..randomness import draw_seed
 from ..sampling.candidates import candidates
+from ..sampling.draw import to_look_at
+from ..storage import check_in_memory
 from ..tables import HashTables
-from . import hidden
+from . import carry_over, hidden
 from .linear_checks import check_arguments, options_of
 from .sampled_logits import SampledLogits
+
+# What an LSHLinear has, and an nn.Linear has not.
+_OWN_ATTRIBUTES = frozenset(("options", "sparse", "output", "eval_active", "tables", "calibration"))
 
 
 class LSHLinear(nn.Linear):
@@ -63,7 +71,7 @@ class LSHLinear(nn.Linear):
 
     Limits: losses are softmax and binary cross entropies; tables follow changes made by optimizer steps, by
     ``load_state_dict`` and ``reset_parameters``: after writing to ``weight`` yourself call
-    :meth:`rehash`.
+    :meth:`rehash`. The sizes are fixed: of a weight that has grown make a new layer with :meth:`from_linear`.
 
     Examples:
         >>> head = LSHLinear(128, 670_091, sparse=True)
@@ -84,7 +92,9 @@ class LSHLinear(nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_arguments(in_features, out_features, options, device, dtype)
+        in_features, out_features = check_arguments(
+            in_features, out_features, options, device, dtype
+        )
         options = options_of(options, out_features, output, eval_active)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._set_up(options, sparse, output, eval_active)
@@ -134,7 +144,12 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        return SampledLogits(self, self._checked(input))
+        logits = SampledLogits.of(self, self._checked(input))
+        if logits.requires_grad:
+            if self.sparse and fused_update.is_replica():
+                fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)
+            _refuse_backward_hooks(self)
+        return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
         r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
@@ -154,6 +169,7 @@ class LSHLinear(nn.Linear):
 
     def _checked(self, input: Tensor) -> Tensor:
         """The input of a forward in training, in the weight's dtype under autocast."""
+        self._check_parameters("LSHLinear")
         if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
                 f"LSHLinear: input: expected last dimension {self.in_features} (in_features), "
@@ -167,7 +183,7 @@ class LSHLinear(nn.Linear):
             )
         return input
 
-    def tie(self, embedding: nn.Embedding) -> LSHLinear:
+    def tie(self, embedding: nn.Embedding | nn.EmbeddingBag) -> LSHLinear:
         """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
         the embedding looks up in training: they move with it, whether they are active here or not.
 
@@ -185,13 +201,17 @@ class LSHLinear(nn.Linear):
             got = "" if weight is None else f" of {tuple(weight.shape)}, {weight.dtype}"
             raise ValueError(
                 f"LSHLinear.tie: embedding: expected an nn.Embedding of {shape}, {self.weight.dtype}, "
-                f"got {type(embedding).__name__}{got}"
+                f"got {type(embedding).__name__}{got}: make the layer with the embedding's sizes and dtype"
             )
         self.weight = embedding.weight
         self.tables.invalidate()
-        if self.sparse:
-            embedding.register_forward_pre_hook(_MarkLookedUp(self.tables))
+        self._follow(embedding)
         return self
+
+    def _follow(self, embedding: nn.Embedding | nn.EmbeddingBag) -> None:
+        """Marks the rows that a tied embedding looks up in training, where not all are rehashed anyway."""
+        if self.sparse:
+            embedding.register_forward_hook(_MarkLookedUp(self.tables), with_kwargs=True)
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
         """Says how frequent classes are, for ``tail_distribution="frequencies"``: the tail is drawn in
@@ -217,16 +237,22 @@ class LSHLinear(nn.Linear):
         """Hashes every row anew with the present functions, as after writing to ``weight`` by hand.
 
         Raises:
-            ValueError: rows hold NaN or Inf; nothing is changed.
+            ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
+                changed.
         """
+        self._check_parameters("LSHLinear.rehash", called=False)
+        check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
         self.tables.rehash(self.weight, self.bias)
 
     def rebuild(self) -> None:
         """Draws new hash functions and hashes every row.
 
         Raises:
-            ValueError: rows hold NaN or Inf; nothing is changed.
+            ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
+                changed.
         """
+        self._check_parameters("LSHLinear.rebuild", called=False)
+        check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
     def stats(self) -> dict[str, float]:
@@ -235,13 +261,24 @@ class LSHLinear(nn.Linear):
 
     @torch.no_grad()
     def recall(self, input: Tensor, k: int = 10) -> float:
-        """Share of the exact k largest logits of each row of ``input`` (B, d) that the tables return within
-        the budget; 1 if every neuron is active, 0 if nothing is retrieved. Costs a dense (B, N) product.
+        r"""Share of the exact k largest logits of each input that the tables return within the budget; 1 if
+        every neuron is active, 0 if nothing is retrieved. Costs a dense product with all neurons.
+
+        It changes nothing: before the first training step, when there are no tables, each call builds
+        some of its own, and throws them away.
+
+        Args:
+            input: (\*, d), at least one, finite.
+            k: from 1 to N.
+
+        Raises:
+            ValueError: an argument is wrong.
         """
-        if not 1 <= k <= self.out_features:
-            raise ValueError(f"LSHLinear.recall: k: expected 1 to {self.out_features}, got {k}")
-        input = widened(input).contiguous()
-        found = candidates(self.tables, self.weight, self.bias, input)
+        k = self._checked_k("recall", k)
+        input = self._some_inputs("recall", input)
+        check_in_memory("LSHLinear.recall", weight=self.weight, bias=self.bias)
+        tables = to_look_at(self.tables, self.weight, self.bias)
+        found = candidates(tables, self.weight, self.bias, input)
         if found is None:
             return 1.0
         offsets, active = found
@@ -273,7 +310,8 @@ class LSHLinear(nn.Linear):
             ValueError: shape or dtype of ``input``, or k, is wrong.
             RuntimeError: ``exact=False`` without :meth:`calibrate`, or after the weights have changed.
         """
-        flat = self._inputs("predict", input, k)
+        k = self._checked_k("predict", k)
+        flat = self._inputs("predict", input)
         shape = (*input.shape[:-1], k)
         weight, bias = self._contiguous()
         if exact:
@@ -331,14 +369,17 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong, or weights hold NaN or Inf; nothing is changed.
         """
-        flat = self._inputs("calibrate", input, k)
-        if flat.shape[0] == 0:
-            raise ValueError("LSHLinear.calibrate: input: expected at least one, got none")
-        if not bool(torch.isfinite(flat).all()):
-            raise ValueError("LSHLinear.calibrate: input: expected finite numbers, got NaN or Inf")
-        if isinstance(recall, bool) or not 0 < recall <= 1:
+        k = self._checked_k("calibrate", k)
+        flat = self._some_inputs("calibrate", input)
+        share = as_number(recall)
+        if share is None or not 0 < share <= 1:
             raise ValueError(
                 f"LSHLinear.calibrate: recall: expected a number above 0 and at most 1, got {recall!r}"
+            )
+        if parametrize.is_parametrized(self):
+            raise ValueError(
+                "LSHLinear.calibrate: weight: expected a Parameter, whose changes are noticed, got the "
+                "result of a parametrization: call torch.nn.utils.parametrize.remove_parametrizations first"
             )
         weight, bias = self._contiguous()
         old = self.calibration
@@ -347,7 +388,7 @@ class LSHLinear(nn.Linear):
         else:
             partition = RowPartition.build(weight, bias, seed=draw_seed(generator))
         state = state_of(self.weight, self.bias)
-        self.calibration = calibrated(flat, weight, bias, k, recall, partition, state)
+        self.calibration = calibrated(flat, weight, bias, k, share, partition, state)
         return self.calibration.recall
 
     def log_prob(self, input: Tensor) -> Tensor:
@@ -370,19 +411,34 @@ class LSHLinear(nn.Linear):
         """
         if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
             input = input.to(self.weight.dtype)
-        self._inputs("log_prob", input, 1)
+        self._inputs("log_prob", input)
         with torch.autocast("cpu", enabled=False):
             logits = F.linear(input.to(self.weight.dtype), self.weight, self.bias)
             return F.log_softmax(logits, dim=-1, dtype=computed_dtype(logits.dtype))
 
-    def _inputs(self, method: str, input: Tensor, k: int) -> Tensor:
+    def _checked_k(self, method: str, k: Any) -> int:
+        N = self.out_features
+        return checked_int(k, 1, N, f"LSHLinear.{method}: k", " (out_features)")
+
+    def _some_inputs(self, method: str, input: Tensor) -> Tensor:
+        """As :meth:`_inputs`: at least one, and finite."""
+        flat = self._inputs(method, input)
+        if flat.shape[0] == 0:
+            raise ValueError(f"LSHLinear.{method}: input: expected at least one, got none")
+        if not bool(torch.isfinite(flat).all()):
+            raise ValueError(f"LSHLinear.{method}: input: expected finite numbers, got NaN or Inf")
+        return flat
+
+    def _inputs(self, method: str, input: Tensor) -> Tensor:
         """Checks what prediction is given; returns inputs as contiguous (n, d), bfloat16 ones as float32."""
+        self._check_parameters(f"LSHLinear.{method}", called=False)
         if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != self.in_features:
             got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
             raise ValueError(
                 f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
                 f"(in_features), got {got}"
             )
+        check_in_memory(f"LSHLinear.{method}", weight=self.weight, bias=self.bias)
         if self.weight.dtype not in DTYPES:
             raise ValueError(
                 f"LSHLinear.{method}: weight: expected float32, float64 or bfloat16, got "
@@ -394,12 +450,30 @@ class LSHLinear(nn.Linear):
                 f"LSHLinear.{method}: input: expected {self.weight.dtype} on {self.weight.device}, the "
                 f"weight's, got {input.dtype} on {input.device}"
             )
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.out_features:
-            raise ValueError(
-                f"LSHLinear.{method}: k: expected an int from 1 to {self.out_features} (out_features), "
-                f"got {k!r}"
-            )
         return widened(input).reshape(-1, self.in_features).contiguous()
+
+    def _check_parameters(self, where: str, *, called: bool = True) -> None:
+        """Refuses parameters of other shapes than the layer was made with, and outside a forward
+        (``called=False``) those that only a forward brings up to date."""
+        tables, weight, bias = self.tables, self.weight, self.bias
+        N, d = tables.out_features, tables.in_features
+        sizes = (self.out_features, self.in_features)
+        of_bias = None if bias is None else tuple(bias.shape)
+        wanted = (N,) if tables.has_bias else None
+        if tuple(weight.shape) != (N, d) or sizes != (N, d) or of_bias != wanted:
+            dense = "" if self.output == "sampled" else ", output='dense'"
+            raise ValueError(
+                f"{where}: weight: expected shape {(N, d)} and bias {wanted}, which the layer was made with, "
+                f"got {tuple(weight.shape)} and {of_bias}, (out_features, in_features) {sizes}: of resized "
+                "parameters make a new layer, LSHLinear.from_linear(layer, options=layer.options, "
+                f"sparse=layer.sparse{dense})"
+            )
+        computed = None if called else carry_over.computed_weight(self)
+        if computed is not None:
+            raise ValueError(
+                f"{where}: weight: expected a Parameter, got one that {computed[0]} computes anew at each "
+                f"forward only: call {computed[1]} first"
+            )
 
     def _contiguous(self) -> tuple[Tensor, Tensor | None]:
         bias = self.bias
@@ -419,38 +493,67 @@ class LSHLinear(nn.Linear):
         output: Literal["sampled", "dense"] = "sampled",
         eval_active: Literal["all", "budget"] = "all",
     ) -> LSHLinear:
-        """An LSHLinear that shares the very Parameters of ``linear``; other arguments as for the class."""
+        """An LSHLinear that shares the very Parameters of ``linear``; other arguments as for the class.
+
+        All else that hangs on ``linear`` is shared too: buffers, submodules and other parameters, attributes,
+        and its hooks: forward hooks and pre-hooks (which see a :class:`SampledLogits` as the output in
+        training), and those of state dicts. What cannot be taken along is refused.
+
+        Args:
+            linear: an nn.Linear or an LSHLinear. Sizes are those of its weight.
+
+        Raises:
+            ValueError: an argument is wrong; or ``linear`` is of a subclass, has a parametrization,
+                weight_norm, spectral_norm, pruning, backward or load_state_dict hooks, or a forward of its
+                own. The message says what to do; nothing is changed.
+        """
+        where = "LSHLinear.from_linear: linear"
         if not isinstance(linear, nn.Linear):
-            raise ValueError(
-                f"LSHLinear.from_linear: linear: expected nn.Linear, got {type(linear).__name__}"
-            )
-        check_arguments(
-            linear.in_features,
-            linear.out_features,
-            options,
-            linear.weight.device,
-            linear.weight.dtype,
+            raise ValueError(f"{where}: expected nn.Linear, got {type(linear).__name__}")
+        carry_over.check_carried(
+            linear, where, classes=(nn.Linear, LSHLinear, cls), own_hooks=(_invalidate_tables,)
         )
-        options = options_of(options, linear.out_features, output, eval_active)
+        weight, bias = linear.weight, linear.bias
+        if weight.dim() != 2:
+            raise ValueError(
+                f"{where}: expected a weight of 2 dimensions, got shape {tuple(weight.shape)}"
+            )
+        if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+            raise ValueError(
+                f"{where}: expected a bias of shape {tuple(weight.shape[:1])}, {weight.dtype}, as the weight "
+                f"has it, got {tuple(bias.shape)}, {bias.dtype}"
+            )
+        in_features, out_features = check_arguments(
+            weight.shape[1], weight.shape[0], options, weight.device, weight.dtype
+        )
+        options = options_of(options, out_features, output, eval_active)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer.in_features = linear.in_features
-        layer.out_features = linear.out_features
-        layer.weight = linear.weight
-        layer.register_parameter("bias", linear.bias)
-        layer.training = linear.training
+        layer.in_features = in_features
+        layer.out_features = out_features
+        layer.weight = weight
+        layer.register_parameter("bias", bias)
         layer._set_up(options, sparse, output, eval_active)
+        own = _OWN_ATTRIBUTES if isinstance(linear, LSHLinear) else frozenset[str]()
+        carry_over.check_names(linear, layer, where, own)
+        carry_over.carry_over(linear, layer, own)
         return layer
 
     def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` that shares this layer's Parameters."""
+        """An ``nn.Linear`` that shares this layer's Parameters, and all else that :meth:`from_linear` shares.
+
+        Raises:
+            ValueError: as :meth:`from_linear`.
+        """
+        where = "LSHLinear.to_linear: layer"
+        carry_over.check_carried(
+            self, where, classes=(type(self),), own_hooks=(_invalidate_tables,)
+        )
         linear = nn.Linear.__new__(nn.Linear)
         nn.Module.__init__(linear)
-        linear.in_features = self.in_features
-        linear.out_features = self.out_features
-        linear.weight = self.weight
-        linear.register_parameter("bias", self.bias)
-        linear.training = self.training
+        linear.out_features, linear.in_features = self.weight.shape
+        carry_over.check_names(self, linear, where, _OWN_ATTRIBUTES)
+        carry_over.carry_over(self, linear, _OWN_ATTRIBUTES)
         return linear
 
     def extra_repr(self) -> str:
@@ -462,16 +565,39 @@ class LSHLinear(nn.Linear):
 
 
 class _MarkLookedUp:
-    """Forward pre-hook of a tied embedding; an object, so that copies of a model mark their own tables."""
+    """Forward hook of a tied embedding; an object, so that copies of a model mark their own tables."""
 
     def __init__(self, tables: HashTables) -> None:
         self.tables = tables
 
     @torch.compiler.disable
-    def __call__(self, embedding: nn.Module, args: tuple) -> None:
-        weight = embedding.weight
+    def __call__(self, embedding: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        weight: Any = embedding.weight
+        if weight.shape[0] != self.tables.out_features:  # resized: the layer refuses it itself
+            return
         if embedding.training and torch.is_grad_enabled() and weight.requires_grad:
-            self.tables.mark_dirty(args[0].flatten().to(torch.int64), weight._version)
+            rows = args[0] if args else kwargs.get("input")
+            if not isinstance(rows, Tensor):
+                raise ValueError(
+                    "LSHLinear.tie: embedding: expected indices as its first argument or input=, got "
+                    f"{[type(a).__name__ for a in args]} and {sorted(kwargs)}: call it as nn.Embedding"
+                )
+            self.tables.mark_dirty(rows.flatten().to(torch.int64), weight._version)
+
+
+def _refuse_backward_hooks(layer: nn.Module) -> None:
+    """Module backward hooks would not be called, as there is no gradient of N logits to call them with."""
+    if layer._backward_hooks or layer._backward_pre_hooks or _any_global_backward_hook():
+        raise NotImplementedError(
+            "LSHLinear: backward hooks are not available in training, whose logits have no gradient tensor: "
+            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose "
+            "forward returns the loss"
+        )
+
+
+def _any_global_backward_hook() -> bool:
+    module = torch.nn.modules.module
+    return bool(module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

@@ -6,8 +6,14 @@ from typing import Any
 
 import torch
 
+from ..checks import checked_int
 from ..options import LSHOptions
 from ..precision import DTYPES
+
+MOST_FEATURES = 2**24
+
+
+MOST_NEURONS = 2**31 - 2
 
 
 def options_of(
@@ -29,14 +35,13 @@ def options_of(
 
 
 def check_arguments(
-    in_features: int, out_features: int, options: Any, device: Any, dtype: torch.dtype | None
-) -> None:
-    for name, value, limit in (
-        ("in_features", in_features, 2**24),
-        ("out_features", out_features, 2**31 - 2),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-            raise ValueError(f"LSHLinear: {name}: expected an int from 1 to {limit}, got {value!r}")
+    in_features: Any, out_features: Any, options: Any, device: Any, dtype: torch.dtype | None
+) -> tuple[int, int]:
+    """Checks what a layer is made with; returns the sizes as ints."""
+    sizes = (
+        checked_int(in_features, 1, MOST_FEATURES, "LSHLinear: in_features"),
+        checked_int(out_features, 1, MOST_NEURONS, "LSHLinear: out_features"),
+    )
     if options is not None and not isinstance(options, LSHOptions):
         raise ValueError(f"LSHLinear: options: expected LSHOptions, got {type(options).__name__}")
     where = torch.device(device) if device is not None else torch.get_default_device()
@@ -45,3 +50,4 @@ def check_arguments(
     what = torch.get_default_dtype() if dtype is None else dtype
     if what not in DTYPES:
         raise ValueError(f"LSHLinear: dtype: expected float32, float64 or bfloat16, got {what}")
+    return sizes

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import builtins
 import math
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree
 
 from ..active_set import Labels, SampleActiveSets
+from ..checks import checked_int
 from ..functional.binary_cross_entropy import lsh_linear_binary_cross_entropy
 from ..functional.cross_entropy import lsh_linear_cross_entropy
+from ..inference_mode import version_of
 from ..precision import active_layer, computed_dtype, widened
-from ..sampling.draw import draw_active_set
+from ..sampling.draw import draw_active_set, to_look_at
+from .forward_call import ForwardCall, joined, stand_in
 from .torch_functions import HANDLERS
 
 if TYPE_CHECKING:
     from .linear import LSHLinear
 
 
+@dataclass(eq=False, repr=False)
 class SampledLogits:
     """The logits ``layer(input)`` of shape (\\*, N), not yet computed: which of them matter depends on
     the labels, which only the loss knows.
@@ -34,49 +40,52 @@ class SampledLogits:
     classes without labels (``topk``, ``to_dense``, ...) sees the active ones only: those that the tables
     return, and the tail; ``layer.eval()(input)`` gives all N.
 
+    It belongs to the autograd graph as ``nn.Linear``'s output does. Gradients go where they would have gone
+    when ``layer(input)`` was called: made under ``torch.no_grad()`` it has none, whenever the loss is
+    computed. What looks for tensors in a module's output, as ``DistributedDataParallel`` and ``fully_shard``
+    do, finds one (it is a dataclass, and a node of ``torch.utils._pytree``). The loss reads input, weight and
+    bias, so that none may be changed before: that raises a RuntimeError.
+
     Attributes:
         shape, ndim, dtype, device: as those of the tensor it stands for; where parameters are bfloat16, dtype
             is float32.
     """
 
-    def __init__(
-        self,
-        layer: LSHLinear,
-        input: Tensor,
-        *,
-        parameters: tuple[Tensor, Tensor | None] | None = None,
-        scale: float = 1.0,
-        normalised: bool = False,
-    ) -> None:
-        self._layer = layer
-        # kept now: torch.func.functional_call takes its parameters away again after the forward
-        self._weight, self._bias = (layer.weight, layer.bias) if parameters is None else parameters
-        self._input = input
-        self._scale = scale
-        self._normalised = normalised
+    # The one tensor that walkers find, and may replace; None where nothing gets a gradient.
+    _graph: Tensor | None
+    _call: ForwardCall
+
+    @classmethod
+    def of(cls, layer: LSHLinear, input: Tensor) -> SampledLogits:
+        """The logits of ``layer`` for ``input`` (\\*, d), which fits it."""
+        call = ForwardCall(layer, input)
+        return cls(stand_in(call), call)
 
     # --- what it looks like ---------------------------------------------------------------------------
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self._input.shape[:-1], self._layer.out_features))
+        return torch.Size((*self._call.input.shape[:-1], self._call.layer.out_features))
 
     @property
     def ndim(self) -> int:
-        return self._input.ndim
+        return self._call.input.ndim
 
     @property
     def dtype(self) -> torch.dtype:
-        return computed_dtype(self._input.dtype)
+        return computed_dtype(self._call.input.dtype)
 
     @property
     def device(self) -> torch.device:
-        return self._input.device
+        return self._call.input.device
 
     @property
     def requires_grad(self) -> bool:
-        of = (self._input, self._weight, self._bias)
-        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of)
+        return self._graph is not None and self._graph.requires_grad
+
+    def detach(self) -> SampledLogits:
+        """The same logits without gradient."""
+        return SampledLogits(None, self._call)
 
     def dim(self) -> int:
         return self.ndim
@@ -96,19 +105,16 @@ class SampledLogits:
     # --- views of leading dimensions ------------------------------------------------------------------
 
     def _with(self, input: Tensor | None = None, **changes: Any) -> SampledLogits:
-        kept: dict[str, Any] = {"scale": self._scale, "normalised": self._normalised}
-        return SampledLogits(
-            self._layer,
-            self._input if input is None else input,
-            parameters=(self._weight, self._bias),
-            **{**kept, **changes},
-        )
+        if input is not None:
+            self._call.check_unchanged()  # the new input may be a copy
+            changes["input"] = input
+        return SampledLogits(self._graph, self._call.replaced(**changes))
 
     def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
         if shape is not None or (len(sizes) == 1 and not isinstance(sizes[0], int)):
             sizes = tuple(shape if shape is not None else sizes[0])
-        N = self._layer.out_features
+        N = self._call.layer.out_features
         leading = self.shape[:-1].numel()
         known = math.prod([size for size in sizes[:-1] if size != -1])
         free = sizes[:-1].count(-1)
@@ -118,7 +124,7 @@ class SampledLogits:
                 f"SampledLogits: reshape: expected a shape for {leading} rows that keeps the last "
                 f"dimension {N}, got {tuple(sizes)}: only leading dimensions can be reshaped"
             )
-        return self._with(self._input.reshape(*sizes[:-1], self._input.shape[-1]))
+        return self._with(self._call.input.reshape(*sizes[:-1], self._call.input.shape[-1]))
 
     def view(self, *shape: Any) -> SampledLogits:
         """As :meth:`reshape`."""
@@ -133,7 +139,7 @@ class SampledLogits:
             self._refuse(
                 "flattening the last dimension", "flatten leading dimensions only, with end_dim=-2"
             )
-        return self._with(self._input.flatten(start, end))
+        return self._with(self._call.input.flatten(start, end))
 
     def __getitem__(self, index: Any) -> SampledLogits:
         items = index if isinstance(index, tuple) else (index,)
@@ -146,15 +152,17 @@ class SampledLogits:
             whole = isinstance(last, slice) and last == slice(None)
             if not whole and (last is not Ellipsis or used == self.ndim):
                 self._refuse(
-                    "indexing the last dimension", "use layer.eval()(input) for logits by class"
+                    "indexing the last dimension",
+                    "use layer.eval()(input) for logits by class (where a module's backward hook looks for a "
+                    "tensor, let that module return the loss)",
                 )
-        return self._with(self._input[index])
+        return self._with(self._call.input[index])
 
     def unsqueeze(self, dim: int) -> SampledLogits:
         position = dim if dim >= 0 else dim + self.ndim + 1
         if position == self.ndim:
             self._refuse("unsqueeze after the last dimension", "classes must stay last")
-        return self._with(self._input.unsqueeze(position))
+        return self._with(self._call.input.unsqueeze(position))
 
     def contiguous(self) -> SampledLogits:
         return self
@@ -182,9 +190,9 @@ class SampledLogits:
             raise ValueError(
                 f"SampledLogits: multiplication: expected a positive finite number, got {factor}"
             )
-        if self._normalised:
+        if self._call.normalised:
             self._refuse("scaling of log-probabilities", "scale before log_softmax")
-        return self._with(scale=self._scale * factor)
+        return self._with(scale=self._call.scale * factor)
 
     __rmul__ = __mul__
 
@@ -217,13 +225,14 @@ class SampledLogits:
         self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
     ) -> torch.return_types.topk:
         """The k largest active logits of each row and their classes; -inf and -1 where fewer are
-        active. For looking: it is no training step to the tables, as ``to_dense`` is."""
+        active. For looking: it is no training step to the tables, as ``to_dense`` is, and takes nothing from
+        torch's random state: ties and tail are always the same. (Before the first training step, when
+        there are no tables, each call builds some of its own, and throws them away.)"""
         self._check_class_dim("topk", dim)
         if not largest:
             self._refuse("topk(largest=False)", "tables find large logits only")
-        N = self._layer.out_features
-        if not 0 <= k <= N:
-            raise ValueError(f"SampledLogits: topk: k: expected 0 to {N}, got {k}")
+        N = self._call.layer.out_features
+        k = checked_int(k, 0, N, "SampledLogits: topk: k")
         rows, values = self._active_values(trains=False)
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
         classes = rows[place].masked_fill(found == -math.inf, -1)
@@ -245,35 +254,36 @@ class SampledLogits:
         that this layer exists to avoid."""
         rows, values = self._active_values(trains=True)
         values = values.masked_fill(values == -math.inf, fill)
-        dense = values.new_full((values.shape[0], self._layer.out_features), fill)
+        dense = values.new_full((values.shape[0], self._call.layer.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
     @torch.compiler.disable  # every step of it depends on data
     def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
         """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
         ``trains`` says that a loss may be made of them."""
-        layer = self._layer
+        layer = self._call.layer
         tables = layer.tables
-        flat = widened(self._input.reshape(-1, layer.in_features))
-        moving = trains and torch.is_grad_enabled() and self._weight.requires_grad
+        input, weight, bias = self._call.tensors("SampledLogits", with_graph=self.requires_grad)
+        flat = widened(input.reshape(-1, layer.in_features))
+        moving = trains and torch.is_grad_enabled() and weight.requires_grad
         tables.check_tail("SampledLogits")
+        if not trains:
+            tables = to_look_at(tables, weight, bias)
         if tables.has_upkeep:
-            tables.maintain(
-                self._weight, self._bias, advance=moving, all_rows_move=not layer.sparse
-            )
+            tables.maintain(weight, bias, advance=moving, all_rows_move=not layer.sparse)
         labels = Labels.none(flat.shape[0], flat.dtype)
-        active = draw_active_set(tables, flat, labels, weight=self._weight, bias=self._bias)
-        if moving:
-            tables.mark_dirty(active.rows, self._weight._version)
-        weight, bias, rows, sparse = active_layer(
-            self._weight, self._bias, active.rows, layer.sparse
+        active = draw_active_set(
+            tables, flat, labels, weight=weight, bias=bias, seed=None if trains else 0
         )
+        if moving:
+            tables.mark_dirty(active.rows, version_of(weight))
+        weight, bias, rows, sparse = active_layer(weight, bias, active.rows, layer.sparse)
         weight = F.embedding(rows, weight, sparse=sparse)
         with torch.autocast("cpu", enabled=False):
             values = flat @ weight.T
         if bias is not None:
             values = values + bias.gather(0, rows, sparse_grad=sparse)
-        values = values * self._scale
+        values = joined(values * self._call.scale, self._graph)
         log_weight = active.log_weight
         if isinstance(active, SampleActiveSets):
             owns = torch.zeros(values.shape, dtype=torch.bool)
@@ -283,41 +293,45 @@ class SampledLogits:
             values = values.masked_fill(~owns, -math.inf)
             if log_weight is not None:
                 log_weight = torch.zeros_like(values).index_put((sample, place), log_weight)
-        if self._normalised:
+        if self._call.normalised:
             weighted = values if log_weight is None else values + log_weight
             values = values - weighted.logsumexp(1, keepdim=True)
         return active.rows, values
 
     def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
         """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
-        layer = self._layer
-        return lsh_linear_cross_entropy(
-            self._input,
-            self._weight,
+        call = self._call
+        input, weight, bias = call.tensors("SampledLogits", with_graph=self.requires_grad)
+        loss = lsh_linear_cross_entropy(
+            input,
+            weight,
             target,
-            linear_bias=self._bias,
-            tables=layer.tables,
-            scale=self._scale,
-            sparse=layer.sparse,
+            linear_bias=bias,
+            tables=call.layer.tables,
+            scale=call.scale,
+            sparse=call.layer.sparse,
             **options,
         )
+        return joined(loss, self._graph)
 
     def binary_cross_entropy_with_logits(self, target: Tensor, **options: Any) -> Tensor:
         """As ``F.binary_cross_entropy_with_logits``; options as in
         :func:`lsh_linear_binary_cross_entropy`."""
-        if self._normalised:
+        if self._call.normalised:
             self._refuse("binary_cross_entropy of log-probabilities", "call it on the logits")
-        layer = self._layer
-        return lsh_linear_binary_cross_entropy(
-            self._input,
-            self._weight,
+        call = self._call
+        input, weight, bias = call.tensors("SampledLogits", with_graph=self.requires_grad)
+        loss = lsh_linear_binary_cross_entropy(
+            input,
+            weight,
             target,
-            linear_bias=self._bias,
-            tables=layer.tables,
-            scale=self._scale,
-            sparse=layer.sparse,
+            linear_bias=bias,
+            tables=call.layer.tables,
+            scale=call.scale,
+            sparse=call.layer.sparse,
             **options,
         )
+        return joined(loss, self._graph)
 
     # --- torch's functions ----------------------------------------------------------------------------
 
@@ -390,3 +404,16 @@ for _name in (
     *("and", "or", "xor", "invert", "bool", "setitem", "array"),
 ):
     setattr(SampledLogits, f"__{_name}__", _refused_operator(f"__{_name}__"))
+
+
+def _unflatten(leaves: Any, call: ForwardCall) -> SampledLogits:
+    (graph,) = leaves
+    return SampledLogits(graph, call)
+
+
+_pytree.register_pytree_node(
+    SampledLogits,
+    lambda logits: ([logits._graph], logits._call),
+    _unflatten,
+    serialized_type_name="slide_torch.SampledLogits",
+)

@@ -63,7 +63,7 @@ def _nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    if not input._normalised:
+    if not input._call.normalised:
         input._refuse(
             "nll_loss of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy"
         )

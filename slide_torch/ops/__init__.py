@@ -40,6 +40,7 @@ from .rows import (
     widened_rows,
 )
 from .topk import code_lists_, empty_codes, list_centers, recode_rows_, topk_linear, topk_lists
+from .transforms import refuse_transforms
 
 __all__ = [
     "adagrad_rows_",
@@ -66,6 +67,7 @@ __all__ = [
     "nearest_in_groups",
     "out_of_active",
     "recode_rows_",
+    "refuse_transforms",
     "rerank",
     "retrieve",
     "rows_to_dense",

@@ -22,7 +22,8 @@ def register_backward(name: str, *, fusable: bool = False) -> None:
 
     Args:
         fusable: whether ``slide_torch::{name}_backward_adam_`` updates the weight inside backward, for an
-            optimizer that is fused with it; the weight has no gradient then.
+            optimizer that is fused with it; the weight has no gradient then. Where the gradient is a
+            result of ``torch.autograd.grad``, it is handed over all the same.
     """
     names, results = argument_names(name), result_names(name)
     backward_arguments = argument_names(f"{name}_backward")
@@ -49,10 +50,22 @@ def register_backward(name: str, *, fusable: bool = False) -> None:
         optimizer = None
         if fused_operator and ctx.sparse and wanted["weight"]:
             optimizer = fused_update.optimizer_of(saved.weight)
+        if optimizer is not None:
+            # needs_input_grad is of the forward; like torch, train nothing that is not asked for or frozen since
+            leaf = ctx.next_functions[names.index("weight")][0]
+            accumulates = fused_update.accumulates(leaf) if saved.weight.requires_grad else False
+            if not accumulates:
+                optimizer = None
+            wanted["weight"] = accumulates is not False
         if optimizer is None:
             found = backward_operator(grad, *tensors, **{f: wanted[of] for f, of in flags.items()})
             grad_input, grad_rows, grad_bias = (*found, None)[:3]
         else:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "slide_torch.optim.Adam: fuse_backward: expected create_graph=False, got True: gradients "
+                    "of a backward that updates the weight cannot be differentiated: set fuse_backward=False"
+                )
             grad_rows = None
             with torch.no_grad(), optimizer.fused_step(saved.weight) as step:
                 grad_input, grad_bias = fused_operator(

@@ -11,11 +11,13 @@ from torch import Tensor
 from ..active_set import ActiveLayer, ActiveSet, SharedActiveSet
 from .autograd import register_backward
 from .library import fake, operators
+from .transforms import refuse_transforms
 
 
 def into_active(input: Tensor, layer: ActiveLayer, active: ActiveSet) -> Tensor:
     """``input @ weight.T + bias`` of ``input`` (B, d) for active neurons only: values (U, B) where the batch
     shares its active set, else sample-major (pairs); differentiable."""
+    refuse_transforms("into_active", input, *layer.parameters)
     shared = isinstance(active, SharedActiveSet)
     operator = operators.shared_linear if shared else operators.sample_linear
     values: Tensor = operator(input, *layer.parameters, *active.operands(layer.rows), layer.sparse)
@@ -25,6 +27,7 @@ def into_active(input: Tensor, layer: ActiveLayer, active: ActiveSet) -> Tensor:
 def out_of_active(values: Tensor, layer: ActiveLayer, active: ActiveSet) -> Tensor:
     """For each sample the sum of its active neurons' rows of the weight, each times its value of ``values``,
     as :func:`into_active` gives them: (B, d); differentiable."""
+    refuse_transforms("out_of_active", values, layer.weight)
     shared = isinstance(active, SharedActiveSet)
     operator = operators.shared_weighted_rows if shared else operators.sample_weighted_rows
     sums: Tensor = operator(values, layer.weight, *active.operands(layer.rows), layer.sparse)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..active_set import ActiveLayer, ActiveSet, Labels, SharedActiveSet
 from .autograd import register_backward
 from .library import fake, operators
+from .transforms import refuse_transforms
 
 
 def cross_entropy(
@@ -24,6 +25,7 @@ def cross_entropy(
         labels: ``probabilities`` are each label's share of its sample's target.
         scale: what logits (not ``log_weight``) are multiplied by.
     """
+    refuse_transforms("cross_entropy", input, *layer.parameters)
     shared = isinstance(active, SharedActiveSet)
     operator = operators.shared_cross_entropy if shared else operators.sample_cross_entropy
     losses: Tensor = operator(
@@ -57,6 +59,7 @@ def binary_cross_entropy(
         label_extra: (labels), or None for 0.
         input, layer, active, scale: as for :func:`cross_entropy`.
     """
+    refuse_transforms("binary_cross_entropy", input, *layer.parameters)
     shared = isinstance(active, SharedActiveSet)
     operator = (
         operators.shared_binary_cross_entropy if shared else operators.sample_binary_cross_entropy

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .autograd import as_gradient
 from .library import fake, operators
+from .transforms import refuse_transforms
 
 
 def adam_rows_(
@@ -196,6 +197,7 @@ torch.library.define(
 def widened_rows(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     """``parameter[rows]`` in float32, (U, ...), of a bfloat16 ``parameter`` (N, ...) and ``rows`` int64 (U),
     strictly increasing. Differentiable: the gradient is bfloat16, row-sparse if ``sparse``."""
+    refuse_transforms("widened_rows", parameter)
     return operators.widened_rows(parameter, rows, sparse)
 
 

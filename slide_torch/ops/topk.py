@@ -66,7 +66,7 @@ def empty_codes(
     """
     neurons, d = weight.shape
     if room:
-        blocks = neurons // 16 + list_offsets.shape[0] - 1
+        blocks = neurons // 16 + min(neurons, list_offsets.shape[0] - 1)
     else:
         blocks = int(list_offsets.diff().add_(15).div_(16, rounding_mode="floor").sum())
     codes = torch.empty((blocks, (d + 1) // 2, 16, 2), dtype=torch.int8)

@@ -34,9 +34,13 @@ class Adam(RowOptimizer):
         fuse_backward: update the weight of a layer with ``sparse=True`` inside ``backward()``, where
             its gradient rows are still in the cache, instead of handing them over to :meth:`step`. The
             result is the same bit for bit; the gradient (``weight.grad``) is never there to see, clip,
-            unscale or accumulate. It needs one backward between two steps, and the loss to be the
-            weight's only use. Cross entropy without label smoothing (which is refused) does so; binary
-            cross entropy hands its gradient to :meth:`step` as ever. Also an option of a parameter group.
+            unscale or accumulate: hooks on the weight, ``create_graph=True`` and an enabled
+            ``GradScaler`` are refused. It needs one backward between two steps, and the loss to be the
+            weight's only use. A backward that is not asked for the weight's gradient
+            (``torch.autograd.grad(loss, input)``, ``backward(inputs=[...])``) leaves the weight alone, and
+            ``torch.autograd.grad(loss, weight)`` returns its gradient. Cross entropy without label
+            smoothing (which is refused) does so; binary cross entropy hands its gradient to :meth:`step` as
+            ever. Also an option of a parameter group.
         moments_dtype: ``torch.bfloat16`` keeps both moments of float32 parameters in half the memory and
             moves 16 instead of 24 bytes an element of an update. They are rounded stochastically: up or
             down with the probability that makes the mean right, since rounded to nearest the second
@@ -136,6 +140,11 @@ class Adam(RowOptimizer):
             group["decoupled_weight_decay"] = True
             self._register(group)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler asks: if true it calls step(), with `found_inf` set here, even where it would skip it
+        return bool(self._fused)
+
     def _register(self, group: dict[str, Any]) -> None:
         for param in group["params"]:
             fused_update.register(param, self, fuse=group["fuse_backward"])
@@ -145,14 +154,19 @@ class Adam(RowOptimizer):
         """For backward: states and scalars of this step of ``param``; it counts unless the block raises.
 
         Raises:
-            RuntimeError: a second backward before :meth:`step`.
+            RuntimeError: a second backward before :meth:`step`, or hooks that wait for a gradient.
         """
         name = "slide_torch.optim.Adam: fuse_backward"
+        if param._backward_hooks or param._post_accumulate_grad_hooks:
+            raise RuntimeError(
+                f"{name}: expected a parameter without hooks, got one of shape {tuple(param.shape)} whose "
+                "hooks wait for a gradient that is never there: remove them, or set fuse_backward=False"
+            )
         if id(param) in self._fused:
             raise RuntimeError(
                 f"{name}: expected one backward between two steps, got a second one: it would update "
                 "the weight again instead of adding to its gradient. Call step() after each "
-                "backward(), or set fuse_backward=False to accumulate gradients."
+                "backward(), or set fuse_backward=False to accumulate gradients or to skip steps."
             )
         group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
         self._check_state(name, group, param)
@@ -191,6 +205,13 @@ class Adam(RowOptimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """As :meth:`RowOptimizer.step`; ends what ``fuse_backward`` has begun."""
+        found_inf, _ = vars(self).pop("found_inf", None), vars(self).pop("grad_scale", None)
+        if found_inf is not None:
+            raise RuntimeError(
+                "slide_torch.optim.Adam: fuse_backward: expected no GradScaler, got one that scales the "
+                "loss: backward has updated the weight by the scaled gradient, and cannot skip a step: set "
+                "fuse_backward=False, or pass enabled=False to the GradScaler (bfloat16 needs none)"
+            )
         loss = super().step(closure)
         self._fused.clear()
         return loss

@@ -13,7 +13,7 @@ from torch import Tensor
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,
-    norm_type: float = 2.0,
+    norm_type: float | str = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
     """:func:`torch.nn.utils.clip_grad_norm_` that takes row-sparse gradients too, and gives the result that
@@ -21,16 +21,18 @@ def clip_grad_norm_(
 
     Args:
         parameters: whose gradients are clipped by their common norm.
-        max_norm: what the norm is at most afterwards.
-        norm_type: p of the p-norm; ``inf`` for the largest absolute value.
+        max_norm: what the norm is at most afterwards, not negative.
+        norm_type: p of the p-norm, not negative; ``inf``, or ``"inf"``, for the largest absolute value.
         error_if_nonfinite: whether to refuse a norm of NaN or Inf.
 
     Returns:
         The norm before.
 
     Raises:
+        ValueError: ``max_norm`` or ``norm_type`` is negative or no number; nothing is changed.
         RuntimeError: the norm is not finite and ``error_if_nonfinite``; nothing is changed.
     """
+    max_norm, norm_type = _norm("max_norm", max_norm), _norm("norm_type", norm_type)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     values = [_values(p) for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(v, norm_type) for v in values if v.numel()]
@@ -48,6 +50,17 @@ def clip_grad_norm_(
     for value in values:
         value.mul_(factor.to(value))
     return total
+
+
+def _norm(name: str, value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]  # torch too takes a string
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    # (the norm of a negative p depends on entries that are zero, which row-sparse gradients have not)
+    if not number >= 0:
+        raise ValueError(f"clip_grad_norm_: {name}: expected a number of at least 0, got {value!r}")
+    return number
 
 
 def _values(parameter: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..inference_mode import version_of
 from ..precision import topk_linear
 from .partition import _INPUTS_AT_ONCE, RADIUS_WEIGHTS, RESCORED_PER_K, RowPartition
 
@@ -34,7 +35,7 @@ class Calibration:
 def state_of(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
     """Differs after anything that torch knows to have written to weight or bias, or replaced them."""
     present = [weight] if bias is None else [weight, bias]
-    return tuple(number for t in present for number in (t.data_ptr(), t._version))
+    return tuple(number for t in present for number in (t.data_ptr(), version_of(t)))
 
 
 def calibrate(

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..inference_mode import keeps_normal_tensors
 from ..precision import blocks, code_lists_, some_rows, widened
 
-# benchmarks/prediction.py --sweep tries them on trained weights of the quickstart.
+# benchmarks/speed/prediction_sweep.py tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
 
 
@@ -62,6 +63,7 @@ class RowPartition:
     terms: Tensor
 
     @staticmethod
+    @keeps_normal_tensors
     def build(weight: Tensor, bias: Tensor | None, *, seed: int) -> RowPartition:
         """Partitions the rows of ``weight`` (N, d) with ``bias`` (N) as one more coordinate; the same for
         the same seed at any number of threads.

@@ -95,6 +95,20 @@ def draw_active_set(
     )
 
 
+@torch.no_grad()
+def to_look_at(tables: HashTables, weight: Tensor, bias: Tensor | None) -> HashTables:
+    """``tables``, or where they have never been built others like them, built without torch's random state:
+    looking at what tables return changes no bit of the training that comes after."""
+    if tables.family is not None or not tables.uses_tables:
+        return tables
+    others = HashTables(
+        tables.options, tables.out_features, tables.in_features, has_bias=tables.has_bias
+    )
+    others.frequencies = tables.frequencies
+    others.rebuild(weight, bias, generator=torch.Generator().manual_seed(0))
+    return others
+
+
 def _most_retrieved(active: Tensor, count: int, neurons: int) -> Tensor:
     """The ``count`` ids that stand most often in ``active`` (int32), equal ones by smaller id."""
     times = torch.bincount(active, minlength=neurons)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..active_set import ActiveSet, Labels
+from ..inference_mode import version_of
 from ..randomness import draw_seed
 from ..tables import HashTables
 from .draw import draw_active_set
@@ -104,7 +105,7 @@ def draw_step(request: StepRequest) -> tuple[Labels, ActiveSet]:
     seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
     if tables.has_upkeep:
-        upkeep = tables.meet(seed, weight._version, moving=moving)
+        upkeep = tables.meet(seed, version_of(weight), moving=moving)
 
     def maintain() -> None:
         try:
@@ -125,7 +126,7 @@ def draw_step(request: StepRequest) -> tuple[Labels, ActiveSet]:
         tables, request.input, labels, weight=weight, bias=request.bias, seed=seed
     )
     if moving:
-        tables.mark_dirty(active.rows, weight._version)
+        tables.mark_dirty(active.rows, version_of(weight))
         tables.record(active)
     if upkeep == "after":
         maintain()

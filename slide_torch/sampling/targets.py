@@ -16,6 +16,8 @@ def class_factors(
     if not isinstance(factors, Tensor) or tuple(factors.shape) != (neurons,):
         got = tuple(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
         raise ValueError(f"{name}: {argument}: expected a tensor of shape ({neurons},), got {got}")
+    if factors.requires_grad:
+        raise ValueError(f"{name}: {argument}: expected no gradient: call {argument}.detach()")
     return factors.detach().to(input.dtype)
 
 
@@ -65,11 +67,17 @@ def as_labels(
     if target.layout != torch.strided or target.dtype not in INDEX_DTYPES:
         raise ValueError(
             f"{name}: target: expected int64 class indices or floating-point probabilities, "
-            f"got {target.dtype}, layout {target.layout}"
+            f"got {target.dtype}, layout {target.layout}: convert it with .long() or .float()"
         )
     if target.shape == leading:
         padded = target.reshape(rows, 1)
     elif target.dim() == len(leading) + 1 and target.shape[:-1] == leading:
+        if shape[-1] >= neurons:
+            raise ValueError(
+                f"{name}: target: expected integers to be class indices, fewer than {neurons} (the number of "
+                f"classes) a row, got shape {shape} of {target.dtype}: pass target.float() for probabilities "
+                "(one-hot, multi-hot), target.argmax(-1) for the index of a one-hot, or shorter lists"
+            )
         padded = target.reshape(rows, shape[-1])
     else:
         raise ValueError(

@@ -7,19 +7,24 @@ import dataclasses
 import itertools
 import time
 import weakref
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops, precision
-from ..active_set import ActiveSet
 from ..hashing.base import HashFamily
 from ..hashing.make import make_family
+from ..inference_mode import keeps_normal_tensors, version_of
 from ..options import LSHOptions, ResolvedOptions
 from ..randomness import draw_seed
 from ..tails.proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
+from . import saved_state
+
+if TYPE_CHECKING:
+    from ..active_set import ActiveSet
+
 
 _HANDLES = itertools.count()
 
@@ -31,12 +36,16 @@ _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDiction
 _REMEMBERED_STEPS = 64
 
 
-# Rows whose codes tell how far all have drifted: a share is known to about 0.01.
-_PROBE_ROWS = 512
+# Batches whose rows wait, each on its own, for the step that changes them.
+_MOST_PENDING = 64
 
 
 # Share of the rows from which on hashing all, in order, costs less than hashing these and moving their codes.
 _MOST = 0.75
+
+
+# Bytes from which on tables are refused that have far more buckets than there are neurons.
+_MUCH = 1 << 30
 
 
 # Counters of the schedule, kept by sampler_state.
@@ -46,19 +55,13 @@ _SCHEDULE = (
 )
 
 
-# Options that may differ between the layer that was saved and the one that goes on.
-_NOT_IN_CODES = {
-    *("pattern", "budget", "batch_budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
-    *("schedule", "drift", "rehash_every", "rehash_growth", "rebuild_every"),
-    *("tail_distribution", "kernel_alpha"),
-}
-
-
 class HashTables:
     """L hash tables over the rows of a weight matrix, in packed (CSR) buckets.
 
-    Memory: 4 bytes per neuron and table for the buckets, 2 (codes up to 15 bits) or 4 for the codes,
-    which make it cheap to rehash only the rows that changed; where one table is searched, as by default, also
+    Memory: 4 bytes per neuron and table for the buckets, 4 more per bucket for where it begins (a table has
+    2^bits of them, bits as of ``K``), 2 (codes up to 15 bits) or 4 per neuron and table for the codes,
+    which make it cheap to rehash only the rows that changed; of ``"kmeans"`` also two rows of float32 per
+    bucket, its centroid and its mean; where one table is searched, as by default, also
     the rows as int8, in_features + 12 bytes a neuron. It is no module, and its tensors are no
     buffers: what copies, averages or broadcasts those of a model (state dicts, ``AveragedModel``,
     ``DistributedDataParallel``) leaves tables alone. They are remade from the weights at the first use,
@@ -69,7 +72,13 @@ class HashTables:
         out_features: number of neurons N.
         in_features: their width d.
         has_bias: whether rows are hashed with their bias appended.
+
+    Raises:
+        ValueError: tables of far more buckets than neurons would take over 1 GiB.
     """
+
+    # Rows whose codes tell how far all have drifted: a share is known to about 0.01.
+    PROBE_ROWS = 512
 
     codes: Tensor | None
     offsets: Tensor | None
@@ -82,6 +91,7 @@ class HashTables:
     kernel_sums: Tensor | None
     frequencies: Tensor | None
 
+    @keeps_normal_tensors
     def __init__(
         self, options: LSHOptions, out_features: int, in_features: int, *, has_bias: bool
     ) -> None:
@@ -93,6 +103,8 @@ class HashTables:
         self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
         self.frequencies = None
         self._fixed: FixedProposal | None = None
+        if self.uses_tables:
+            self._check_memory()
         self._enroll()
         self.clear()
 
@@ -175,6 +187,7 @@ class HashTables:
         options = self.options
         return options.budget >= self.out_features or options.tail >= self.out_features
 
+    @keeps_normal_tensors
     @torch.no_grad()
     def rebuild(
         self, weight: Tensor, bias: Tensor | None, *, generator: torch.Generator | None = None
@@ -187,6 +200,7 @@ class HashTables:
         if self.options.family == "exact":
             self.kernel_sums = None
             return
+        self._check_memory()
         started = time.perf_counter()
         family = make_family(
             self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
@@ -198,6 +212,7 @@ class HashTables:
         self.rebuilds += 1
         self._finish(weight, bias, started)
 
+    @keeps_normal_tensors
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None, *, rows: Tensor | None = None) -> None:
         """Hashes ``rows`` (int64 (n), distinct) with the present functions. None, for all, also adapts the
@@ -251,7 +266,7 @@ class HashTables:
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
         """
-        if weight._version != self._pending_version:  # the change has happened
+        if version_of(weight) != self._pending_version:  # the change has happened
             self._recode_changed(weight, bias)
             self._pending = []
         due = advance and self._since_rehash >= self._period
@@ -308,7 +323,7 @@ class HashTables:
         """Present codes (L, 512) of some rows, the same ones as long as the hash functions' seed."""
         assert self.family is not None
         generator = torch.Generator().manual_seed(self.family.seed)
-        rows = torch.randint(self.out_features, (_PROBE_ROWS,), generator=generator)
+        rows = torch.randint(self.out_features, (self.PROBE_ROWS,), generator=generator)
         return self.family.row_codes(weight, bias, rows)
 
     def meet(self, seed: int, version: int, *, moving: bool) -> Literal["before", "after"] | None:
@@ -331,7 +346,7 @@ class HashTables:
     def mark_dirty(self, rows: Tensor, version: int | None = None) -> None:
         """Says that ``rows`` (int64 (n)) are about to change.
 
-        ``version``, that of the weight now (``weight._version``), keeps the marks through a rehash that
+        ``version``, that of the weight now (:func:`version_of`), keeps the marks through a rehash that
         comes before the change itself, as when gradients are accumulated over several batches.
         """
         if self.dirty is not None:
@@ -339,6 +354,8 @@ class HashTables:
         if version is not None:
             if version != self._pending_version:
                 self._pending, self._pending_version = [], version
+            elif len(self._pending) == _MOST_PENDING:  # fully_shard keeps the version as it was
+                self._pending = [torch.cat(self._pending).unique()]
             self._pending.append(rows)
 
     def record(self, active: ActiveSet) -> None:
@@ -348,6 +365,23 @@ class HashTables:
             "union": float(active.rows.shape[0]),
             "ids_read": float(active.ids_read),
         }
+
+    def _check_memory(self) -> None:
+        """Refuses tables that would take much memory for buckets most of which can hold nothing."""
+        options = self.options
+        assert isinstance(options.K, int) and isinstance(options.L, int)
+        per_bucket, useful = 4, 16 * self.out_features
+        if options.family == "kmeans":  # a centroid, a mean row and its spread
+            per_bucket += 4 * (2 * (self.in_features + self.has_bias) + options.augment_norms + 1)
+            useful = self.out_features
+        size = (per_bucket * options.L) << options.code_bits
+        if size > _MUCH and 1 << options.code_bits > useful:
+            fitting = max(_MUCH // (per_bucket * options.L), useful, 2).bit_length() - 1
+            raise ValueError(
+                f"HashTables: options.K: expected at most {max(1, fitting // options.bits_per_hash)} for "
+                f"{self.out_features} neurons in {options.L} tables, got {options.K}: a table would have "
+                f"2^{options.code_bits} buckets, {size:,} bytes for all tables"
+            )
 
     def _install(self, codes: Tensor) -> None:
         assert self.family is not None
@@ -365,19 +399,26 @@ class HashTables:
     def _finish(self, weight: Tensor, bias: Tensor | None, started: float) -> None:
         assert self.family is not None and self.offsets is not None and self.ids is not None
         rows = weight.detach(), None if bias is None else bias.detach()
-        lists = list(zip(self.offsets.long(), self.ids, strict=True))
         if self.searches:
             if self.row_codes is None:
-                room = ops.empty_codes(rows[0], lists[0][0], room=True)
+                room = ops.empty_codes(rows[0], self.offsets[0], room=True)
                 self.row_codes, self.row_terms, self.row_places = room
             assert self.row_terms is not None and self.row_places is not None
             own_codes = (self.row_codes, self.row_terms, self.row_places)
-            self.family.describe(
-                [precision.code_lists_(*own_codes, *rows, *lists[0])], self.offsets
-            )
+            lists = self.offsets[0].long()
+            if (
+                not self.family.describes
+            ):  # nobody wants the centers of empty buckets, which have no blocks
+                lists = lists.unique_consecutive()
+            centers = precision.code_lists_(*own_codes, *rows, lists, self.ids[0])
+            self.family.describe([centers], self.offsets)
         elif self.family.describes:
             self.family.describe(
-                [precision.list_centers(*rows, *own) for own in lists], self.offsets
+                [
+                    precision.list_centers(*rows, offsets.long(), ids)
+                    for offsets, ids in zip(self.offsets, self.ids, strict=True)
+                ],
+                self.offsets,
             )
         self._since_rehash = 0
         self.kernel_sums = None  # of weights as old as the codes were
@@ -418,7 +459,11 @@ class HashTables:
     def _recode_changed(self, weight: Tensor, bias: Tensor | None) -> None:
         """Brings the int8 codes of the rows that the last step changed up to date: a search that sees rows as
         they were at the last rehash finds negatives that are hard no longer."""
-        if self.row_codes is None or weight._version == self._pending_version or not self._pending:
+        if (
+            self.row_codes is None
+            or version_of(weight) == self._pending_version
+            or not self._pending
+        ):
             return
         assert self.row_terms is not None and self.row_places is not None
         precision.recode_rows_(
@@ -433,7 +478,7 @@ class HashTables:
     def sampler_state(self, weight: Tensor, bias: Tensor | None) -> dict[str, Any]:
         """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight`` and ``bias``."""
         self._recode_changed(weight, bias)  # the next step would, but will not know of these rows
-        changing = self._pending if weight._version == self._pending_version else []
+        changing = self._pending if version_of(weight) == self._pending_version else []
         return {
             "format": 1,
             "options": dataclasses.asdict(self.options),
@@ -453,68 +498,40 @@ class HashTables:
             "frequencies": self.frequencies,
         }
 
+    @keeps_normal_tensors
     def load_sampler_state(self, state: dict[str, Any], weight: Tensor) -> None:
         """Takes up what :meth:`sampler_state` returned; ``weight`` is the one loaded beside it.
 
         Raises:
-            ValueError: it is of tables with other options or of another shape; nothing is changed.
+            ValueError: it is of tables with other options or of another shape, or damaged; nothing is
+                changed.
         """
-        family = self._check_sampler_state(state)
+        family = saved_state.check(self, state, weight)
         self.clear()
         self.family = family
-        if state["codes"] is not None:
-            self._install(state["codes"].clone())
+        codes = saved_state.kept(state, "codes")
+        if codes is not None:
+            self._install(codes)
             assert self.dirty is not None
             self.dirty[state["dirty"]] = True
-        if state["changing"] is not None:
-            self._pending, self._pending_version = [state["changing"].clone()], weight._version
+            if self.searches:
+                for name in ("row_codes", "row_terms", "row_places"):
+                    setattr(self, name, saved_state.kept(state, name))
+                if self.row_codes is None:
+                    self.invalidate()
+        changing = saved_state.kept(state, "changing")
+        if changing is not None:
+            self._pending, self._pending_version = [changing], version_of(weight)
         self._last = dict(state["last"])
-        # states of format 1 did not always have these, nor all counters
-        for name in (
-            "row_codes",
-            "row_terms",
-            "row_places",
-            "_probe_codes",
-            "kernel_sums",
-            "frequencies",
-        ):
-            kept = state.get(name.lstrip("_"))
-            setattr(self, name, None if kept is None else kept.clone())
+        self._probe_codes = saved_state.kept(state, "probe_codes")
+        if self.uses_kernel:
+            self.kernel_sums = saved_state.kept(state, "kernel_sums")
+        frequencies = saved_state.kept(state, "frequencies")
+        if frequencies is not None:
+            self.frequencies = frequencies
         self._fixed = None
         for name in _SCHEDULE:
             setattr(self, name, state["schedule"].get(name, getattr(self, name)))
-        if self.searches and self.row_codes is None:
-            self.invalidate()
-
-    def _check_sampler_state(self, state: dict[str, Any]) -> HashFamily | None:
-        """The saved hash family, if the state fits these tables."""
-        where = "HashTables.load_sampler_state"
-        if not isinstance(state, dict) or state.get("format") != 1:
-            raise ValueError(
-                f"{where}: state: expected what sampler_state returned (format 1), "
-                f"got {state.get('format') if isinstance(state, dict) else type(state).__name__}"
-            )
-        shape = (self.out_features, self.in_features, self.has_bias)
-        if tuple(state["shape"]) != shape:
-            raise ValueError(
-                f"{where}: state: expected (out_features, in_features, bias) {shape}, "
-                f"got {tuple(state['shape'])}: make the layer with the sizes that were saved"
-            )
-        own, saved = dataclasses.asdict(self.options), state["options"]
-        for name in own.keys() - _NOT_IN_CODES:
-            if saved.get(name) != own[name]:
-                raise ValueError(
-                    f"{where}: options.{name}: expected {own[name]!r}, that of these tables, got "
-                    f"{saved.get(name)!r}: make the layer with the options that were saved"
-                )
-        if state["seed"] is None:
-            return None
-        family = make_family(
-            self.options, self.in_features, has_bias=self.has_bias, seed=state["seed"]
-        )
-        for name, value in state["functions"].items():
-            setattr(family, name, None if value is None else value.clone())
-        return family
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables' tensors, those of the hash functions included, by name."""

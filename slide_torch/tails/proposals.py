@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..inference_mode import keeps_normal_tensors
 from ..precision import widened
 
 # Inputs of a batch that the quadratic kernel's distribution is the mean over, at most.
@@ -45,6 +46,7 @@ class FixedProposal:
     inclusion: Tensor
 
     @staticmethod
+    @keeps_normal_tensors
     def of_shares(shares: np.ndarray, count: int) -> FixedProposal:
         """Prepares ``count`` (below N) draws in proportion to ``shares``, float64 (N), positive."""
         neurons = len(shares)
@@ -90,6 +92,7 @@ def log_uniform_shares(neurons: int) -> np.ndarray:
     return np.log1p(1 / np.arange(1.0, neurons + 1))
 
 
+@keeps_normal_tensors
 def power_of_counts(counts: Tensor, power: float, neurons: int) -> Tensor:
     """``counts ** power``, float64 (N).
 
@@ -114,15 +117,21 @@ def power_of_counts(counts: Tensor, power: float, neurons: int) -> Tensor:
     return torch.from_numpy((values / values.max()) ** power)
 
 
+def kernel_leaves(neurons: int, width: int) -> int:
+    """Leaves of the kernel's tree over rows: each has about as many rows as a row has numbers."""
+    return 1 << max(0, (neurons // (width + 1)).bit_length() - 1)
+
+
+@keeps_normal_tensors
 def kernel_sums(weight: Tensor, bias: Tensor | None) -> Tensor:
     """What drawing from the quadratic kernel over rows of ``weight`` (N, d) needs, of about the weight's size
-    / 2: leaves have about as many rows as a row has numbers.
+    / 2.
 
     Raises:
         ValueError: rows hold NaN or Inf.
     """
     neurons, width = weight.shape
-    leaves = 1 << max(0, (neurons // (width + 1)).bit_length() - 1)
+    leaves = kernel_leaves(neurons, width)
     own_bias = None if bias is None else widened(bias.detach())
     sums = ops.kernel_sums(weight.detach(), own_bias, leaves)
     if not bool(torch.isfinite(sums[0]).all()):

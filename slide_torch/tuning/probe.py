@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import checked_int
 from ..nn.linear import LSHLinear
 from ..precision import widened
 from ..sampling.candidates import candidates
+from ..sampling.draw import to_look_at
 
 _ROWS_AT_ONCE = 8  # rows whose logits over all neurons are held together
 
@@ -20,7 +22,8 @@ def recall_and_mass(layer: LSHLinear, input: Tensor, k: int) -> tuple[float, flo
     """Of each row of ``input`` (B, d) the share of the exact k largest logits among the candidates within
     the budget, and the softmax probability of the candidates; means over rows. Labels and tail do not
     count."""
-    found = candidates(layer.tables, layer.weight, layer.bias, widened(input))
+    tables = to_look_at(layer.tables, layer.weight, layer.bias)
+    found = candidates(tables, layer.weight, layer.bias, widened(input))
     if found is None:
         return 1.0, 1.0
     offsets, ids = found
@@ -77,35 +80,39 @@ class RecallProbe:
                 f"RecallProbe: layer: expected an LSHLinear, got {type(layer).__name__}: give the output "
                 "layer itself, not the model around it"
             )
-        for name, value, limit in (
-            ("every", every, None),
-            ("k", k, layer.out_features),
-            ("rows", rows, None),
-        ):
-            good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not good or (limit is not None and value > limit):
-                limits = "of at least 1" if limit is None else f"from 1 to {limit}"
-                raise ValueError(f"RecallProbe: {name}: expected an int {limits}, got {value!r}")
-        self.every = every
-        self.k = k
-        self.rows = rows
+        self.every = checked_int(every, 1, None, "RecallProbe: every")
+        self.k = checked_int(k, 1, layer.out_features, "RecallProbe: k")
+        self.rows = checked_int(rows, 1, None, "RecallProbe: rows")
         self.steps = 0
         self.last: dict[str, float] = {}
-        self._hook = layer.register_forward_hook(self._look)
+        self._hook = layer.register_forward_hook(self._look, with_kwargs=True)
 
     @torch.compiler.disable
-    def _look(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        assert isinstance(layer, LSHLinear)
-        if not layer.training:
+    def _look(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if (
+            not isinstance(layer, LSHLinear) or not layer.training
+        ):  # one made by to_linear() is none
             return
         self.steps += 1
         # not before there are tables: building them is the step's business, and takes random numbers
         ready = layer.tables.built or not layer.tables.uses_tables
         if self.steps % self.every == 0 and ready:
-            self.measure(layer, args[0])
+            self.measure(layer, args[0] if args else kwargs["input"])
 
     def measure(self, layer: LSHLinear, input: Tensor) -> dict[str, float]:
-        r"""Measures now, on the first rows of ``input`` (\*, d); returns :attr:`last`."""
+        r"""Measures now, on the first rows of ``input`` (\*, d); returns :attr:`last`.
+
+        Raises:
+            ValueError: ``input`` is no tensor of that shape.
+        """
+        if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != layer.in_features:
+            got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
+            raise ValueError(
+                f"RecallProbe.measure: input: expected a tensor with last dimension {layer.in_features} "
+                f"(in_features), got {got}"
+            )
         some = input.detach().reshape(-1, layer.in_features)[: self.rows]
         some = some.to(layer.weight.dtype).contiguous()
         if some.shape[0] > 0:

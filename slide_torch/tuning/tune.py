@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import as_int, as_number
 from ..nn.linear import LSHLinear
 from ..options import FAMILIES, MAX_TABLES, LSHOptions, ResolvedOptions
 from ..tables import HashTables
@@ -76,8 +78,10 @@ def tune(
         k,
         families,
         settings,
-        {"queries": queries, "batch": batch, "seconds": seconds},
+        {"queries": queries, "batch": batch, "seconds": seconds, "seed": seed},
     )
+    k, queries, batch, seed = map(operator.index, (k, queries, batch, seed))
+    recall, seconds = float(recall), float(seconds)
     began = time.perf_counter()
     weight = layer.weight.detach().contiguous()
     bias = None if layer.bias is None else layer.bias.detach().contiguous()
@@ -182,6 +186,7 @@ def _checked(
 
     if not isinstance(layer, LSHLinear):
         refuse("layer", "an LSHLinear (the output layer itself)", type(layer).__name__)
+    layer._check_parameters("tune: layer", called=False)
     neurons, features = layer.out_features, layer.in_features
     if not isinstance(inputs, Tensor) or inputs.dim() < 1 or inputs.shape[-1] != features:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -196,23 +201,18 @@ def _checked(
         refuse("inputs", "at least one", "none")
     if not bool(torch.isfinite(inputs).all()):
         refuse("inputs", "finite numbers", "NaN or Inf")
-    if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
+    share = as_number(recall)
+    if share is None or not 0 < share <= 1:
         refuse("recall", "a number above 0 and at most 1", repr(recall))
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= neurons:
+    if not 1 <= (as_int(k) or 0) <= neurons:
         refuse("k", f"an int from 1 to {neurons} (out_features)", repr(k))
     for name, value in numbers.items():
-        whole = isinstance(value, int) or name == "seconds"
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not whole
-            or value <= 0
-        ):
-            refuse(
-                name,
-                "a number above 0" if name == "seconds" else "an int of at least 1",
-                repr(value),
-            )
+        if name == "seconds" and not (as_number(value) or 0) > 0:
+            refuse(name, "a number above 0", repr(value))
+        if name == "seed" and as_int(value) is None:
+            refuse(name, "an int", repr(value))
+        if name not in ("seconds", "seed") and not (as_int(value) or 0) >= 1:
+            refuse(name, "an int of at least 1", repr(value))
     unknown = [f for f in families if f not in FAMILIES] if settings is None else []
     if isinstance(families, str) or unknown or len(families) == 0:
         refuse("families", f"one or more of {FAMILIES}", repr(families))

@@ -1,0 +1,1 @@
+"""What is learnt, in how many steps or seconds, and what is found."""

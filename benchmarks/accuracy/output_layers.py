@@ -1,0 +1,162 @@
+"""The output layers that time_to_accuracy.py trains: all of nn.Linear's shape and initialisation, each with
+its own loss and optimizer; evaluation reads their weight and bias."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.common.classifier import loss_of
+from slide_torch import LSHLinear, LSHOptions
+from slide_torch.data import IGNORE_INDEX
+from slide_torch.ops import topk_linear
+from slide_torch.optim import Adam
+
+__all__ = ["DenseLayer", "LSHLayer", "SampledLayer"]
+
+
+class DenseLayer(nn.Module):
+    """Every class, every step, with torch's fused Adam. Variants compute the same loss:
+
+    - ``eager``: ``F.linear`` and a log-softmax.
+    - ``compile``: the same under ``torch.compile``.
+    - ``linear_cross_entropy``: ``F.linear_cross_entropy``; a row with m labels stands there m times.
+
+    With ``bf16`` logits and loss are computed under autocast.
+    """
+
+    VARIANTS = ("eager", "compile", "linear_cross_entropy")
+    BF16_VARIANTS = ("eager", "compile")
+
+    def __init__(self, linear: nn.Linear, variant: str, bf16: bool = False) -> None:
+        super().__init__()
+        self.linear = linear
+        self.bf16 = bf16
+        self._compute = _linear_cross_entropy if variant == "linear_cross_entropy" else _dense_loss
+        if variant == "compile":
+            self._compute = torch.compile(_dense_loss, dynamic=True)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self._compute(hidden, self.linear.weight, self.linear.bias, labels)
+
+    def classes(self) -> tuple[float, float]:
+        """Classes whose rows the last step read, and how many of them a sample met."""
+        return self.linear.out_features, self.linear.out_features
+
+    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        return [
+            Adam(body.parameters(), lr=lr),
+            torch.optim.Adam(self.parameters(), lr=lr, fused=True),
+        ]
+
+
+def _dense_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    return loss_of(F.linear(hidden, weight, bias), labels)
+
+
+def _linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    kept = labels != IGNORE_INDEX
+    counts = kept.sum(1)
+    row = kept.nonzero()[:, 0]
+    losses = F.linear_cross_entropy(
+        hidden[row], weight, labels[kept], linear_bias=bias, reduction="none"
+    )
+    return (losses / counts[row]).sum() / (counts > 0).sum().clamp(min=1)
+
+
+class SampledLayer(nn.Module):
+    """Sampled softmax in plain torch: the batch's labels are the classes, one set for all rows.
+
+    Args:
+        drawn: classes drawn uniformly besides.
+        corrected: adds log((N - labels) / drawn) to the logits of those, which makes the softmax's
+            normaliser an unbiased estimate of the full one.
+        log_uniform: draws with replacement, ids being sorted by falling frequency: class i with
+            probability q = log((i + 2) / (i + 1)) / log(N + 1); corrected by
+            -log(1 - (1 - q) ** drawn), the probability of being drawn at all.
+        exact: besides, the so many largest logits of every row, found exactly at the cost of all N.
+
+    Its gradients are row-sparse, for slide_torch's Adam, which is faster than torch.optim.SparseAdam.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        drawn: int = 0,
+        corrected: bool = False,
+        exact: int = 0,
+        log_uniform: bool = False,
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.drawn, self.corrected, self.exact = drawn, corrected, exact
+        self.log_uniform = log_uniform
+        self._classes = 0
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        neurons = self.linear.out_features
+        kept = labels != IGNORE_INDEX
+        parts = [labels[kept]]
+        if self.exact:
+            best = min(self.exact, neurons)
+            with torch.no_grad():
+                parts.append(topk_linear(hidden.detach(), weight, bias, best)[1].flatten())
+        certain = torch.cat(parts).unique()
+        classes = certain
+        if self.drawn:
+            classes = torch.cat([certain, self._draw(neurons)]).unique()
+        self._classes = len(classes)
+        rows = F.embedding(classes, weight, sparse=True)
+        logits = torch.addmm(bias.gather(0, classes, sparse_grad=True), hidden, rows.T)
+        if self.corrected or self.log_uniform:
+            if self.log_uniform:
+                share = (1 / (classes + 1.0)).log1p() / math.log(neurons + 1)
+                shift = -(1 - (1 - share) ** self.drawn).log()
+            else:
+                shift = torch.tensor((neurons - len(certain)) / max(1, len(classes) - len(certain)))
+                shift = shift.log().repeat(len(classes))
+            shift[torch.searchsorted(classes, certain)] = 0
+            logits = logits + shift
+        places = torch.searchsorted(classes, labels.clamp(min=0))
+        return loss_of(logits, torch.where(kept, places, IGNORE_INDEX))
+
+    def _draw(self, neurons: int) -> Tensor:
+        if not self.log_uniform:
+            return torch.randint(neurons, (self.drawn,))
+        exponent = torch.rand(self.drawn, dtype=torch.float64) * math.log(neurons + 1)
+        return (exponent.exp().long() - 1).clamp(max=neurons - 1)
+
+    def classes(self) -> tuple[float, float]:
+        """Classes whose rows the last step read, and how many of them a sample met."""
+        return self._classes, self._classes
+
+    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        return [Adam([*body.parameters(), *self.parameters()], lr=lr)]
+
+
+class LSHLayer(nn.Module):
+    """LSHLinear, updated inside backward."""
+
+    def __init__(self, linear: nn.Linear, options: LSHOptions) -> None:
+        super().__init__()
+        self.linear = LSHLinear.from_linear(linear, options=options, sparse=True)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return loss_of(self.linear(hidden), labels)
+
+    def classes(self) -> tuple[float, float]:
+        """Classes whose rows the last step read, and how many of them a sample met."""
+        stats = self.linear.stats()
+        return stats["union"], stats["active_per_sample"]
+
+    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        groups = [
+            {"params": list(body.parameters())},
+            {"params": list(self.parameters()), "fuse_backward": True},
+        ]
+        return [Adam(groups, lr=lr)]

@@ -1,0 +1,1 @@
+"""Hidden layers over active sets."""

@@ -1,0 +1,24 @@
+"""The best rows of the lists that a query probes."""
+
+from __future__ import annotations
+
+from slide_torch import LSHOptions, ops
+
+from .case import Case, case
+from .problem import Problem
+
+
+@case
+def topk_lists(p: Problem) -> Case:
+    tables = p.tables(LSHOptions())
+    options, offsets = tables.options, tables.offsets[0].long()
+    probes = tables.family.query_codes(p.input, options.probes).T.long().contiguous()
+    sizes = offsets.diff()
+    return Case(
+        lambda: ops.topk_lists(
+            p.input, p.weight, p.bias, offsets, tables.ids[0], tables.row_codes, tables.row_terms,
+            probes, options.budget, 2 * options.budget,
+        ),
+        {"row_read": (p.width + 8) * sizes[probes.unique()].sum().item()},
+        2 * p.width * sizes[probes].sum().item(),
+    )  # fmt: skip

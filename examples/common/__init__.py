@@ -1,0 +1,1 @@
+"""What the programs share: models, training loops, checkpoints, tables, plots."""

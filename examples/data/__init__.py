@@ -1,0 +1,1 @@
+"""Where the programs' data come from: downloads, preparation, caches."""

@@ -1,0 +1,29 @@
+"""Seeded cases for as long as there is time: SLIDE_TORCH_FUZZ_SECONDS (15) a test, from the seed
+SLIDE_TORCH_FUZZ_SEED (0) on."""
+
+import itertools
+import os
+import random
+import time
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def fuzz():
+    """Calls a check with a ``random.Random`` for each seed; torch and the case itself draw by that seed."""
+
+    def run(check):
+        end = time.monotonic() + float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", 15))
+        for seed in itertools.count(int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", 0))):
+            torch.manual_seed(seed)
+            try:
+                check(random.Random(seed))
+            except Exception as error:
+                again = f"SLIDE_TORCH_FUZZ_SEED={seed} begins with it"
+                raise AssertionError(f"case {seed} ({again}): {error}") from error
+            if time.monotonic() > end:
+                break
+
+    return run

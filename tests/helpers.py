@@ -1,0 +1,60 @@
+"""What several test files use."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slide_torch import LSHLinear, LSHOptions, ops
+
+LEVELS = ("baseline", "avx2", "avx512")
+NEEDED = {
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+}
+
+
+def cpu_flags():
+    if platform.machine() != "x86_64":
+        return set()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":")[1].split())
+    return set()
+
+
+def supported_levels():
+    """The instruction-set levels of this machine, by its own account, the best one last."""
+    flags = cpu_flags()
+    return [level for level in LEVELS if NEEDED.get(level, set()) <= flags]
+
+
+def run_at_level(level, *arguments, timeout=120, **environment):
+    """Runs Python with ``arguments`` where SLIDE_TORCH_ISA names the level."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, **environment, "SLIDE_TORCH_ISA": level, "PYTHONPATH": path},
+        capture_output=True,
+        timeout=timeout,
+    )
+
+
+def small_model(*, bias=True, sparse=False, N=60, D=8, **options):
+    """A network (D -> D -> N) whose head has small tables that are rehashed every second step."""
+    torch.manual_seed(0)
+    options = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 2, **options}
+    head = LSHLinear(D, N, bias, options=LSHOptions(**options), sparse=sparse)
+    return nn.Sequential(nn.Linear(D, D), nn.ReLU(), head)
+
+
+def coded_lists(weight, bias, offsets, rows):
+    """Codes, terms and places in int8 of lists of rows."""
+    coded = ops.empty_codes(weight, offsets, room=True)
+    ops.code_lists_(*coded, weight, bias, offsets, rows)
+    return coded

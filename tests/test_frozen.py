@@ -1,0 +1,96 @@
+"""Nothing of frozen.json changes by accident: see frozen.py, which writes it."""
+
+import difflib
+import json
+import platform
+from concurrent.futures import ThreadPoolExecutor
+
+import frozen
+import pytest
+import torch
+
+from slide_torch import sampler_state
+
+RECORD = frozen.record()
+REMEDY = "if that is meant, run: python tests/frozen.py --write"
+
+
+def difference(recorded, found):
+    lines = difflib.unified_diff(recorded, found, "recorded", "found", lineterm="", n=0)
+    return "\n".join([*lines, REMEDY])
+
+
+def test_public_names_and_signatures():
+    found = frozen.names()
+    assert found == RECORD["names"], difference(RECORD["names"], found)
+
+
+def test_keys_of_states():
+    recorded, found = (
+        json.dumps(keys, indent=1).split("\n") for keys in (RECORD["keys"], frozen.keys())
+    )
+    assert found == recorded, difference(recorded, found)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return a == b
+
+
+@pytest.mark.parametrize("name", frozen.SAVED)
+def test_a_sampler_state_of_format_1_is_taken_up_as_it_was(name):
+    layer, _, saved = frozen.resumed(name)
+    state = sampler_state(layer)[""]
+    assert saved["sampler"][""]["format"] == 1
+    assert saved["sampler"][""]["schedule"]["steps"] == frozen.SAVED_STEPS
+    for key in saved["sampler"][""].keys() - {"format"}:
+        assert equal(saved["sampler"][""][key], state[key]), key
+
+
+@pytest.fixture(scope="module")
+def found_bits():
+    """Digests at each recorded level of this machine, computed side by side; why others have none."""
+    levels, reasons = [], {}
+    for level in frozen.LEVELS:
+        if level not in frozen.supported_levels():
+            reasons[level] = f"this machine ({platform.machine()}) has no {level}"
+        elif frozen.level_key(level) not in RECORD["bits"]:
+            reasons[level] = f"frozen.json has no record of {frozen.level_key(level)}"
+        else:
+            levels.append(level)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(frozen.bits_at, levels, (place % 2 for place in range(len(levels))))
+        return dict(zip(levels, found, strict=True)), reasons
+
+
+@pytest.mark.parametrize("level", frozen.LEVELS)
+def test_bits_of_training_runs(level, found_bits):
+    """Parameters, losses, input gradients and optimizer states, with one thread and with two (by turns, where
+    they are not of the matrix of patterns, corrections, dtypes and ways)."""
+    found, reasons = found_bits
+    if level in reasons:
+        pytest.skip(reasons[level])
+    found, recorded = found[level], RECORD["bits"][frozen.level_key(level)]
+    assert found["level"] == level and len(frozen.CASES) > 100
+    assert found.keys() == recorded.keys(), difference(sorted(recorded), sorted(found))
+    by_threads = [name for name, digests in found.items() if isinstance(digests, dict)]
+    assert not by_threads, f"not the same bits with one thread as with two: {by_threads}"
+    if found["torch"] != recorded["torch"]:
+        pytest.skip(f"torch {torch.__version__} itself computes other bits here than when recorded")
+    changed = [name for name in found if found[name] != recorded[name]]
+    if found["numpy"] != recorded["numpy"]:
+        cases = frozen.CASES | {f"resumed, {name}": case for name, case in frozen.SAVED.items()}
+        changed = [name for name in changed if name in cases and not cases[name].uses_numpy]
+    assert not changed, f"other bits than recorded: {changed}; {REMEDY}"
+
+
+def test_fused_updates_are_those_of_step():
+    """Of the record, so that it freezes what is right: inside backward or in step(), the same bits."""
+    for level, recorded in RECORD["bits"].items():
+        fused = [name for name in recorded if name.endswith(", fused")]
+        assert len(fused) == 12
+        for name in fused:
+            assert recorded[name] == recorded[name.replace(", fused", ", sparse")], (level, name)
