@@ -51,7 +51,7 @@ def register_backward(name: str, *, fusable: bool = False) -> None:
         if fused_operator and ctx.sparse and wanted["weight"]:
             optimizer = fused_update.optimizer_of(saved.weight)
         if optimizer is not None:
-            # needs_input_grad is of the forward; like torch, leave alone what is not asked for, or frozen since
+            # needs_input_grad is of the forward; like torch, leave alone what is not asked for or frozen
             leaf = ctx.next_functions[names.index("weight")][0]
             accumulates = fused_update.accumulates(leaf) if saved.weight.requires_grad else False
             if not accumulates:
