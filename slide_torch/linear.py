@@ -485,8 +485,8 @@ def _refuse_backward_hooks(layer: nn.Module) -> None:
     if layer._backward_hooks or layer._backward_pre_hooks or _any_global_backward_hook():
         raise NotImplementedError(
             "LSHLinear: backward hooks are not available in training, whose logits have no gradient tensor: "
-            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose forward "
-            "returns the loss"
+            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose "
+            "forward returns the loss"
         )
 
 

@@ -29,7 +29,7 @@ def check_in_memory(name: str, **tensors: Tensor | None) -> None:
         else:
             got = "one whose memory has been freed"
         raise RuntimeError(
-            f"{name}: {which}: expected a whole tensor in memory, got {got}: under fully_shard leave the layer "
-            "to a unit whose forward returns the loss, or give its unit reshard_after_forward=False; "
+            f"{name}: {which}: expected a whole tensor in memory, got {got}: under fully_shard leave the "
+            "layer to a unit whose forward returns the loss, or give its unit reshard_after_forward=False; "
             "outside of forward call unshard() on the unit first"
         )
