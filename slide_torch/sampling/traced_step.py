@@ -17,56 +17,6 @@ from ..active_set import ActiveSet, Labels, SampleActiveSets, SharedActiveSet
 from ..tables import HashTables
 from . import step
 
-
-def draw_for(
-    tables: HashTables,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    leading: torch.Size,
-    weight: Tensor | None,
-    ignore_index: int,
-    *,
-    training: bool,
-    sparse: bool,
-    generator: torch.Generator | None,
-    name: str,
-) -> tuple[Labels, ActiveSet]:
-    """:func:`draw_step` of one training step, or its operator where a compiler traces."""
-    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
-    draw = draw_step
-    if torch.compiler.is_compiling():
-        _check_traceable(target, generator, name)
-        draw = draw_step
-    return draw(
-        tables,
-        input.detach(),
-        linear_weight.detach(),
-        None if linear_bias is None else linear_bias.detach(),
-        target,
-        leading,
-        weight,
-        ignore_index,
-        moving=training and torch.is_grad_enabled() and trained,
-        sparse=sparse,
-        generator=generator,
-        name=name,
-    )
-
-
-def _check_traceable(target: Tensor, generator: torch.Generator | None, name: str) -> None:
-    if generator is not None:
-        raise NotImplementedError(
-            f"{name}: generator: expected None under torch.compile, whose graphs take no generator"
-        )
-    if target.layout != torch.strided:
-        raise NotImplementedError(
-            f"{name}: target: expected a strided tensor under torch.compile, got {target.layout}: "
-            "give lists of labels, (B, M) padded with ignore_index"
-        )
-
-
 # Names and dtypes (None: the input's). Those that a kind of active set lacks are empty.
 _OUTPUTS = {
     "label_offsets": torch.int64,
@@ -240,3 +190,52 @@ def _(
         "pair_samples": pairs,
     }
     return tuple(input.new_empty((sizes[name],), dtype=dtype) for name, dtype in _OUTPUTS.items())
+
+
+def draw_for(
+    tables: HashTables,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    leading: torch.Size,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
+    training: bool,
+    sparse: bool,
+    generator: torch.Generator | None,
+    name: str,
+) -> tuple[Labels, ActiveSet]:
+    """:func:`draw_step` of one training step, or its operator where a compiler traces."""
+    trained = linear_weight.requires_grad or (linear_bias is not None and linear_bias.requires_grad)
+    draw = draw_step
+    if torch.compiler.is_compiling():
+        _check_traceable(target, generator, name)
+        draw = draw_step
+    return draw(
+        tables,
+        input.detach(),
+        linear_weight.detach(),
+        None if linear_bias is None else linear_bias.detach(),
+        target,
+        leading,
+        weight,
+        ignore_index,
+        moving=training and torch.is_grad_enabled() and trained,
+        sparse=sparse,
+        generator=generator,
+        name=name,
+    )
+
+
+def _check_traceable(target: Tensor, generator: torch.Generator | None, name: str) -> None:
+    if generator is not None:
+        raise NotImplementedError(
+            f"{name}: generator: expected None under torch.compile, whose graphs take no generator"
+        )
+    if target.layout != torch.strided:
+        raise NotImplementedError(
+            f"{name}: target: expected a strided tensor under torch.compile, got {target.layout}: "
+            "give lists of labels, (B, M) padded with ignore_index"
+        )
