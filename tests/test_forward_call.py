@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree
 
+import slide_torch
 from slide_torch import LSHFeedForward, LSHLinear, LSHOptions
 from slide_torch.functional import lsh_linear_cross_entropy
 
@@ -248,3 +249,21 @@ def test_freed_memory_of_other_methods():
     ):
         with pytest.raises(RuntimeError, match=r"memory has been freed: under fully_shard"):
             call()
+
+
+def test_operators_refuse_freed_memory():
+    weight = torch.randn(N, D)
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="topk_linear: weight: its memory has been freed"):
+        slide_torch.ops.topk_linear(torch.randn(B, D), weight, None, 3)
+
+
+def test_marks_of_a_weight_whose_version_stays():
+    """fully_shard keeps it: marks of many steps take no more memory than the rows they name."""
+    layer, _ = make(sparse=True)
+    layer.rehash()
+    for step in range(1000):
+        layer.tables.mark_dirty(torch.tensor([step % N]), version=7)
+    pending = layer.tables._pending
+    assert sum(len(rows) for rows in pending) < 2 * 64 and len(pending) <= 65
+    assert layer.tables.dirty.all() and set(torch.cat(pending).tolist()) == set(range(N))

@@ -91,8 +91,8 @@ def test_chooses_the_cheapest_of_those_that_reach_the_recall():
     common = dict(family="kmeans", K=5, tail=0, budget=20)
     costly = [LSHOptions(**common, probes=probes, bucket_cap=N) for probes in (32, 24, 4)]
     too_few = LSHOptions(family="simhash", K=12, L=1, tail=0, budget=20)
-    result = tune(layer, x, 0.5, settings=[*costly, too_few])
-    *good, missed = result.measured
+    result = tune(layer, x, 0.5, settings=[too_few, *costly])
+    missed, *good = result.measured
     assert all(m.recall > 0.8 for m in good) and missed.recall < 0.3
     assert result.reached and result.options == min(good, key=lambda m: m.cost).options
     assert missed.cost < good[0].cost and result.options != good[0].options

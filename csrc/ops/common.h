@@ -1,6 +1,7 @@
 // What every operator file needs: stable-ABI tensors, checks at the boundary, the parallel loop.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -82,7 +83,7 @@ inline std::string shape_of(const Tensor& t) {
   return text.str();
 }
 
-// Checks dtype, contiguity, device and, where `sizes` says so (-1: anything), the shape.
+// Checks dtype, contiguity, device, that there is memory and, where `sizes` says so (-1: anything), the shape.
 inline void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType dtype,
                          const std::vector<int64_t>& sizes) {
   check(t.is_cpu(), op, name, " must be a CPU tensor");
@@ -99,6 +100,9 @@ inline void check_tensor(const char* op, const char* name, const Tensor& t, Scal
     check(false, op, name, ": expected shape (", wanted.str(), "), got ", shape_of(t));
   }
   check(t.is_contiguous(), op, name, " must be contiguous");
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  check(bytes > 0 || t.numel() == 0, op, name, ": its memory has been freed (a parameter that is sharded now?)");
 }
 
 // Asks for huge pages under 4 MiB of memory or more (memory.cpp).

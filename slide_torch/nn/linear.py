@@ -205,13 +205,9 @@ class LSHLinear(nn.Linear):
             )
         self.weight = embedding.weight
         self.tables.invalidate()
-        self._follow(embedding)
-        return self
-
-    def _follow(self, embedding: nn.Embedding | nn.EmbeddingBag) -> None:
-        """Marks the rows that a tied embedding looks up in training, where not all are rehashed anyway."""
         if self.sparse:
             embedding.register_forward_hook(_MarkLookedUp(self.tables), with_kwargs=True)
+        return self
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
         """Says how frequent classes are, for ``tail_distribution="frequencies"``: the tail is drawn in

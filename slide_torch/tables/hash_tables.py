@@ -406,9 +406,7 @@ class HashTables:
             assert self.row_terms is not None and self.row_places is not None
             own_codes = (self.row_codes, self.row_terms, self.row_places)
             lists = self.offsets[0].long()
-            if (
-                not self.family.describes
-            ):  # nobody wants the centers of empty buckets, which have no blocks
+            if not self.family.describes:  # then nobody wants centers of empty buckets
                 lists = lists.unique_consecutive()
             centers = precision.code_lists_(*own_codes, *rows, lists, self.ids[0])
             self.family.describe([centers], self.offsets)

@@ -91,9 +91,7 @@ class RecallProbe:
     def _look(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if (
-            not isinstance(layer, LSHLinear) or not layer.training
-        ):  # one made by to_linear() is none
+        if not isinstance(layer, LSHLinear) or not layer.training:  # to_linear() takes hooks along
             return
         self.steps += 1
         # not before there are tables: building them is the step's business, and takes random numbers
