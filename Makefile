@@ -6,14 +6,14 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library fuzz bench figures examples docs lint format clean
+.PHONY: demo test test-programs test-library test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
 
 # Tests that start programs or compilers wait for these: they run beside the others.
-PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,benchmarks distributed examples sanitizers trainers))
+PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,benchmarks compilers distributed examples sanitizers trainers))
 
 test: $(VENV)/installed-dev
 	$(MAKE) -j 2 test-programs test-library
@@ -24,12 +24,35 @@ test-programs:
 test-library:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAMS))
 
+# The whole extension by clang without a warning, in build/clang, and its kernels' stress test.
+test-clang: $(VENV)/installed-dev
+	CC=clang CXX=clang++ LDSHARED="clang++ -shared" SLIDE_TORCH_CXXFLAGS=-Werror \
+		$(BIN)/python setup.py -q build_ext --build-temp build/clang/objects --build-lib build/clang
+	$(BIN)/python -m pytest tests/test_compilers.py -k clang -rs
+
+# The kernels for aarch64 under emulation; needs g++-aarch64-linux-gnu and qemu-user.
+test-aarch64: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/test_compilers.py -k aarch64 -rs
+
+# The fuzzers of `make test` for longer. Sanitized: with operators built for it in build/sanitized.
 # SEED=1000000 begins elsewhere; a failure says which seed repeats it.
-SECONDS ?= 300
+FUZZ_SECONDS ?= 600
 SEED ?= 0
+FUZZ = SLIDE_TORCH_FUZZ_SECONDS=$(FUZZ_SECONDS) SLIDE_TORCH_FUZZ_SEED=$(SEED) OMP_WAIT_POLICY=passive
+SANITIZERS := address,undefined
+PRELOAD = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
 
 fuzz: $(VENV)/installed-dev
-	SLIDE_TORCH_FUZZ_SECONDS=$(SECONDS) SLIDE_TORCH_FUZZ_SEED=$(SEED) OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/fuzz
+	$(FUZZ) $(BIN)/python -m pytest tests/fuzz
+
+fuzz-sanitized: $(VENV)/installed-dev
+	SLIDE_TORCH_CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=$(SANITIZERS) -fno-sanitize-recover=undefined" \
+		LDFLAGS="-fsanitize=$(SANITIZERS)" \
+		$(BIN)/python setup.py -q build_ext --build-temp build/sanitized/objects --build-lib build/sanitized
+	cd slide_torch && find . -name '*.py' -exec cp --parents {} ../build/sanitized/slide_torch \;
+	$(FUZZ) PYTHONPATH=build/sanitized \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 LD_PRELOAD="$(PRELOAD)" \
+		$(BIN)/python -m pytest tests/fuzz
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
 BENCHMARKS := $(addprefix speed.,step_time kernels scaling prediction xmc_read) accuracy.retrieval accuracy.sampling

@@ -86,7 +86,7 @@ inline void offer_tile(const T* const* a, const T* bias, const int64_t* ids, int
 // Rows of a block and one panel of inputs stay in the first-level cache together.
 template <class T>
 inline int64_t rows_of_a_block(int64_t features) {
-  const int64_t tiles = 16384 / (features * int64_t(sizeof(T)) * kTileRows);
+  const int64_t tiles = features > 0 ? 16384 / (features * int64_t(sizeof(T)) * kTileRows) : 8;
   return kTileRows * (tiles > 1 ? min_of(tiles, 8) : 1);
 }
 

@@ -91,6 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
   check(tables <= kMaxTables, op, "expected at most ", kMaxTables, " tables, got ", tables);
   check_tensor(op, "table_ids", table_ids, ScalarType::Int, {tables, -1});
   const int64_t neurons = table_ids.size(1);
+  check(neurons <= kMaxNeurons, op, "table_ids: expected fewer than 2^31 - 1 neurons, got ", neurons);
   check_tensor(op, "codes", codes, codes.scalar_type(), {-1, -1});
   const int64_t probes = tables > 0 ? codes.size(0) / tables : 1, batch = codes.size(1);
   check(codes.size(0) == tables * probes && probes >= 1 && codes.size(0) <= kMaxTables, op,
@@ -102,7 +103,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
   check_range(op, "label_ids", data<int32_t>(label_ids), label_ids.numel(), neurons);
   check_tensor(op, "tail", tail, ScalarType::Int, {-1});
   check_range(op, "tail", data<int32_t>(tail), tail.numel(), neurons);
-  check(budget >= 0 && bucket_cap >= 0, op, "budget and bucket_cap must not be negative");
+  check(budget >= 0, op, "budget: expected at least 0, got ", budget);
+  check(bucket_cap >= 0, op, "bucket_cap: expected at least 0, got ", bucket_cap);
   const RetrieveInput in{{data<int32_t>(table_offsets), data<int32_t>(table_ids), tables, buckets, neurons},
                          data<int64_t>(label_offsets),
                          data<int32_t>(label_ids),
@@ -123,7 +125,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> retrieve(Tensor codes, Tensor
       for (int64_t b = first; b < last; ++b) {
         const int64_t before = counter.ids_read();
         for (int64_t r = 0; r < tables * probes; ++r)
-          check(data<Code>(codes)[r * batch + b] < buckets, op, "codes: expected values below ", buckets);
+          check(data<Code>(codes)[r * batch + b] < buckets, op, "codes: expected values below ", buckets, ", got ",
+                data<Code>(codes)[r * batch + b], " for sample ", b);
         mutable_data<int64_t>(tail_starts)[b] =
             retrieve_sample(in, data<Code>(codes), batch, b, counter, active, mutable_data<int32_t>(label_positions));
         found[b].assign(active.begin(), active.end());
@@ -165,7 +168,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transpose_active(Tensor offsets, Tens
   check_tensor(op, "offsets", offsets, ScalarType::Long, {-1});
   check_tensor(op, "active", active, ScalarType::Int, {-1});
   const int64_t batch = offsets.numel() - 1, pairs = active.numel();
-  check(batch >= 0 && neurons >= 1 && pairs < INT32_MAX, op, "offsets must not be empty, neurons positive");
+  check(batch >= 0, op, "offsets: expected at least one, got none");
+  check(pairs < INT32_MAX, op, "active: expected fewer than 2^31 - 1 ids, got ", pairs);
+  check_integer(op, "neurons", neurons, 1, kMaxNeurons);
   check_offsets(op, "offsets", data<int64_t>(offsets), batch, pairs);
   check_range(op, "active", data<int32_t>(active), pairs, neurons);
   const int64_t* start = data<int64_t>(offsets);
@@ -254,7 +259,7 @@ std::tuple<Tensor, Tensor> union_active(Tensor certain, Tensor tail, int64_t neu
   constexpr const char* op = "union_active";
   check_tensor(op, "certain", certain, ScalarType::Int, {-1});
   check_tensor(op, "tail", tail, ScalarType::Int, {-1});
-  check(neurons >= 1, op, "neurons must be positive");
+  check_integer(op, "neurons", neurons, 1, kMaxNeurons);
   check_range(op, "certain", data<int32_t>(certain), certain.numel(), neurons);
   check_range(op, "tail", data<int32_t>(tail), tail.numel(), neurons);
   const int64_t words = (neurons + 63) / 64;
@@ -283,8 +288,8 @@ std::tuple<Tensor, Tensor> union_active(Tensor certain, Tensor tail, int64_t neu
 // `count` distinct ids from [0, neurons), each subset equally likely, in increasing order; Floyd's algorithm.
 Tensor sample_tail(int64_t count, int64_t neurons, int64_t seed) {
   constexpr const char* op = "sample_tail";
-  check(neurons >= 1 && neurons < INT32_MAX, op, "neurons: expected 1 to 2^31 - 2, got ", neurons);
-  check(count >= 0 && count <= neurons, op, "count: expected 0 to ", neurons, ", got ", count);
+  check_integer(op, "neurons", neurons, 1, kMaxNeurons);
+  check_integer(op, "count", count, 0, neurons);
   std::vector<uint64_t> taken((neurons + 63) / 64, 0);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t limit = neurons - count + i;  // uniform on [0, limit] by multiplication (bias below 2^-32)

@@ -9,6 +9,8 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -21,7 +23,6 @@
 namespace slide_torch {
 
 using torch::headeronly::ScalarType;
-using torch::stable::parallel_for;
 using torch::stable::Tensor;
 
 template <class T>
@@ -62,6 +63,11 @@ constexpr ScalarType scalar_type_of<bool>() {
 // As MAX_CODE_BITS and MAX_TABLES in slide_torch/options.py.
 constexpr int kMaxCodeBits = 24;
 constexpr int64_t kMaxTables = 254;
+// Ids of neurons are int32, and so are places among as many.
+constexpr int64_t kMaxNeurons = INT32_MAX - 1;
+// A tensor without elements takes no memory, so nothing but this bounds its other sizes: products of two of them, and
+// buffers for one row, stay small.
+constexpr int64_t kMaxEmptySize = int64_t{1} << 24;
 
 // Throws "operator: message" when the condition fails. User errors are caught in Python with more to say; these
 // checks are for direct calls of an operator. (The contents of what build_tables made are trusted.)
@@ -75,12 +81,27 @@ void check(bool condition, const char* op, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_of(const Tensor& t) {
+// Checks an integer argument before anything is multiplied by it.
+inline void check_integer(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
+  check(least <= value && value <= most, op, name, ": expected ", least, " to ", most, ", got ", value);
+}
+
+inline std::string text_of(const std::vector<int64_t>& sizes) {
   std::ostringstream text;
   text << "(";
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
   text << ")";
   return text.str();
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (int64_t i = 0; i < t.dim(); ++i) sizes[i] = t.size(i);
+  return sizes;
+}
+
+inline std::string shape_of(const Tensor& t) {
+  return text_of(sizes_of(t));
 }
 
 // Checks dtype, contiguity, device, that there is memory and, where `sizes` says so (-1: anything), the shape.
@@ -103,6 +124,9 @@ inline void check_tensor(const char* op, const char* name, const Tensor& t, Scal
   int64_t bytes = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
   check(bytes > 0 || t.numel() == 0, op, name, ": its memory has been freed (a parameter that is sharded now?)");
+  for (int64_t i = 0; t.numel() == 0 && i < t.dim(); ++i)
+    check(t.size(i) <= kMaxEmptySize, op, name, ": expected sizes up to ", kMaxEmptySize,
+          " of a tensor without elements, got ", shape_of(t));
 }
 
 // Asks for huge pages under 4 MiB of memory or more (memory.cpp).
@@ -110,9 +134,14 @@ void advise_hugepages(const void* memory, int64_t bytes);
 
 // Large results are new memory at every call: with huge pages a few hundred page faults instead of tens of thousands.
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
-  Tensor t = torch::stable::empty(sizes, dtype);
-  advise_hugepages(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
-  return t;
+  try {
+    Tensor t = torch::stable::empty(sizes, dtype);
+    advise_hugepages(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+    return t;
+  } catch (const std::exception&) {  // its message names a macro, not the reason
+    throw std::runtime_error("slide_torch: not enough memory for a tensor of shape " + text_of(sizes) + " and dtype " +
+                             torch::headeronly::toString(dtype));
+  }
 }
 
 template <class T>
@@ -135,6 +164,27 @@ constexpr int64_t kGrainWork = 32768;
 
 inline int64_t grain(int64_t work_per_item) {
   return work_per_item >= kGrainWork ? 1 : kGrainWork / (work_per_item > 0 ? work_per_item : 1) + 1;
+}
+
+// Calls body(first, last) for ranges of [begin, end), at least `grain` long, on torch's threads. What a range throws is
+// thrown to the caller once all have ended, that of the first range if several do: the same at any number of threads
+// where a range stops at its first fault. (torch would replace the message by the name of a macro.)
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& body) {
+  std::mutex mutex;
+  std::exception_ptr failure;
+  int64_t failed_at = 0;
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+    try {
+      body(first, last);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (failure && failed_at < first) return;
+      failure = std::current_exception();
+      failed_at = first;
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Whether right(first, last) holds for all parts of [0, count): the checks of a batch's indices read megabytes.

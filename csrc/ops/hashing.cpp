@@ -8,6 +8,7 @@
 namespace slide_torch {
 namespace {
 
+// Rows to hash, and how many: a record and no structured binding, which clang before 16 does not capture.
 template <class T>
 struct Rows {
   HashInput<T> in;
@@ -34,14 +35,20 @@ Rows<T> check_input(const char* op, const Tensor& input, const std::optional<Ten
           count};
 }
 
+// Checks the numbers of hashes, tables and probes; `hash_bits` are those of one hash. Each is bounded before any is
+// multiplied by another.
+void check_functions(const char* op, int64_t K, int64_t L, int64_t hash_bits, int64_t probes) {
+  check(1 <= K && K <= kMaxCodeBits && 1 <= hash_bits && K * hash_bits <= kMaxCodeBits, op,
+        "K: expected codes of 1 to ", kMaxCodeBits, " bits, got ", K, " hashes of ", hash_bits, " bits each");
+  check_integer(op, "L", L, 1, kMaxTables);
+  check(1 <= probes && probes <= kMaxTables && L * probes <= kMaxTables, op, "probes: expected at least 1 and at most ",
+        kMaxTables, " of all ", L, " tables together, got ", probes);
+}
+
 // Runs body(kernels of the code's width, output, begin, end) over all rows; codes are int16 up to 15 bits.
 template <class T, class Body>
-Tensor hash_rows(const char* op, int64_t count, int64_t hashes, int64_t tables, int64_t bits, int64_t probes,
-                 int64_t work, const Body& body) {
-  check(hashes >= 1 && tables >= 1, op, "K and L must be positive");
-  check(bits >= 1 && bits <= kMaxCodeBits, op, "expected 1 to ", kMaxCodeBits, " bits a code, got ", bits);
-  check(probes >= 1 && tables * probes <= kMaxTables, op, "probes: expected at least 1 and at most ", kMaxTables,
-        " of all ", tables, " tables together, got ", probes);
+Tensor hash_rows(int64_t count, int64_t hashes, int64_t tables, int64_t bits, int64_t probes, int64_t work,
+                 const Body& body) {
   const auto& k = real_kernels<T>();
   const bool narrow = bits <= 15;
   Tensor codes = empty({tables * probes, count}, narrow ? ScalarType::Short : ScalarType::Int);
@@ -84,12 +91,15 @@ Tensor simhash_hadamard(Tensor input, std::optional<Tensor> bias, std::optional<
   constexpr const char* op = "simhash_hadamard";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
+    check_functions(op, K, L, 1, probes);
     const Rotations<T> rotations(op, signs, extra_projection, in.features, K * L);
     const HadamardFunctions<T>& f = rotations.functions;
     const int64_t scratch_size = (in.width() + f.size) * real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K, probes, f.rotations * f.size * 16,
-                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+    return hash_rows<T>(count, K, L, K, probes, f.rotations * f.size * 16,
+                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(scratch_size);
                           k.simhash_hadamard(in, f, out, b, e, scratch.data());
                         });
@@ -101,13 +111,16 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
   constexpr const char* op = "simhash_dense";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t width = in.width();
+    check_functions(op, K, L, 1, probes);
     check_tensor(op, "projection", projection, ScalarType::Float, {K * L, width});
     const std::vector<T> matrix(data<float>(projection), data<float>(projection) + projection.numel());
     const int64_t lanes = real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K, probes, K * L * width,
-                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+    return hash_rows<T>(count, K, L, K, probes, K * L * width,
+                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(width * lanes);
                           k.simhash_dense(in, matrix.data(), out, b, e, scratch.data());
                         });
@@ -122,16 +135,20 @@ Tensor bin_winners(const char* op, bool minhash, const Tensor& input, const std:
                    int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t width = in.width();
-    check_tensor(op, "coordinates", coordinates, ScalarType::Int, {K * L, -1});
+    check(coordinates.dim() == 2, op, "coordinates: expected shape (K L, bin), got ", shape_of(coordinates));
     const int64_t bin = coordinates.size(1);
     check(bin >= 2 && (bin & (bin - 1)) == 0, op, "coordinates: expected bins of 2, 4, 8, ..., got ", bin);
-    check_range(op, "coordinates", data<int32_t>(coordinates), coordinates.numel(), width);
     const WinnerFunctions functions{data<int32_t>(coordinates), bin, __builtin_ctzll(bin)};
+    check_functions(op, K, L, functions.bits, probes);
+    check_tensor(op, "coordinates", coordinates, ScalarType::Int, {K * L, bin});
+    check_range(op, "coordinates", data<int32_t>(coordinates), coordinates.numel(), width);
     const int64_t lanes = real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K * functions.bits, probes, K * L * bin * 2,
-                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+    return hash_rows<T>(count, K, L, K * functions.bits, probes, K * L * bin * 2,
+                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(width * lanes);
                           std::vector<int32_t> winners(K * L * lanes);
                           (minhash ? k.minhash : k.dwta)(in, functions, out, b, e, scratch.data(), winners.data());
@@ -157,14 +174,19 @@ Tensor cross_polytope(Tensor input, std::optional<Tensor> bias, std::optional<Te
   constexpr const char* op = "cross_polytope";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
-    check(bin >= 2 && (bin & (bin - 1)) == 0, op, "bin: expected 2, 4, 8, ..., got ", bin);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
+    check(bin >= 2 && bin < int64_t{1} << kMaxCodeBits && (bin & (bin - 1)) == 0, op, "bin: expected 2, 4, 8, ..., 2^",
+          kMaxCodeBits - 1, ", got ", bin);
+    const int64_t hash_bits = __builtin_ctzll(bin) + 1;
+    check_functions(op, K, L, hash_bits, probes);
     const Rotations<T> rotations(op, signs, extra_projection, in.features, K * L * bin);
     const HadamardFunctions<T>& f = rotations.functions;
     check(bin <= f.size, op, "bin: expected at most ", f.size, ", the size of a rotation, got ", bin);
     const int64_t scratch_size = (in.width() + f.size + K * bin) * real_kernels<T>().lanes;
-    return hash_rows<T>(op, count, K, L, K * (__builtin_ctzll(bin) + 1), probes, f.rotations * f.size * 16,
-                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+    return hash_rows<T>(count, K, L, K * hash_bits, probes, f.rotations * f.size * 16,
+                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(scratch_size);
                           k.cross_polytope(in, f, bin, out, b, e, scratch.data());
                         });
@@ -178,11 +200,14 @@ Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional
   constexpr const char* op = "nearest_centroids";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t width = in.width();
     check_tensor(op, "centroids", centroids, ScalarType::Float, {-1, -1, width});
     const int64_t tables = centroids.size(0), size = centroids.size(1);
     check(size >= 2 && (size & (size - 1)) == 0, op, "centroids: expected 2, 4, 8, ... a table, got ", size);
+    check_functions(op, 1, tables, __builtin_ctzll(size), probes);
     std::vector<T> converted;
     const T* matrix;
     if constexpr (std::is_same_v<T, float>) {
@@ -192,8 +217,8 @@ Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional
       matrix = converted.data();
     }
     const int64_t columns = real_kernels<T>().tile_columns;
-    return hash_rows<T>(op, count, 1, tables, __builtin_ctzll(size), probes, tables * size * width,
-                        [&, &in = in](const auto& k, const auto& out, int64_t b, int64_t e) {
+    return hash_rows<T>(count, 1, tables, __builtin_ctzll(size), probes, tables * size * width,
+                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch((width + (probes > 1 ? size : 0)) * columns);
                           k.nearest_centroids(in, {matrix, size}, out, b, e, scratch.data());
                         });
@@ -208,7 +233,9 @@ Tensor nearest_in_groups(Tensor input, std::optional<Tensor> bias, std::optional
   constexpr const char* op = "nearest_in_groups";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t width = in.width();
     check_tensor(op, "centroids", centroids, ScalarType::Float, {-1, width});
     check_tensor(op, "group_centroids", group_centroids, ScalarType::Float, {-1, width});
@@ -278,10 +305,12 @@ Tensor hashed_rows(Tensor input, std::optional<Tensor> bias, std::optional<Tenso
   constexpr const char* op = "hashed_rows";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto [in, count] = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const Rows<T> checked = check_input<T>(op, input, bias, rows, center, norm_bound);
+    const HashInput<T>& in = checked.in;
+    const int64_t count = checked.count;
     const int64_t given = in.features + (bias ? 1 : 0), width = in.width();
     Tensor result = empty({count, width}, input.scalar_type());
-    parallel_for(0, count, grain(4 * width), [&, &in = in](int64_t first, int64_t last) {
+    parallel_for(0, count, grain(4 * width), [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
         const int64_t row = in.rows ? in.rows[r] : r;
         T* out = mutable_data<T>(result) + r * width;
@@ -307,7 +336,7 @@ std::tuple<Tensor, Tensor> group_means(Tensor values, Tensor groups, int64_t cou
     check_tensor(op, "values", values, scalar_type_of<T>(), {-1, -1});
     const int64_t n = values.size(0), width = values.size(1);
     check_tensor(op, "groups", groups, ScalarType::Long, {n});
-    check(count >= 1, op, "count: expected at least 1, got ", count);
+    check_integer(op, "count", count, 1, int64_t{1} << kMaxCodeBits);
     const int64_t* group = data<int64_t>(groups);
     std::vector<int64_t> start(count + 1, 0), order(n);
     for (int64_t i = 0; i < n; ++i) {
@@ -344,7 +373,7 @@ Tensor mean_row(Tensor weight, std::optional<Tensor> bias, int64_t most) {
     const HashInput<T>& in = checked.in;
     const int64_t count = checked.count;
     check(most >= 1, op, "most: expected at least 1, got ", most);
-    const int64_t stride = (count + most - 1) / most > 0 ? (count + most - 1) / most : 1;
+    const int64_t stride = count > 0 ? (count - 1) / most + 1 : 1;
     std::vector<double> sum(in.features + 1, 0.0);
     int64_t rows = 0;
     for (int64_t row = 0; row < count; row += stride, ++rows) {

@@ -20,6 +20,12 @@ int64_t triangle(int64_t width) {
   return width * (width + 1) / 2;
 }
 
+// Of the sums of outer products of rows (features), with their bias.
+int64_t size_of_sums(const char* op, int64_t features, bool has_bias) {
+  check(features <= INT32_MAX, op, "weight: expected fewer than 2^31 columns, got ", features);
+  return triangle(features + (has_bias ? 1 : 0));
+}
+
 struct Leaves {
   int64_t neurons;
   int64_t count;  // a power of two
@@ -173,7 +179,7 @@ void set_queries(Drawing<T>& d, int64_t count, double alpha) {
 }
 
 Leaves check_leaves(const char* op, int64_t neurons, int64_t count) {
-  check(neurons >= 1 && neurons < INT32_MAX, op, "weight: expected 1 to 2^31 - 2 rows, got ", neurons);
+  check(neurons >= 1 && neurons <= kMaxNeurons, op, "weight: expected 1 to 2^31 - 2 rows, got ", neurons);
   check(count >= 1 && count <= neurons && std::has_single_bit(static_cast<uint64_t>(count)), op,
         "leaves: expected a power of two of at most ", neurons, ", got ", count);
   return {neurons, count};
@@ -187,7 +193,7 @@ Tensor kernel_sums(Tensor weight, std::optional<Tensor> bias, int64_t leaves) {
   check_tensor(op, "weight", weight, weight.scalar_type(), {-1, -1});
   const int64_t neurons = weight.size(0), features = weight.size(1);
   const Leaves own = check_leaves(op, neurons, leaves);
-  const int64_t size = triangle(features + (bias ? 1 : 0));
+  const int64_t size = size_of_sums(op, features, bias.has_value());
   return dispatch_stored(op, weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {neurons});
@@ -220,11 +226,11 @@ std::tuple<Tensor, Tensor, Tensor> kernel_draw(Tensor sums, Tensor weight, std::
   const ScalarType dtype = weight.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : weight.scalar_type();
   if (bias) check_tensor(op, "bias", *bias, dtype, {neurons});
   check_tensor(op, "queries", queries, dtype, {-1, features});
-  const int64_t size = triangle(features + (bias ? 1 : 0));
+  const int64_t size = size_of_sums(op, features, bias.has_value());
   check_tensor(op, "sums", sums, dtype, {-1, size});
   const Leaves leaves = check_leaves(op, neurons, sums.size(0));
   check(alpha > 0 && alpha <= 1e6, op, "alpha: expected a number above 0 and at most 1e6, got ", alpha);
-  check(count >= 0 && count <= neurons, op, "count: expected 0 to ", neurons, ", got ", count);
+  check_integer(op, "count", count, 0, neurons);
   check_tensor(op, "asked", asked, ScalarType::Int, {-1});
   check_range(op, "asked", data<int32_t>(asked), asked.numel(), neurons);
   check(std::is_sorted(data<int32_t>(asked), data<int32_t>(asked) + asked.numel()), op,

@@ -248,8 +248,8 @@ std::tuple<Tensor, Tensor> coalesce_rows(Tensor indices, Tensor values, int64_t 
   check(values.dim() >= 1, op, "values: expected shape (n, ...), got ()");
   std::vector<int64_t> shape(values.dim(), -1);
   shape[0] = count;
-  check(num_rows >= 0 && num_rows <= INT32_MAX && count <= INT32_MAX, op,
-        "expected at most 2^31 - 1 rows and entries, got ", num_rows, " and ", count);
+  check_integer(op, "num_rows", num_rows, 0, INT32_MAX);
+  check(count <= INT32_MAX, op, "indices: expected at most 2^31 - 1 entries, got ", count);
   check_range(op, "indices", data<int64_t>(indices), count, num_rows);
   return dispatch_real(op, values.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);

@@ -329,8 +329,9 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     const int64_t* probe = data<int64_t>(probes);
     for (int64_t i = 0; i < probes.numel(); ++i)
       check(-1 <= probe[i] && probe[i] < lists, op, "probes: expected values in [-1, ", lists, "), got ", probe[i]);
-    check(k >= 1, op, "k: expected at least 1, got ", k);
+    check_integer(op, "k", k, 1, INT32_MAX);
     check(rescored >= k, op, "rescored: expected at least k, got ", rescored);
+    rescored = std::clamp<int64_t>(list_rows.numel(), 1, rescored);  // lists do not hold more
     check(list_cap >= 1, op, "list_cap: expected at least 1, got ", list_cap);
     std::vector<int64_t> sample_offsets, samples;
     samples_of_lists(probe, batch, probes.size(1), lists, sample_offsets, samples);

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> rerank(Tensor offsets, Tensor active, Tensor 
   check_range(op, "tail", data<int32_t>(tail), tail.numel(), neurons);
   const int32_t *tail_first = data<int32_t>(tail), *tail_last = tail_first + tail.numel();
   check(std::is_sorted(tail_first, tail_last), op, "tail: expected increasing ids");
-  check(budget >= 0, op, "budget must not be negative");
+  check(budget >= 0, op, "budget: expected at least 0, got ", budget);
   const int64_t *start = data<int64_t>(offsets), *label_start = data<int64_t>(label_offsets);
   for (int64_t i = 0, b = 0; i < label_positions.numel(); ++i) {
     while (i >= label_start[b + 1]) ++b;

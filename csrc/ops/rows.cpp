@@ -10,18 +10,16 @@ Tensor rows_to_dense(Tensor rows, Tensor values, int64_t neurons) {
   constexpr const char* op = "rows_to_dense";
   check_tensor(op, "rows", rows, ScalarType::Long, {-1});
   const int64_t count = rows.numel();
+  check(neurons >= 0, op, "neurons: expected at least 0, got ", neurons);
   check_rows(op, data<int64_t>(rows), count, neurons);
   check(values.dim() >= 1 && values.size(0) == count && values.is_contiguous() && values.is_cpu(), op,
         "values: expected a contiguous CPU tensor with ", count, " rows, got shape ", shape_of(values));
-  std::vector<int64_t> sizes{neurons};
-  int64_t width = 1;
-  for (int64_t i = 1; i < values.dim(); ++i) {
-    sizes.push_back(values.size(i));
-    width *= values.size(i);
-  }
+  std::vector<int64_t> sizes = sizes_of(values);
+  sizes[0] = neurons;
   const auto copy = [&](auto zero) {
     using T = decltype(zero);
     Tensor dense = empty(sizes, values.scalar_type());
+    const int64_t width = neurons > 0 ? dense.numel() / neurons : 0;
     T* target = mutable_data<T>(dense);
     const T* source = data<T>(values);
     const int64_t* row = data<int64_t>(rows);

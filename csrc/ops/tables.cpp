@@ -49,10 +49,11 @@ auto dispatch_code(const char* op, ScalarType dtype, F&& f) {
 
 std::tuple<Tensor, Tensor> build_tables(Tensor codes, int64_t bits) {
   constexpr const char* op = "build_tables";
-  check(bits >= 1 && bits <= kMaxCodeBits, op, "bits: expected 1 to ", kMaxCodeBits, ", got ", bits);
+  check_integer(op, "bits", bits, 1, kMaxCodeBits);
   check_tensor(op, "codes", codes, codes.scalar_type(), {-1, -1});
   const int64_t tables = codes.size(0), neurons = codes.size(1), buckets = int64_t{1} << bits;
-  check(neurons < INT32_MAX, op, "codes: expected fewer than 2^31 - 1 neurons, got ", neurons);
+  check(tables <= kMaxTables, op, "codes: expected at most ", kMaxTables, " tables, got ", tables);
+  check(neurons <= kMaxNeurons, op, "codes: expected fewer than 2^31 - 1 neurons, got ", neurons);
   Tensor offsets = empty({tables, buckets + 1}, ScalarType::Int);
   Tensor ids = empty({tables, neurons}, ScalarType::Int);
   dispatch_code(op, codes.scalar_type(), [&](auto zero) {
@@ -74,6 +75,7 @@ Tensor update_codes_(Tensor codes, Tensor rows, Tensor fresh) {
   constexpr const char* op = "update_codes_";
   check_tensor(op, "codes", codes, codes.scalar_type(), {-1, -1});
   const int64_t tables = codes.size(0), neurons = codes.size(1);
+  check(tables <= kMaxTables, op, "codes: expected at most ", kMaxTables, " tables, got ", tables);
   check_tensor(op, "rows", rows, ScalarType::Long, {-1});
   const int64_t count = rows.numel();
   check_tensor(op, "fresh", fresh, codes.scalar_type(), {tables, count});
