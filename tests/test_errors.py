@@ -197,7 +197,7 @@ INT_FIELDS = dict(
         ("rehash_growth", "2", "rehash_growth: expected a number"),
         ("rehash_growth", True, "rehash_growth: expected a number.*got True"),
         ("kernel_alpha", np.float32(-1), "kernel_alpha: expected a number.*got np.float32"),
-        ("K", np.int64(0), "K: expected an int of at least 1 or 'auto', got np.int64"),
+        ("K", np.int64(0), "K: expected an int from 1 to .* or 'auto', got np.int64"),
         ("K", np.bool_(True), "K: expected an int.*got np.True_"),
         ("tail_distribution", "zipf", "tail_distribution: expected one of .*got 'zipf'"),
         ("kernel_alpha", 0, "kernel_alpha: expected a number above 0 and at most 1e6, got 0"),
