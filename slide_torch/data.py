@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import ops
+
 __all__ = ["IGNORE_INDEX", "SparseRows", "XMCData", "batches", "read_xmc"]
 
 IGNORE_INDEX = -100
@@ -161,7 +163,7 @@ def read_xmc(
                 or not 0 <= size <= _LARGEST
             ):
                 raise ValueError(
-                    f"read_xmc: {path}: {name} must be an integer in [0, {_LARGEST}], got {size!r}; "
+                    f"read_xmc: {path}: {name}: expected an integer in [0, {_LARGEST}], got {size!r}: "
                     "indices are kept as int32"
                 )
         rows = SparseRows(
@@ -186,8 +188,8 @@ def read_xmc(
                     more = room + np.flatnonzero(held[room:] > (held[room - 1] if room else 0))
                     if len(more):
                         raise ValueError(
-                            f"read_xmc: {path}, line {line + more[0]}: the header promises "
-                            f"{num_rows} rows, here is one more; correct the first line"
+                            f"read_xmc: {path}, line {line + more[0]}: expected {num_rows} rows "
+                            f"as in the header, got one more: correct the first line"
                         )
                     pieces[0], pieces[3] = pieces[0][: room + 1], pieces[3][: room + 1]
                 for array, piece in zip(vars(rows).values(), pieces, strict=True):
@@ -196,8 +198,8 @@ def read_xmc(
                 bar.update(raw.tell() - bar.n)
     if len(rows) < num_rows:
         raise ValueError(
-            f"read_xmc: {path}, line {len(rows) + 1}: the header promises {num_rows} rows, the "
-            f"file ends here after {len(rows)}; is it complete?"
+            f"read_xmc: {path}, line {len(rows) + 1}: expected {num_rows} rows as in the "
+            f"header, got the end of the file after {len(rows)}: is it complete?"
         )
     return XMCData(**vars(rows), num_features=num_features, num_labels=num_labels)
 
@@ -234,7 +236,7 @@ def batches(
     for name, value, least in (("batch_size", batch_size, 1), ("skip", skip, 0)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ValueError(
-                f"batches: {name} must be an integer of at least {least}, got {value!r}"
+                f"batches: {name}: expected an integer of at least {least}, got {value!r}"
             )
     num_rows = len(data)
     order = np.arange(num_rows)
@@ -255,22 +257,6 @@ def batches(
         )
 
 
-@torch.library.register_fake("slide_torch::parse_xmc")
-def _parse_fake(
-    text: Tensor, num_features: int, num_labels: int, first_line: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    context = torch.library.get_ctx()
-    indptr = context.new_dynamic_size(min=1)
-    features, labels = context.new_dynamic_size(), context.new_dynamic_size()
-    return (
-        text.new_empty(indptr, dtype=torch.int32),
-        text.new_empty(features, dtype=torch.int32),
-        text.new_empty(features, dtype=torch.float32),
-        text.new_empty(indptr, dtype=torch.int32),
-        text.new_empty(labels, dtype=torch.int32),
-    )
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, gzip.GzipFile | BufferedReader]]:
     """The file as it is, and its text."""
@@ -278,7 +264,7 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, gzip.GzipFile | Buffer
         start = raw.peek(8)
         for magic, kind, remedy in _NOT_TEXT:
             if start.startswith(magic):
-                raise ValueError(f"read_xmc: {path}: expected text or gzip, got {kind}; {remedy}")
+                raise ValueError(f"read_xmc: {path}: expected text or gzip, got {kind}: {remedy}")
         if not start.startswith(b"\x1f\x8b"):
             yield raw, raw
             return
@@ -304,7 +290,7 @@ def _read_header(path: Path, line: bytes, num_labels: int | None) -> list[int]:
     if not re.fullmatch(rb"\s*[0-9]{1,18}(\s+[0-9]{1,18}){1,2}\s*", line):
         raise ValueError(
             f"read_xmc: {path}, line 1: expected a header 'rows features labels' of three "
-            f"integers, got {line[:40]!r}; add one if the file starts with its first row"
+            f"integers, got {line[:40]!r}: add one if the file starts with its first row"
         )
     numbers = [int(number) for number in line.split()]
     if len(numbers) == 3:
@@ -312,7 +298,7 @@ def _read_header(path: Path, line: bytes, num_labels: int | None) -> list[int]:
     if num_labels is None:
         raise ValueError(
             f"read_xmc: {path}, line 1: expected a header 'rows features labels' of three integers, "
-            f"got two, {line[:40]!r}; if they are rows and features, give num_labels (0 for a file of "
+            f"got two, {line[:40]!r}: if they are rows and features, give num_labels (0 for a file of "
             "features alone)"
         )
     return [*numbers, num_labels]
@@ -331,7 +317,7 @@ def _parse(
 ) -> tuple[Tensor, ...]:
     lines = torch.frombuffer(text, dtype=torch.uint8)
     try:
-        return torch.ops.slide_torch.parse_xmc(lines, num_features, num_labels, first_line)
+        return ops.parse_xmc(lines, num_features, num_labels, first_line)
     except RuntimeError as error:
         found = re.search(r"line \d+: .*", str(error))
         if found is None:

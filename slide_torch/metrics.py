@@ -109,19 +109,19 @@ def psp_at_k(predicted: Tensor, targets: Tensor, k: int, label_propensities: Ten
     label_propensities = _tensor("psp_at_k", "label_propensities", label_propensities)
     if not label_propensities.is_floating_point():
         raise TypeError(
-            "psp_at_k: label_propensities must be of a floating point dtype, got "
-            f"{label_propensities.dtype}; make it with propensities(label_counts, num_rows)"
+            "psp_at_k: label_propensities: expected a floating-point dtype, got "
+            f"{label_propensities.dtype}: make it with propensities(label_counts, num_rows)"
         )
     if label_propensities.dim() != 1 or not bool((label_propensities > 0).all()):
         raise ValueError(
-            "psp_at_k: label_propensities must be (N) and positive, got shape "
-            f"{tuple(label_propensities.shape)}; make it with propensities(label_counts, num_rows)"
+            "psp_at_k: label_propensities: expected (N) positive numbers, got shape "
+            f"{tuple(label_propensities.shape)}: make it with propensities(label_counts, num_rows)"
         )
     largest = max(int(ranked.max()), int(labels.max()) if labels.numel() else -1)
     if largest >= len(label_propensities):
         raise ValueError(
-            f"psp_at_k: label_propensities must have an entry for each label, got "
-            f"{len(label_propensities)} entries and label {largest}; count the labels with "
+            "psp_at_k: label_propensities: expected an entry for each label, got "
+            f"{len(label_propensities)} entries and label {largest}: count the labels with "
             "torch.bincount(..., minlength=num_labels)"
         )
     if largest < 0:
@@ -161,20 +161,21 @@ def propensities(
     label_counts = _tensor("propensities", "label_counts", label_counts)
     if label_counts.dim() != 1 or bool((label_counts < 0).any()):
         raise ValueError(
-            "propensities: label_counts must be (N) and not negative, got shape "
-            f"{tuple(label_counts.shape)}; count with torch.bincount(..., minlength=num_labels)"
+            "propensities: label_counts: expected (N) numbers of at least 0, got shape "
+            f"{tuple(label_counts.shape)}: count with torch.bincount(..., minlength=num_labels)"
         )
     if num_rows < 3:
         raise ValueError(
-            f"propensities: num_rows must be at least 3, got {num_rows}; "
+            f"propensities: num_rows: expected at least 3, got {num_rows}: "
             "give the number of training rows"
         )
     if B <= 0:
         raise ValueError(
-            f"propensities: B must be positive, got {B}; take it from PROPENSITY_CONSTANTS"
+            f"propensities: B: expected a number above 0, got {B}: take it from PROPENSITY_CONSTANTS"
         )
     scale = (math.log(num_rows) - 1) * (B + 1) ** A
-    return 1 / (1 + scale * (label_counts.double() + B) ** -A)
+    result: Tensor = 1 / (1 + scale * (label_counts.double() + B) ** -A)
+    return result
 
 
 def _hits(
@@ -193,8 +194,8 @@ def _hits(
     in_order = ranked.sort(dim=1).values
     if bool(((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any()):
         raise ValueError(
-            f"{function}: predicted must not hold a label twice among the first {k} of a row, got "
-            "repeats; take the indices of one topk over distinct labels"
+            f"{function}: predicted: expected distinct labels among the first {k} of a row, got "
+            "repeats: take the indices of one topk over distinct labels"
         )
     if targets.shape[1] == 0:
         return torch.zeros_like(ranked, dtype=torch.bool), targets.long(), ranked
@@ -216,7 +217,7 @@ def _tensor(function: str, name: str, value: Any) -> Tensor:
             f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
         )
         raise TypeError(
-            f"{function}: {name} must be a tensor or a numpy array of numbers, got {kind}; "
+            f"{function}: {name}: expected a tensor or a numpy array of numbers, got {kind}: "
             "make it with torch.tensor"
         )
     return value
@@ -227,25 +228,27 @@ def _check(function: str, predicted: Tensor, targets: Tensor, k: Any) -> int:
     for name, tensor in (("predicted", predicted), ("targets", targets)):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(
-                f"{function}: {name} must be of an integer dtype, got {tensor.dtype}; "
+                f"{function}: {name}: expected an integer dtype, got {tensor.dtype}: "
                 "give label indices, not scores or masks"
             )
         if tensor.dim() != 2:
             raise ValueError(
-                f"{function}: {name} must be of 2 dimensions, got shape {tuple(tensor.shape)}; "
+                f"{function}: {name}: expected 2 dimensions, got shape {tuple(tensor.shape)}: "
                 "for a single label a row use unsqueeze(1)"
             )
     if len(predicted) != len(targets) or len(predicted) == 0:
         raise ValueError(
-            f"{function}: predicted and targets must have the same number of rows, at least 1, got "
-            f"{len(predicted)} and {len(targets)}; give both for the same rows"
+            f"{function}: targets: expected as many rows as predicted, at least 1, got "
+            f"{len(targets)} and {len(predicted)}: give both for the same rows"
         )
     number = as_int(k)
     if number is None:
-        raise TypeError(f"{function}: k must be an int, got {type(k).__name__}; give one k a call")
+        raise TypeError(
+            f"{function}: k: expected an int, got {type(k).__name__}: give one k a call"
+        )
     if not 1 <= number <= predicted.shape[1]:
         raise ValueError(
-            f"{function}: k must be between 1 and the {predicted.shape[1]} predictions a row, got "
-            f"{k}; predict at least k labels"
+            f"{function}: k: expected 1 to {predicted.shape[1]}, the predictions a row, got "
+            f"{k}: predict at least k labels"
         )
     return number

@@ -195,15 +195,18 @@ def test_the_first_fault_is_named_whatever_the_threads(tmp_path, threads):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"3 50 20", "line 3: the header promises 3 rows, the file ends here after 2"),
-        (b"1 50 20", "line 3: the header promises 1 rows, here is one more"),
-        (b"0 50 20", "line 2: the header promises 0 rows, here is one more"),
+        (b"3 50 20", "line 3: expected 3 rows as in the header, got the end of the file after 2"),
+        (b"1 50 20", "line 3: expected 1 rows as in the header, got one more"),
+        (b"0 50 20", "line 2: expected 0 rows as in the header, got one more"),
         (b"2 50", "line 1: expected a header 'rows features labels'"),
         (b"2 50 20 1", "line 1: expected a header"),
         (b"2 50 -1", "line 1: expected a header"),
         (b"1,2 3:0.5", "line 1: expected a header"),
         (b"\n", "line 1: expected a header"),
-        (b"2 50 2147483649", r"num_labels must be an integer in \[0, 2147483648\], got 2147483649"),
+        (
+            b"2 50 2147483649",
+            r"num_labels: expected an integer in \[0, 2147483648\], got 2147483649",
+        ),
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
@@ -222,7 +225,7 @@ def test_blank_lines_at_the_end(tmp_path, monkeypatch, extra, chunk_bytes):
     assert_same(read_xmc(path), parse_naively(PLAIN))
     path.write_bytes(path.read_bytes() + b"\n1 2:3\n")
     line = 2 + path.read_bytes().count(b"\n") - 2
-    with pytest.raises(ValueError, match=f"line {line}: the header promises 2 rows, here is one"):
+    with pytest.raises(ValueError, match=f"line {line}: expected 2 rows as in the header, got one"):
         read_xmc(path)
     path = write(path, [], last=b"\n" + extra)
     assert len(read_xmc(path)) == 0
@@ -234,7 +237,7 @@ def test_byte_order_marks(tmp_path):
     path.write_text(text, encoding="utf-8-sig")
     assert_same(read_xmc(path), parse_naively(PLAIN))
     path.write_text(text, encoding="utf-16")
-    with pytest.raises(ValueError, match="expected text or gzip, got UTF-16; save it as UTF-8"):
+    with pytest.raises(ValueError, match="expected text or gzip, got UTF-16: save it as UTF-8"):
         read_xmc(path)
 
 
@@ -247,7 +250,9 @@ def test_a_header_of_two_numbers(tmp_path):
     path = write(path, PLAIN, header=b"2 50")
     assert_same(read_xmc(path, num_labels=20), parse_naively(PLAIN))
     path = write(path, PLAIN, header=b"50 20")  # features and labels
-    with pytest.raises(ValueError, match="the header promises 50 rows, the file ends here after 2"):
+    with pytest.raises(
+        ValueError, match="expected 50 rows as in the header, got the end of the file after 2"
+    ):
         read_xmc(path, num_labels=20)
 
 
@@ -258,11 +263,11 @@ def test_other_compressions_and_names(tmp_path):
         assert_same(read_xmc(tmp_path / name), parse_naively(PLAIN))
     for module, kind in ((bz2, "bzip2"), (lzma, "xz")):
         (tmp_path / "rows").write_bytes(module.compress(text))
-        with pytest.raises(ValueError, match=f"rows: expected text or gzip, got {kind}; unpack it"):
+        with pytest.raises(ValueError, match=f"rows: expected text or gzip, got {kind}: unpack it"):
             read_xmc(tmp_path / "rows")
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
         archive.writestr("rows.txt", text)
-    with pytest.raises(ValueError, match="got a zip archive; unpack it"):
+    with pytest.raises(ValueError, match="got a zip archive: unpack it"):
         read_xmc(tmp_path / "rows.zip")
 
 
@@ -302,7 +307,7 @@ def test_numbers_of_features_and_labels_can_be_given(tmp_path):
     with pytest.raises(ValueError, match=r"line 2: feature index must be an integer in \[0, 4\)"):
         read_xmc(path, num_labels=3)
     with pytest.raises(
-        ValueError, match=r"num_features must be an integer in \[0, 2147483648\], got -1"
+        ValueError, match=r"num_features: expected an integer in \[0, 2147483648\], got -1"
     ):
         read_xmc(path, num_features=-1)
 
@@ -400,9 +405,9 @@ def test_batches_without_labels_or_features(tmp_path):
     assert (indices.tolist(), offsets.tolist(), values.tolist()) == ([1], [0, 0, 1], [1.0])
     assert labels.shape == (2, 0)
     assert last[3].shape == (1, 0)
-    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size: expected an integer of at least 1, got 0"):
         next(batches(data, 0))
-    with pytest.raises(ValueError, match="skip must be an integer of at least 0"):
+    with pytest.raises(ValueError, match="skip: expected an integer of at least 0"):
         next(batches(data, 1, skip=0.5))
     assert len(list(batches(data, np.int64(2)))) == 2
 

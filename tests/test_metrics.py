@@ -98,15 +98,15 @@ def test_int32_and_non_contiguous_input():
 def test_errors_name_function_and_argument(function):
     good = torch.tensor([[0, 1]])
     for arguments, error, words in (
-        ((good.float(), good, 1), TypeError, "predicted must be of an integer dtype"),
-        ((good, good > 0, 1), TypeError, "targets must be of an integer dtype"),
-        ((good, good[0], 1), ValueError, "targets must be of 2 dimensions"),
-        ((good, good.repeat(2, 1), 1), ValueError, "same number of rows"),
+        ((good.float(), good, 1), TypeError, "predicted: expected an integer dtype"),
+        ((good, good > 0, 1), TypeError, "targets: expected an integer dtype"),
+        ((good, good[0], 1), ValueError, "targets: expected 2 dimensions"),
+        ((good, good.repeat(2, 1), 1), ValueError, "as many rows as predicted"),
         ((good[:0], good[:0], 1), ValueError, "at least 1"),
-        ((good, good, 3), ValueError, "k must be between 1 and the 2"),
-        ((good, good, 0), ValueError, "k must be between 1 and the 2"),
-        ((good, good, 1.0), TypeError, "k must be an int"),
-        ((good * 0, good, 2), ValueError, "must not hold a label twice"),
+        ((good, good, 3), ValueError, "k: expected 1 to 2"),
+        ((good, good, 0), ValueError, "k: expected 1 to 2"),
+        ((good, good, 1.0), TypeError, "k: expected an int"),
+        ((good * 0, good, 2), ValueError, "predicted: expected distinct labels"),
     ):
         with pytest.raises(error, match=f"{function.__name__}: .*{words}"):
             function(*arguments)
@@ -137,31 +137,31 @@ def test_other_things_are_refused():
             (None, "NoneType"),
             (np.array([["a"]]), "array of <U"),
         ):
-            with pytest.raises(TypeError, match=f"{function.__name__}: predicted must be.*{got}"):
+            with pytest.raises(TypeError, match=f"{function.__name__}: predicted: expected.*{got}"):
                 function(wrong, good, 1)
-            with pytest.raises(TypeError, match=f"{function.__name__}: targets must be.*{got}"):
+            with pytest.raises(TypeError, match=f"{function.__name__}: targets: expected.*{got}"):
                 function(good, wrong, 1)
-        with pytest.raises(TypeError, match="predicted must be of an integer dtype"):
+        with pytest.raises(TypeError, match="predicted: expected an integer dtype"):
             function(np.zeros((1, 2)), good, 1)
-        with pytest.raises(TypeError, match="k must be an int, got bool"):
+        with pytest.raises(TypeError, match="k: expected an int, got bool"):
             function(good, good, True)
-    with pytest.raises(TypeError, match=r"propensities: label_counts must be.*got list"):
+    with pytest.raises(TypeError, match=r"propensities: label_counts: expected.*got list"):
         metrics.propensities([1, 2], 500)
-    with pytest.raises(TypeError, match=r"psp_at_k: label_propensities must be.*got list"):
+    with pytest.raises(TypeError, match=r"psp_at_k: label_propensities: expected.*got list"):
         metrics.psp_at_k(good, good, 1, [0.5, 0.5])
 
 
 def test_errors_of_propensities():
     good = torch.tensor([[0, 1]])
-    with pytest.raises(TypeError, match="psp_at_k: label_propensities must be of a floating"):
+    with pytest.raises(TypeError, match="psp_at_k: label_propensities: expected a floating"):
         metrics.psp_at_k(good, good, 1, torch.ones(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"psp_at_k: label_propensities must be .N. and positive"):
+    with pytest.raises(ValueError, match=r"psp_at_k: label_propensities: expected .N. positive"):
         metrics.psp_at_k(good, good, 1, torch.zeros(2))
     with pytest.raises(ValueError, match="got 1 entries and label 1"):
         metrics.psp_at_k(good, good, 2, torch.ones(1))
-    with pytest.raises(ValueError, match="label_counts must be"):
+    with pytest.raises(ValueError, match="label_counts: expected"):
         metrics.propensities(torch.tensor([-1]), 100)
-    with pytest.raises(ValueError, match="num_rows must be at least 3"):
+    with pytest.raises(ValueError, match="num_rows: expected at least 3"):
         metrics.propensities(torch.tensor([1]), 2)
-    with pytest.raises(ValueError, match="B must be positive"):
+    with pytest.raises(ValueError, match="B: expected a number above 0"):
         metrics.propensities(torch.tensor([1]), 100, B=0.0)

@@ -26,6 +26,7 @@ from .hashing import (
     simhash_dense,
     simhash_hadamard,
 )
+from .io import parse_xmc
 from .library import instruction_set
 from .linear import into_active, out_of_active
 from .losses import binary_cross_entropy, cross_entropy
@@ -66,6 +67,7 @@ __all__ = [
     "nearest_centroids",
     "nearest_in_groups",
     "out_of_active",
+    "parse_xmc",
     "recode_rows_",
     "refuse_transforms",
     "rerank",

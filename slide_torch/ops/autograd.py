@@ -96,8 +96,7 @@ def as_gradient(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Ten
         )
     if statically_known_true(rows.shape[0] == neurons):
         return values
-    dense: Tensor = operators.rows_to_dense(rows, values, neurons)
-    return dense
+    return operators.rows_to_dense(rows, values, neurons)
 
 
 def _refuse_twice(ctx: Any, *grads: Tensor) -> NoReturn:

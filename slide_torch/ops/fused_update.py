@@ -42,7 +42,7 @@ def accumulates(leaf: Any) -> bool | None:
     the gradient is a result, as of ``torch.autograd.grad(loss, weight)``.
     """
     try:
-        return torch._C._will_engine_execute_node(leaf)  # type: ignore[attr-defined]
+        return torch._C._will_engine_execute_node(leaf)
     except RuntimeError:  # torch does not say it of a leaf whose gradient is a result
         return None
 

@@ -228,5 +228,4 @@ def _count(a: SimpleNamespace) -> Any:
 def _codes(a: SimpleNamespace, *, bits: int, tables: int | None = None) -> Tensor:
     codes = (a.L if tables is None else tables) * getattr(a, "probes", 1)
     dtype = torch.int16 if bits <= 15 else torch.int32
-    result: Tensor = a.input.new_empty((codes, _count(a)), dtype=dtype)
-    return result
+    return a.input.new_empty((codes, _count(a)), dtype=dtype)

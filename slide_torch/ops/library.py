@@ -55,7 +55,7 @@ def instruction_set() -> str:
     It is the best of this machine unless the environment variable ``SLIDE_TORCH_ISA`` names another
     before the first use.
     """
-    return str(operators.instruction_set())
+    return operators.instruction_set()
 
 
 def _schema(name: str) -> Any:

@@ -20,8 +20,7 @@ def into_active(input: Tensor, layer: ActiveLayer, active: ActiveSet) -> Tensor:
     refuse_transforms("into_active", input, *layer.parameters)
     shared = isinstance(active, SharedActiveSet)
     operator = operators.shared_linear if shared else operators.sample_linear
-    values: Tensor = operator(input, *layer.parameters, *active.operands(layer.rows), layer.sparse)
-    return values
+    return operator(input, *layer.parameters, *active.operands(layer.rows), layer.sparse)
 
 
 def out_of_active(values: Tensor, layer: ActiveLayer, active: ActiveSet) -> Tensor:
@@ -30,8 +29,7 @@ def out_of_active(values: Tensor, layer: ActiveLayer, active: ActiveSet) -> Tens
     refuse_transforms("out_of_active", values, layer.weight)
     shared = isinstance(active, SharedActiveSet)
     operator = operators.shared_weighted_rows if shared else operators.sample_weighted_rows
-    sums: Tensor = operator(values, layer.weight, *active.operands(layer.rows), layer.sparse)
-    return sums
+    return operator(values, layer.weight, *active.operands(layer.rows), layer.sparse)
 
 
 @fake("shared_linear")

@@ -28,7 +28,7 @@ def cross_entropy(
     refuse_transforms("cross_entropy", input, *layer.parameters)
     shared = isinstance(active, SharedActiveSet)
     operator = operators.shared_cross_entropy if shared else operators.sample_cross_entropy
-    losses: Tensor = operator(
+    return operator(
         input,
         *layer.parameters,
         *active.operands(layer.rows),
@@ -37,7 +37,6 @@ def cross_entropy(
         scale,
         layer.sparse,
     )[0]
-    return losses
 
 
 def binary_cross_entropy(
@@ -64,7 +63,7 @@ def binary_cross_entropy(
     operator = (
         operators.shared_binary_cross_entropy if shared else operators.sample_binary_cross_entropy
     )
-    losses: Tensor = operator(
+    return operator(
         input,
         *layer.parameters,
         *active.operands(layer.rows),
@@ -74,7 +73,6 @@ def binary_cross_entropy(
         scale,
         layer.sparse,
     )[0]
-    return losses
 
 
 @fake("shared_cross_entropy", "shared_binary_cross_entropy")

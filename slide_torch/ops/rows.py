@@ -176,7 +176,7 @@ def _(a: SimpleNamespace) -> Any:
     return a.values.new_empty((a.neurons, *a.values.shape[1:]))
 
 
-def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0])
 
 
@@ -212,13 +212,13 @@ def _(parameter: Tensor, rows: Tensor, sparse: bool) -> Tensor:
     return parameter.index_select(0, rows).float()
 
 
-def _save_widened(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_widened(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     parameter, rows, ctx.sparse = inputs
     ctx.neurons = parameter.shape[0]
     ctx.save_for_backward(rows)
 
 
-def _widened_backward(ctx: Any, grad: Tensor) -> tuple:
+def _widened_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (rows,) = ctx.saved_tensors
     return as_gradient(rows, grad.to(torch.bfloat16), ctx.neurons, ctx.sparse), None, None
 

@@ -18,7 +18,7 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    if torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+    if torch._C._are_functorch_transforms_active():
         got = "a transform of torch.func (grad, jvp, vmap, ...)"
     elif any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         got = "a tensor with a forward-mode tangent (torch.autograd.forward_ad)"

@@ -46,7 +46,8 @@ torch.library.define(
 def draw(request: StepRequest) -> tuple[Labels, ActiveSet]:
     """:func:`draw_step`, as its operator where a compiler traces; statistics then stay in the tables."""
     if not torch.compiler.is_compiling():
-        return draw_step(request)
+        drawn: tuple[Labels, ActiveSet] = draw_step(request)
+        return drawn
     _check_traceable(request)
     tables = request.tables
     tables.draws.add_(1)
