@@ -493,6 +493,24 @@ def test_best_of_lists_where_all_are_rescored(batch, dtype):
     assert torch.equal(indices, expected.indices)
 
 
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scores_do_not_depend_on_what_else_is_scored(weight_dtype):
+    """Which of the rescored rows stands where is left to chance between threads: the same bits, however
+    many there are."""
+    torch.manual_seed(0)
+    N, d, B = 300, 37, 20
+    dtype = torch.float64 if weight_dtype == torch.float64 else torch.float32
+    x, weight = torch.randn(B, d, dtype=dtype), torch.randn(N, d).to(weight_dtype)
+    offsets, rows = torch.tensor([0, N]), torch.randperm(N).int()
+    codes, terms, _ = coded_lists(weight.to(dtype), None, offsets, rows)
+    probes = torch.zeros(B, 1, dtype=torch.int64)
+    arguments = (x, weight, None, offsets, rows, codes, terms, probes)
+    values, ids = ops.topk_lists(*arguments, 4, N)
+    for rescored in (29, 30, 31, 32, 33):  # all find the best four
+        more, same = ops.topk_lists(*arguments, 4, rescored)
+        assert torch.equal(same, ids) and torch.equal(more, values)
+
+
 def test_few_rescored_rows_find_nearly_all():
     layer, x = clustered()
     layer.calibrate(x, 10, 1.0)

@@ -1,68 +1,81 @@
 // Every kernel body, and the table of them: included once per instruction set.
 
 #include "simd-inl.h"
+// what several kernels use
+#include "dot-inl.h"
+#include "heap-inl.h"
+#include "matmul-inl.h"
+#include "prefetch-inl.h"
 //
 #include "binary-inl.h"
 #include "hashing-inl.h"
-#include "matmul-inl.h"
 #include "memory-inl.h"
+#include "optim-inl.h"
+#include "outer-inl.h"
+#include "rerank-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
-//
-#include "optim-inl.h"   // prefetches as sample_pattern-inl.h does
-#include "outer-inl.h"   // multiplies as sample_pattern-inl.h
-#include "rerank-inl.h"  // multiplies as sample_pattern-inl.h
 #include "topk-inl.h"
-//
-#include "sample_adam-inl.h"  // steps as optim-inl.h
-//
-#include "centroids-inl.h"  // loads rows as hashing-inl.h, multiplies as matmul-inl.h and topk-inl.h
-#include "coded-inl.h"      // keeps the best as topk-inl.h
+// after those that they use
+#include "centroids-inl.h"  // loads rows as hashing-inl.h
+#include "coded-inl.h"
+#include "sample_adam-inl.h"  // meets samples as sample_pattern-inl.h, steps as optim-inl.h
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
-  return {simhash_hadamard<T, Code>,         simhash_dense<T, Code>,
-          bin_winners<T, Code, LargestWins>, bin_winners<T, Code, FirstPositiveWins>,
-          cross_polytope<T, Code>,           nearest_centroids<T, Code>};
+  return {
+      .simhash_hadamard = simhash_hadamard<T, Code>,
+      .simhash_dense = simhash_dense<T, Code>,
+      .dwta = bin_winners<T, Code, LargestWins>,
+      .minhash = bin_winners<T, Code, FirstPositiveWins>,
+      .cross_polytope = cross_polytope<T, Code>,
+      .nearest_centroids = nearest_centroids<T, Code>,
+  };
 }
 
 template <class T>
 constexpr RealKernels<T> kernels_of() {
-  return {Simd<T>::lanes,
-          tile_columns<T>(),
-          kTileRows,
-          kDepth,
-          hash_kernels<T, int16_t>(),
-          hash_kernels<T, int32_t>(),
-          nearest_in_groups<T>,
-          pack_transposed<T>,
-          pack_columns<T>,
-          shared_logits<T>,
-          shared_log_normalizer<T>,
-          shared_softmax_gradient<T>,
-          shared_grad_rows<T>,
-          shared_grad_input<T>,
-          sample_logits<T>,
-          sample_log_normalizer<T>,
-          sample_softmax_gradient<T>,
-          sample_gradients<T>,
-          sample_gradients_adam<T>,
-          sample_weighted_rows<T>,
-          sample_grad_rows<T>,
-          shared_softplus<T>,
-          shared_sigmoid<T>,
-          sample_softplus<T>,
-          sample_sigmoid<T>,
-          score_rows<T>,
-          outer_sum<T>,
-          dot_product<T>,
-          topk_rows<T>,
-          code_rows<T>,
-          recode_rows<T>,
-          rows_center<T>,
-          adam_rows<T>,
-          sgd_rows<T>,
-          adagrad_rows<T>,
-          sum_rows<T>,
-          touch_rows<T>};
+  return {
+      .lanes = Simd<T>::lanes,
+      .tile_columns = tile_columns<T>(),
+      .tile_rows = kTileRows,
+      .depth = kDepth,
+      .hash16 = hash_kernels<T, int16_t>(),
+      .hash32 = hash_kernels<T, int32_t>(),
+      .nearest_in_groups = nearest_in_groups<T>,
+      .pack_transposed = pack_transposed<T>,
+      .pack_columns = pack_columns<T>,
+      .shared_logits = shared_logits<T>,
+      .shared_log_normalizer = shared_log_normalizer<T>,
+      .shared_softmax_gradient = shared_softmax_gradient<T>,
+      .shared_grad_rows = shared_grad_rows<T>,
+      .shared_grad_input = shared_grad_input<T>,
+      .sample_logits = sample_logits<T>,
+      .sample_log_normalizer = sample_log_normalizer<T>,
+      .sample_softmax_gradient = sample_softmax_gradient<T>,
+      .sample_gradients = sample_gradients<T>,
+      .sample_gradients_adam = sample_gradients_adam<T>,
+      .sample_weighted_rows = sample_weighted_rows<T>,
+      .sample_grad_rows = sample_grad_rows<T>,
+      .shared_softplus = shared_softplus<T>,
+      .shared_sigmoid = shared_sigmoid<T>,
+      .sample_softplus = sample_softplus<T>,
+      .sample_sigmoid = sample_sigmoid<T>,
+      .score_rows = score_rows<T>,
+      .outer_sum = outer_sum<T>,
+      .dot_product = dot_product<T>,
+      .topk_rows = topk_rows<T>,
+      .code_rows = code_rows<T>,
+      .recode_rows = recode_rows<T>,
+      .rows_center = rows_center<T>,
+      .adam_rows = adam_rows<T>,
+      .sgd_rows = sgd_rows<T>,
+      .adagrad_rows = adagrad_rows<T>,
+      .sum_rows = sum_rows<T>,
+      .touch_rows = touch_rows<T>,
+  };
+}
+
+constexpr KernelTable table_named(const char* name) {
+  return {.name = name, .f32 = kernels_of<float>(), .f64 = kernels_of<double>(), .topk_coded = topk_coded};
 }

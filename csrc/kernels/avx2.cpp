@@ -21,7 +21,7 @@ namespace {
 #include "all-inl.h"
 }  // namespace
 
-extern const KernelTable avx2_kernels = {"avx2", kernels_of<float>(), kernels_of<double>(), topk_coded};
+extern const KernelTable avx2_kernels = table_named("avx2");
 
 }  // namespace slide_torch
 

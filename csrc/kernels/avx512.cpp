@@ -22,7 +22,7 @@ namespace {
 #include "all-inl.h"
 }  // namespace
 
-extern const KernelTable avx512_kernels = {"avx512", kernels_of<float>(), kernels_of<double>(), topk_coded};
+extern const KernelTable avx512_kernels = table_named("avx512");
 
 }  // namespace slide_torch
 

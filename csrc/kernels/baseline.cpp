@@ -13,6 +13,6 @@ namespace {
 #include "all-inl.h"
 }  // namespace
 
-extern const KernelTable baseline_kernels = {"baseline", kernels_of<float>(), kernels_of<double>(), topk_coded};
+extern const KernelTable baseline_kernels = table_named("baseline");
 
 }  // namespace slide_torch

@@ -152,65 +152,83 @@ inline void largest_places(const T* scores, int64_t count, int64_t wanted, int32
   }
 }
 
+// The best groups of `count` rows, `chosen`, and in starts[g + 1] how many rows chose group g.
+template <class T>
+inline void choose_groups(const CentroidGroups<T>& groups, int64_t count, int64_t width,
+                          const GroupScratch<T>& scratch) {
+  constexpr int64_t N = tile_columns<T>();
+  const int64_t panels = (groups.count + N - 1) / N;
+  const T* a[kTileRows];
+  T scores[kTileRows * N];
+  for (int64_t g = 0; g <= groups.count; ++g) scratch.starts[g] = 0;
+  for (int64_t first = 0; first < count; first += kTileRows) {
+    const int64_t rows = min_of(kTileRows, count - first);
+    for (int64_t i = 0; i < kTileRows; ++i) a[i] = scratch.rows + (first + min_of(i, rows - 1)) * width;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      score_tile<T, kTileRows, 2>(a, groups.coarse + panel * N * width, width, scores);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < N; ++j) scratch.coarse[(i * panels + panel) * N + j] = scores[i * N + j];
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      int32_t* chosen = scratch.chosen + (first + i) * groups.looked;
+      largest_places(scratch.coarse + i * panels * N, groups.count, groups.looked, chosen);
+      for (int64_t p = 0; p < groups.looked; ++p) ++scratch.starts[chosen[p] + 1];
+    }
+  }
+}
+
+// The rows that chose each group, `members`; starts[g] becomes the end of group g's.
+template <class T>
+inline void list_members(const CentroidGroups<T>& groups, int64_t count, const GroupScratch<T>& scratch) {
+  for (int64_t g = 0; g < groups.count; ++g) scratch.starts[g + 1] += scratch.starts[g];
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t p = 0; p < groups.looked; ++p)
+      scratch.members[scratch.starts[scratch.chosen[i * groups.looked + p]]++] = static_cast<int32_t>(i);
+}
+
+// Offers the centroids of group g to at most kTileRows rows, its `members`.
+template <class T>
+inline void search_group(const CentroidGroups<T>& groups, int64_t g, const int32_t* members, int64_t rows,
+                         int64_t width, const GroupScratch<T>& scratch, int32_t* codes) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>();
+  const T* a[kTileRows];
+  T scores[kTileRows * N];
+  for (int64_t i = 0; i < kTileRows; ++i) a[i] = scratch.rows + members[min_of(i, rows - 1)] * width;
+  for (int64_t panel = groups.panels[g]; panel < groups.panels[g + 1]; ++panel) {
+    score_tile<T, kTileRows, 2>(a, groups.packed + panel * N * width, width, scores);
+    const int32_t* ids = groups.ids + panel * N;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int32_t row = members[i];
+      const V left = load<V>(scores + i * N), right = load<V>(scores + i * N + W);
+      if (!any_lane<T>((left >= scratch.best[row]) | (right >= scratch.best[row]))) [[likely]]
+        continue;
+      for (int64_t j = 0; j < N; ++j) {
+        const T score = scores[i * N + j];
+        if (score < scratch.best[row] || (score == scratch.best[row] && codes[row] <= ids[j])) continue;
+        if (!(score == score) || scratch.best[row] == T(__builtin_huge_val())) continue;
+        scratch.best[row] = score;
+        codes[row] = ids[j];
+      }
+    }
+  }
+}
+
 // codes[i], for rows [begin, end), at most kGroupedRows: the best centroid of the row's best groups. Group by group, so
 // that its centroids meet many rows while they are in the first-level cache. Of equal ones the smaller number wins.
 template <class T>
 void nearest_in_groups(const HashInput<T>& in, const CentroidGroups<T>& groups, int32_t* codes, int64_t begin,
                        int64_t end, const GroupScratch<T>& scratch) {
-  using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>();
-  const int64_t count = end - begin, width = in.width(), looked = groups.looked;
-  const int64_t coarse_panels = (groups.count + N - 1) / N;
-  const T* a[kTileRows];
-  T scores[kTileRows * N];
+  const int64_t count = end - begin, width = in.width();
   for (int64_t i = 0; i < count; ++i) {
     const T defect = load_row(in, in.rows ? in.rows[begin + i] : begin + i, scratch.rows + i * width);
     scratch.best[i] = defect == T(0) ? T(-__builtin_huge_val()) : T(__builtin_huge_val());  // nothing beats the latter
     codes[begin + i] = -1;
   }
-  for (int64_t g = 0; g <= groups.count; ++g) scratch.starts[g] = 0;
-  for (int64_t first = 0; first < count; first += kTileRows) {
-    const int64_t rows = min_of(kTileRows, count - first);
-    for (int64_t i = 0; i < kTileRows; ++i) a[i] = scratch.rows + (first + min_of(i, rows - 1)) * width;
-    for (int64_t panel = 0; panel < coarse_panels; ++panel) {
-      score_tile<T, kTileRows, 2>(a, groups.coarse + panel * N * width, width, scores);
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < N; ++j) scratch.coarse[(i * coarse_panels + panel) * N + j] = scores[i * N + j];
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      int32_t* chosen = scratch.chosen + (first + i) * looked;
-      largest_places(scratch.coarse + i * coarse_panels * N, groups.count, looked, chosen);
-      for (int64_t p = 0; p < looked; ++p) ++scratch.starts[chosen[p] + 1];
-    }
-  }
-  for (int64_t g = 0; g < groups.count; ++g) scratch.starts[g + 1] += scratch.starts[g];
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t p = 0; p < looked; ++p)
-      scratch.members[scratch.starts[scratch.chosen[i * looked + p]]++] = static_cast<int32_t>(i);
-  int64_t done = 0;
-  for (int64_t g = 0; g < groups.count; ++g) {
-    for (int64_t first = done; first < scratch.starts[g]; first += kTileRows) {
-      const int64_t rows = min_of(kTileRows, scratch.starts[g] - first);
-      const int32_t* members = scratch.members + first;
-      for (int64_t i = 0; i < kTileRows; ++i) a[i] = scratch.rows + members[min_of(i, rows - 1)] * width;
-      for (int64_t panel = groups.panels[g]; panel < groups.panels[g + 1]; ++panel) {
-        score_tile<T, kTileRows, 2>(a, groups.packed + panel * N * width, width, scores);
-        const int32_t* ids = groups.ids + panel * N;
-        for (int64_t i = 0; i < rows; ++i) {
-          const int32_t row = members[i];
-          const V left = load<V>(scores + i * N), right = load<V>(scores + i * N + W);
-          if (!any_lane<T>((left >= scratch.best[row]) | (right >= scratch.best[row]))) [[likely]]
-            continue;
-          for (int64_t j = 0; j < N; ++j) {
-            const T score = scores[i * N + j];
-            if (score < scratch.best[row] || (score == scratch.best[row] && codes[begin + row] <= ids[j])) continue;
-            if (!(score == score) || scratch.best[row] == T(__builtin_huge_val())) continue;
-            scratch.best[row] = score;
-            codes[begin + row] = ids[j];
-          }
-        }
-      }
-    }
-    done = scratch.starts[g];
-  }
+  choose_groups(groups, count, width, scratch);
+  list_members(groups, count, scratch);
+  int64_t first = 0;
+  for (int64_t g = 0; g < groups.count; ++g)
+    for (const int64_t last = scratch.starts[g]; first < last; first = min_of(first + kTileRows, last))
+      search_group(groups, g, scratch.members + first, min_of(kTileRows, last - first), width, scratch, codes + begin);
 }

@@ -307,9 +307,34 @@ inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first
   }
 }
 
-// Hashes by bins of chosen coordinates: the place of the winner in each. An empty bin borrows from a bin that its own
-// number determines, so equal vectors borrow equally (densification: Shrivastava 2017; Chen & Shrivastava 2018); a
-// vector with no coordinate at all has code 0.
+// Fills the empty bins (-1) of one row, whose winners are `stride` apart: each borrows from a bin that its own number
+// determines, so equal vectors borrow equally (densification: Shrivastava 2017; Chen & Shrivastava 2018). A row with no
+// coordinate at all gets zeros. Bins borrow from those that were full before any borrowing: filled ones are marked
+// below -1 until the end.
+template <class Winner>
+inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int64_t bin) {
+  int64_t full = 0;
+  for (int64_t b = 0; b < bins; ++b) full += winners[b * stride] >= 0;
+  for (int64_t b = 0; b < bins; ++b) {
+    if (winners[b * stride] >= 0) continue;
+    int32_t borrowed = 0;
+    if (full > 0) {
+      uint32_t probe = mix(static_cast<uint32_t>(b) + 0x9e3779b9U);
+      int64_t source = probe % bins;
+      for (int attempt = 0; attempt < 64 && winners[source * stride] < 0; ++attempt) {
+        probe = mix(probe + 0x9e3779b9U);
+        source = probe % bins;
+      }
+      while (winners[source * stride] < 0) source = source + 1 == bins ? 0 : source + 1;
+      borrowed = Winner::borrow(winners[source * stride], source, bin);
+    }
+    winners[b * stride] = -2 - borrowed;
+  }
+  for (int64_t b = 0; b < bins; ++b)
+    if (winners[b * stride] < 0) winners[b * stride] = -2 - winners[b * stride];
+}
+
+// Hashes by bins of chosen coordinates: the place of the winner in each.
 template <class T, class Code, class Winner>
 void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin,
                  int64_t end, T* scratch, int32_t* winners) {
@@ -339,28 +364,7 @@ void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOut
         any_empty |= (lane[i] < 0) & (i < count);
       }
     }
-    for (int64_t lane = 0; any_empty && lane < count; ++lane) {
-      // Borrow from bins that were full before any borrowing: filled ones are marked below -1 until the end.
-      int64_t full = 0;
-      for (int64_t b = 0; b < bins; ++b) full += winners[b * W + lane] >= 0;
-      for (int64_t b = 0; b < bins; ++b) {
-        if (winners[b * W + lane] >= 0) continue;
-        int32_t borrowed = 0;
-        if (full > 0) {
-          uint32_t probe = mix(static_cast<uint32_t>(b) + 0x9e3779b9U);
-          int64_t source = probe % bins;
-          for (int attempt = 0; attempt < 64 && winners[source * W + lane] < 0; ++attempt) {
-            probe = mix(probe + 0x9e3779b9U);
-            source = probe % bins;
-          }
-          while (winners[source * W + lane] < 0) source = source + 1 == bins ? 0 : source + 1;
-          borrowed = Winner::borrow(winners[source * W + lane], source, f.bin);
-        }
-        winners[b * W + lane] = -2 - borrowed;
-      }
-      for (int64_t b = 0; b < bins; ++b)
-        if (winners[b * W + lane] < 0) winners[b * W + lane] = -2 - winners[b * W + lane];
-    }
+    for (int64_t lane = 0; any_empty && lane < count; ++lane) fill_empty_bins<Winner>(winners + lane, W, bins, f.bin);
     for (int64_t table = 0; table < out.tables; ++table) {
       Int lane_codes[W] = {};
       for (int64_t h = 0; h < out.hashes; ++h)

@@ -82,3 +82,19 @@ void pack_columns(const T* x, int64_t count, int64_t width, int64_t first_panel,
   for (int64_t k = first_panel; k < last_panel; ++k)
     pack_panel(x + k * N, width, nullptr, count, min_of(N, width - k * N), packed + k * count * N);
 }
+
+// scores[i * Vectors * W + j] = <a[i], column j of the panel>, in the order of p.
+template <class T, int64_t Rows, int64_t Vectors>
+inline void score_tile(const T* const* a, const T* panel, int64_t features, T* scores) {
+  using V = Vec<T>;
+  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>();
+  V sum[Rows][Vectors] = {};
+  for (int64_t p = 0; p < features; ++p) {
+    V b[Vectors];
+    for (int64_t j = 0; j < Vectors; ++j) b[j] = load<V>(panel + p * N + j * W);
+    for (int64_t i = 0; i < Rows; ++i)
+      for (int64_t j = 0; j < Vectors; ++j) sum[i][j] += b[j] * a[i][p];
+  }
+  for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t j = 0; j < Vectors; ++j) store(scores + (i * Vectors + j) * W, sum[i][j]);
+}

@@ -2,65 +2,6 @@
 // a weight row comes from memory once a batch and meets every sample that activated it; the inputs of the
 // batch sit in the second-level cache.
 
-// Scattered rows must be asked for ahead of their use: this many rows. Into the first-level cache a line at a time,
-// between the arithmetic of the present row: all lines of a row at once would fill the core's miss buffers, and its own
-// loads would queue behind them.
-constexpr int64_t kRowsAhead = 10;
-
-template <class T>
-constexpr int64_t line() {  // elements of a cache line
-  return 64 / sizeof(T);
-}
-
-// <a, b>.
-template <class T>
-inline T dot(const T* a, const T* b, int64_t n) {
-  using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes;
-  V sum[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * W <= n; i += 4 * W)
-    for (int64_t j = 0; j < 4; ++j) sum[j] += load<V>(a + i + j * W) * load<V>(b + i + j * W);
-  for (; i + W <= n; i += W) sum[0] += load<V>(a + i) * load<V>(b + i);
-  T rest = T(0);
-  for (; i < n; ++i) rest += a[i] * b[i];
-  return horizontal_sum<T>((sum[0] + sum[2]) + (sum[1] + sum[3])) + rest;
-}
-
-// Four products with one row: its vectors are loaded once.
-template <class T>
-inline void dot4(const T* w, const T* const* x, int64_t n, T* result) {
-  using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes;
-  V even[4] = {}, odd[4] = {};
-  int64_t i = 0;
-  for (; i + 2 * W <= n; i += 2 * W) {
-    const V w0 = load<V>(w + i), w1 = load<V>(w + i + W);
-    for (int64_t j = 0; j < 4; ++j) {
-      even[j] += w0 * load<V>(x[j] + i);
-      odd[j] += w1 * load<V>(x[j] + i + W);
-    }
-  }
-  for (; i + W <= n; i += W)
-    for (int64_t j = 0; j < 4; ++j) even[j] += load<V>(w + i) * load<V>(x[j] + i);
-  for (int64_t j = 0; j < 4; ++j) {
-    T rest = T(0);
-    for (int64_t k = i; k < n; ++k) rest += w[k] * x[j][k];
-    result[j] = horizontal_sum<T>(even[j] + odd[j]) + rest;
-  }
-}
-
-// Asks the second-level cache, which leaves the miss buffers of the first to the loads: the per-sample forward takes a
-// tenth less.
-inline void prefetch_later(const void* memory) {
-  __builtin_prefetch(memory, 0, 2);
-}
-
-template <class T>
-inline void prefetch_row(const T* row, int64_t features) {
-  for (int64_t i = 0; i < features; i += line<T>()) prefetch_later(row + i);
-}
-
 // <w, x> + bias for the samples of pairs [first, last), w being as wide as `Vectors` vectors, which are loaded once.
 // Most rows meet one sample or two: loops over the width would cost as much as the products.
 template <class T, int64_t Vectors>

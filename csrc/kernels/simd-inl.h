@@ -69,6 +69,14 @@ inline T horizontal_sum(Vec<T> value) {
   return sum_halves<T, Simd<T>::lanes>(lane);
 }
 
+template <class T>
+inline bool any_lane(IntVec<T> mask) {
+  int64_t part[SLIDE_VECTOR_BYTES / 8], any = 0;
+  store(part, mask);
+  for (int64_t i = 0; i < SLIDE_VECTOR_BYTES / 8; ++i) any |= part[i];
+  return any != 0;
+}
+
 inline int64_t min_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }

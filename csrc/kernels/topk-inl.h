@@ -2,55 +2,6 @@
 // at while they are in the first-level cache, so that logits are never held. A sample keeps its best k in a heap
 // whose root is the worst of them; nearly every product loses against the root, which costs one vector comparison.
 
-// NaN is larger than any number, as in torch.topk; equal values go by the smaller id. A total order: the best k are
-// the same in whatever order, and on however many threads, candidates are met.
-template <class T>
-inline bool ranks_before(T a, int64_t a_id, T b, int64_t b_id) {
-  const bool a_nan = a != a, b_nan = b != b;
-  if (a_nan != b_nan) return a_nan;
-  if (!a_nan && a != b) return a > b;
-  return a_id < b_id;
-}
-
-template <class T>
-inline void offer(T value, int64_t id, T* values, int64_t* ids, int64_t k) {
-  if (!ranks_before(value, id, values[0], ids[0])) return;
-  int64_t hole = 0;
-  for (int64_t child = 1; child < k; child = 2 * hole + 1) {
-    if (child + 1 < k && ranks_before(values[child], ids[child], values[child + 1], ids[child + 1])) ++child;
-    if (!ranks_before(value, id, values[child], ids[child])) break;
-    values[hole] = values[child];
-    ids[hole] = ids[child];
-    hole = child;
-  }
-  values[hole] = value;
-  ids[hole] = id;
-}
-
-// scores[i * Vectors * W + j] = <a[i], column j of the panel>, in the order of p.
-template <class T, int64_t Rows, int64_t Vectors>
-inline void score_tile(const T* const* a, const T* panel, int64_t features, T* scores) {
-  using V = Vec<T>;
-  constexpr int64_t W = Simd<T>::lanes, N = tile_columns<T>();
-  V sum[Rows][Vectors] = {};
-  for (int64_t p = 0; p < features; ++p) {
-    V b[Vectors];
-    for (int64_t j = 0; j < Vectors; ++j) b[j] = load<V>(panel + p * N + j * W);
-    for (int64_t i = 0; i < Rows; ++i)
-      for (int64_t j = 0; j < Vectors; ++j) sum[i][j] += b[j] * a[i][p];
-  }
-  for (int64_t i = 0; i < Rows; ++i)
-    for (int64_t j = 0; j < Vectors; ++j) store(scores + (i * Vectors + j) * W, sum[i][j]);
-}
-
-template <class T>
-inline bool any_lane(IntVec<T> mask) {
-  int64_t part[SLIDE_VECTOR_BYTES / 8], any = 0;
-  store(part, mask);
-  for (int64_t i = 0; i < SLIDE_VECTOR_BYTES / 8; ++i) any |= part[i];
-  return any != 0;
-}
-
 // One tile of rows against the `count` <= Vectors * W samples, from `first` on, of one panel.
 template <class T, int64_t Vectors>
 inline void offer_tile(const T* const* a, const T* bias, const int64_t* ids, int64_t rows, const T* panel,

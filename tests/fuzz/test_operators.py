@@ -215,7 +215,8 @@ def one_call(seed, case, samples, schemas, verbose=False):
         return name, None
     except ALLOWED as error:
         message = str(error)
-        assert message.strip() and LOST not in message, f"{name}: {type(error).__name__}: {message}"
+        said = bool(message.strip()) or isinstance(error, MemoryError)
+        assert said and LOST not in message, f"{name}: {type(error).__name__}: {message}"
         for argument, now, before in written:
             assert equal(now, before), f"{name}: {argument} changed, though: {message}"
         return name, error

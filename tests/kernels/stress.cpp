@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../../csrc/kernels/dispatch.h"
-#include "../../csrc/kernels/retrieve.h"
+#include "../../csrc/sampling/collisions.h"
 
 using namespace slide_torch;
 

@@ -1,4 +1,4 @@
-// One sample's active set from the hash tables: integers only, compiled once for all machines.
+// Which neurons collide with a sample in many tables: integers only, compiled once for all machines.
 #pragma once
 
 #include <algorithm>
@@ -9,23 +9,6 @@
 #include <vector>
 
 namespace slide_torch {
-
-// L tables in packed (CSR) buckets: bucket c of table t holds ids[t * neurons + offsets[t * (buckets + 1) + c]]
-// up to the next offset, in increasing order.
-struct TablesView {
-  const int32_t* offsets;
-  const int32_t* ids;
-  int64_t tables;
-  int64_t buckets;
-  int64_t neurons;
-};
-
-inline uint64_t splitmix64(uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
 
 // Collision counts of one thread. `count` is zero everywhere between samples, so that a sample costs what it
 // reads and not N.

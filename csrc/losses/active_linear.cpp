@@ -3,49 +3,16 @@
 // is the other's backward: the kernels are those of the losses' gradients. `sparse` speaks to autograd only.
 //
 // Values stand as in the losses: (U, B) neuron-major in the shared pattern, sample-major (pairs) in the other.
-#include "loss.h"
+#include "gradients.h"
 
 namespace slide_torch {
-namespace {
-
-template <class T>
-SharedProblem<T> shared_problem(const char* op, const Tensor& input, const Tensor& weight,
-                                const std::optional<Tensor>& bias, const Tensor& rows) {
-  check_layer<T>(op, input, weight, bias, rows);
-  return {data<T>(weight), data_or_null<T>(bias), data<int64_t>(rows), nullptr,
-          rows.numel(),    weight.size(1),        input.size(0),       T(1)};
-}
-
-// values (U, B) of the products with the rows of x (B, width).
-template <class T>
-Tensor shared_products(const SharedProblem<T>& s, const Tensor& x) {
-  const auto& k = real_kernels<T>();
-  Tensor values = empty({s.active, s.batch}, x.scalar_type());
-  T* z = mutable_data<T>(values);
-  const std::vector<T> packed = pack(data<T>(x), s.batch, s.features, true);
-  parallel_tiles(s.active, k.tile_rows, s.batch * s.features,
-                 [&](int64_t b, int64_t e) { k.shared_logits(s, packed.data(), z, b, e); });
-  return values;
-}
-
-// values (pairs).
-template <class T>
-Tensor sample_products(const SampleProblem<T>& s, int64_t pairs) {
-  Tensor values = empty({pairs}, scalar_type_of<T>());
-  T* z = mutable_data<T>(values);
-  parallel_for(0, s.active, grain(s.features * (pairs / (s.active + 1) + 1)),
-               [&](int64_t b, int64_t e) { real_kernels<T>().sample_logits(s, z, b, e); });
-  return values;
-}
-
-}  // namespace
 
 Tensor shared_linear(Tensor input, Tensor weight, std::optional<Tensor> bias, Tensor rows,
                      [[maybe_unused]] bool sparse) {
   constexpr const char* op = "shared_linear";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return shared_products(shared_problem<T>(op, input, weight, bias, rows), input);
+    const LayerArgs<decltype(zero)> layer(op, input, weight, bias);
+    return shared_logits(shared_problem(op, layer, rows), input);
   });
 }
 
@@ -54,9 +21,9 @@ Gradients shared_linear_backward(Tensor grad_values, Tensor input, Tensor weight
   constexpr const char* op = "shared_linear_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const SharedProblem<T> s = shared_problem<T>(op, input, weight, std::nullopt, rows);
+    const SharedProblem<T> s = shared_problem(op, LayerArgs<T>(op, input, weight), rows);
     check_tensor(op, "grad_values", grad_values, input.scalar_type(), {s.active, s.batch});
-    return shared_gradients<T>(s, input, data<T>(grad_values), true, has_bias);
+    return shared_gradients<T>(s, input, data<T>(grad_values), {.rows = true, .bias = has_bias});
   });
 }
 
@@ -65,15 +32,10 @@ Tensor shared_weighted_rows(Tensor values, Tensor weight, Tensor rows, [[maybe_u
   return dispatch_real(op, values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     check_tensor(op, "values", values, values.scalar_type(), {rows.numel(), -1});
-    check(weight.dim() == 2, op, "weight: expected (N, d), got ", shape_of(weight));
+    check_tensor(op, "weight", weight, values.scalar_type(), {-1, -1});
     Tensor output = empty({values.size(1), weight.size(1)}, values.scalar_type());
-    const SharedProblem<T> s = shared_problem<T>(op, output, weight, std::nullopt, rows);
-    const auto& k = real_kernels<T>();
-    T* y = mutable_data<T>(output);
-    parallel_tiles(s.batch, 4 * k.tile_rows, s.active * s.features, [&](int64_t b, int64_t e) {
-      std::vector<T> panel(k.depth * k.tile_columns);
-      k.shared_grad_input(s, data<T>(values), y, b, e, panel.data());
-    });
+    const SharedProblem<T> s = shared_problem(op, LayerArgs<T>(op, output, weight), rows);
+    shared_sums(s, data<T>(values), mutable_data<T>(output));
     return output;
   });
 }
@@ -84,7 +46,7 @@ std::tuple<Tensor, Tensor> shared_weighted_rows_backward(Tensor grad_output, Ten
   constexpr const char* op = "shared_weighted_rows_backward";
   return dispatch_real(op, values.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const SharedProblem<T> s = shared_problem<T>(op, grad_output, weight, std::nullopt, rows);
+    const SharedProblem<T> s = shared_problem(op, LayerArgs<T>(op, grad_output, weight), rows);
     check_tensor(op, "values", values, grad_output.scalar_type(), {s.active, s.batch});
     const auto& k = real_kernels<T>();
     Tensor grad_rows = empty({s.active, s.features}, values.scalar_type());
@@ -93,7 +55,7 @@ std::tuple<Tensor, Tensor> shared_weighted_rows_backward(Tensor grad_output, Ten
     parallel_tiles(s.active, k.tile_rows, s.batch * s.features, [&](int64_t b, int64_t e) {
       k.shared_grad_rows(s, data<T>(values), packed.data(), to_rows, nullptr, b, e);
     });
-    return {shared_products(s, grad_output), grad_rows};
+    return {shared_logits(s, grad_output), grad_rows};
   });
 }
 
@@ -102,9 +64,8 @@ Tensor sample_linear(Tensor input, Tensor weight, std::optional<Tensor> bias, Te
   constexpr const char* op = "sample_linear";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const SampleProblem<T> s =
-        sample_problem<T>(op, input, weight, bias, rows, offsets, pair_offsets, pair_positions, pair_samples);
-    return sample_products(s, pair_positions.numel());
+    const LayerArgs<T> layer(op, input, weight, bias);
+    return sample_logits(SampleActive<T>(op, layer, {rows, offsets, pair_offsets, pair_positions, pair_samples}));
   });
 }
 
@@ -114,11 +75,10 @@ Gradients sample_linear_backward(Tensor grad_values, Tensor input, Tensor weight
   constexpr const char* op = "sample_linear_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const SampleProblem<T> s =
-        sample_problem<T>(op, input, weight, std::nullopt, rows, offsets, pair_offsets, pair_positions, pair_samples);
-    const int64_t pairs = pair_positions.numel();
-    check_tensor(op, "grad_values", grad_values, input.scalar_type(), {pairs});
-    return sample_gradients<T>(s, input, pairs, data<T>(grad_values), true, has_bias);
+    const SampleActive<T> active(op, LayerArgs<T>(op, input, weight),
+                                 {rows, offsets, pair_offsets, pair_positions, pair_samples});
+    check_tensor(op, "grad_values", grad_values, input.scalar_type(), {active.pairs});
+    return sample_gradients<T>(active, input, data<T>(grad_values), {.rows = true, .bias = has_bias});
   });
 }
 
@@ -127,17 +87,17 @@ Tensor sample_weighted_rows(Tensor values, Tensor weight, Tensor rows, Tensor of
   constexpr const char* op = "sample_weighted_rows";
   return dispatch_real(op, values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    check(weight.dim() == 2, op, "weight: expected (N, d), got ", shape_of(weight));
+    check_tensor(op, "weight", weight, values.scalar_type(), {-1, -1});
     check_tensor(op, "offsets", offsets, ScalarType::Long, {-1});
-    check(offsets.numel() >= 1, op, "offsets must not be empty");
+    check(offsets.numel() >= 1, op, "offsets: expected at least one, got none");
     Tensor output = empty({offsets.numel() - 1, weight.size(1)}, values.scalar_type());
-    const SampleProblem<T> s =
-        sample_problem<T>(op, output, weight, std::nullopt, rows, offsets, pair_offsets, pair_positions, pair_samples);
-    const int64_t pairs = pair_positions.numel();
-    check_tensor(op, "values", values, values.scalar_type(), {pairs});
+    const SampleActive<T> active(op, LayerArgs<T>(op, output, weight),
+                                 {rows, offsets, pair_offsets, pair_positions, pair_samples});
+    check_tensor(op, "values", values, values.scalar_type(), {active.pairs});
     const T* z = data<T>(values);
-    sum_of_chunks<T>(s, pairs, output,
-                     [&](T* sums, int64_t b, int64_t e) { real_kernels<T>().sample_weighted_rows(s, z, sums, b, e); });
+    sum_of_chunks<T>(active, output, [&](T* sums, int64_t b, int64_t e) {
+      real_kernels<T>().sample_weighted_rows(active.problem, z, sums, b, e);
+    });
     return output;
   });
 }
@@ -149,15 +109,15 @@ std::tuple<Tensor, Tensor> sample_weighted_rows_backward(Tensor grad_output, Ten
   constexpr const char* op = "sample_weighted_rows_backward";
   return dispatch_real(op, values.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const SampleProblem<T> s = sample_problem<T>(op, grad_output, weight, std::nullopt, rows, offsets, pair_offsets,
-                                                 pair_positions, pair_samples);
-    const int64_t pairs = pair_positions.numel();
-    check_tensor(op, "values", values, grad_output.scalar_type(), {pairs});
+    const SampleActive<T> active(op, LayerArgs<T>(op, grad_output, weight),
+                                 {rows, offsets, pair_offsets, pair_positions, pair_samples});
+    const SampleProblem<T>& s = active.problem;
+    check_tensor(op, "values", values, grad_output.scalar_type(), {active.pairs});
     Tensor grad_rows = empty({s.active, s.features}, values.scalar_type());
     T* to_rows = mutable_data<T>(grad_rows);
-    parallel_for(0, s.active, grain(s.features * (pairs / (s.active + 1) + 1)),
+    parallel_for(0, s.active, active.grain_of_rows(),
                  [&](int64_t b, int64_t e) { real_kernels<T>().sample_grad_rows(s, data<T>(values), to_rows, b, e); });
-    return {sample_products(s, pairs), grad_rows};
+    return {sample_logits(active), grad_rows};
   });
 }
 

@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common.h"
+#include "../kernels/dispatch.h"
+#include "tensors.h"
 
 namespace slide_torch {
 

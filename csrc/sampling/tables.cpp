@@ -1,7 +1,7 @@
 // Hash tables: codes (L, N) -> packed buckets, by counting sort, one table at a time.
 #include <algorithm>
 
-#include "common.h"
+#include "../common/tensors.h"
 
 namespace slide_torch {
 namespace {

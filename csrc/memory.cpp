@@ -1,6 +1,8 @@
+// Huge pages for large tensors, and what memory can do.
 #include <atomic>
 
-#include "common.h"
+#include "common/tensors.h"
+#include "kernels/dispatch.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

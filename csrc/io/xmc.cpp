@@ -11,7 +11,7 @@
 #include <cstring>
 #include <mutex>
 
-#include "common.h"
+#include "../common/tensors.h"
 
 namespace slide_torch {
 namespace {

@@ -8,8 +8,8 @@
 #include <bit>
 #include <limits>
 
-#include "../kernels/retrieve.h"
-#include "stored_rows.h"
+#include "../common/random.h"
+#include "../common/stored_rows.h"
 
 namespace slide_torch {
 namespace {
@@ -198,8 +198,12 @@ Tensor kernel_sums(Tensor weight, std::optional<Tensor> bias, int64_t leaves) {
     using T = decltype(zero);
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {neurons});
     Tensor sums = empty({leaves, size}, scalar_type_of<T>());
-    const SumsOf<T> of{
-        StoredRows<T>(weight, features), data_or_null<T>(bias), features, size, own, mutable_data<T>(sums)};
+    const SumsOf<T> of{.weight = StoredRows<T>(weight, features),
+                       .bias = data_or_null<T>(bias),
+                       .features = features,
+                       .size = size,
+                       .leaves = own,
+                       .sums = mutable_data<T>(sums)};
     // Subtrees one by one, then what lies above them: the same additions at any number of threads.
     const int64_t parts = std::min(kParts, leaves), depth = Leaves{neurons, parts}.depth();
     std::vector<T> totals(parts * size);
@@ -217,63 +221,112 @@ Tensor kernel_sums(Tensor weight, std::optional<Tensor> bias, int64_t leaves) {
   });
 }
 
+namespace {
+
+// The layer and its sums, `queries` (n, features), and how many points are drawn from them.
+struct DrawArgs {
+  const Tensor& sums;
+  const Tensor& weight;
+  const std::optional<Tensor>& bias;
+  const Tensor& queries;
+  double alpha;
+  int64_t count;
+  const Tensor& asked;  // ids whose inclusion probabilities are wanted too
+
+  int64_t neurons() const { return weight.size(0); }
+  int64_t features() const { return weight.size(1); }
+  ScalarType dtype() const {
+    return weight.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : weight.scalar_type();
+  }
+
+  Leaves check_all(const char* op) const {
+    check_tensor(op, "weight", weight, weight.scalar_type(), {-1, -1});
+    if (bias) check_tensor(op, "bias", *bias, dtype(), {neurons()});
+    check_tensor(op, "queries", queries, dtype(), {-1, features()});
+    check_tensor(op, "sums", sums, dtype(), {-1, size_of_sums(op, features(), bias.has_value())});
+    const Leaves leaves = check_leaves(op, neurons(), sums.size(0));
+    check(alpha > 0 && alpha <= 1e6, op, "alpha: expected a number above 0 and at most 1e6, got ", alpha);
+    check_integer(op, "count", count, 0, neurons());
+    check_tensor(op, "asked", asked, ScalarType::Int, {-1});
+    check_range(op, "asked", data<int32_t>(asked), asked.numel(), neurons());
+    check(std::is_sorted(data<int32_t>(asked), data<int32_t>(asked) + asked.numel()), op,
+          "asked: expected increasing ids");
+    return leaves;
+  }
+};
+
+// One in each stratum [t, t + 1).
+std::vector<double> stratified_points(int64_t count, int64_t seed) {
+  std::vector<double> points(count);
+  for (int64_t t = 0; t < count; ++t)
+    points[t] = static_cast<double>(t) + static_cast<double>(random_of(seed, t) >> 11) * 0x1p-53;
+  return points;
+}
+
+// The nodes, at most kParts, that the tree's top is cut into.
+template <class T>
+std::vector<Node> top_nodes(const Drawing<T>& drawing, const Node& root) {
+  std::vector<Node> level{root};
+  while (static_cast<int64_t>(level.size()) < std::min(kParts, drawing.leaves.count)) {
+    std::vector<Node> next;
+    for (const Node& node : level) {
+      const auto [left, right] = drawing.halves(node);
+      next.push_back(left);
+      next.push_back(right);
+    }
+    level = std::move(next);
+  }
+  return level;
+}
+
+// The rows drawn, part by part of the tree.
+template <class T>
+std::vector<std::vector<Drawn>> draw_all(const DrawArgs& args, const Leaves& leaves, const std::vector<double>& points,
+                                         double* asked_inclusion) {
+  Drawing<T> drawing{.weight = StoredRows<T>(args.weight, args.features()),
+                     .bias = data_or_null<T>(args.bias),
+                     .features = args.features(),
+                     .size = args.sums.size(1),
+                     .leaves = leaves,
+                     .sums = data<T>(args.sums),
+                     .queries = data<T>(args.queries),
+                     .factors = {},
+                     .form = {},
+                     .floor = 0,
+                     .points = points.data(),
+                     .asked = data<int32_t>(args.asked),
+                     .asked_inclusion = asked_inclusion};
+  set_queries(drawing, args.queries.size(0), args.alpha);
+  const double total = drawing.squares(drawing.sums) + drawing.floor * static_cast<double>(args.neurons());
+  const std::vector<Node> level = top_nodes(drawing, {.node = 1,
+                                                      .depth = 0,
+                                                      .mass = total,
+                                                      .low = 0,
+                                                      .high = static_cast<double>(args.count),
+                                                      .first = 0,
+                                                      .last = args.count,
+                                                      .asked_first = 0,
+                                                      .asked_last = args.asked.numel()});
+  std::vector<std::vector<Drawn>> drawn(level.size());
+  parallel_for(0, static_cast<int64_t>(level.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) drawing.draw(level[i], drawn[i]);
+  });
+  return drawn;
+}
+
+}  // namespace
+
 // Returns distinct ids (n) in increasing order, their inclusion probabilities, and those of the rows `asked`.
 std::tuple<Tensor, Tensor, Tensor> kernel_draw(Tensor sums, Tensor weight, std::optional<Tensor> bias, Tensor queries,
                                                double alpha, int64_t count, Tensor asked, int64_t seed) {
   constexpr const char* op = "kernel_draw";
-  check_tensor(op, "weight", weight, weight.scalar_type(), {-1, -1});
-  const int64_t neurons = weight.size(0), features = weight.size(1);
-  const ScalarType dtype = weight.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : weight.scalar_type();
-  if (bias) check_tensor(op, "bias", *bias, dtype, {neurons});
-  check_tensor(op, "queries", queries, dtype, {-1, features});
-  const int64_t size = size_of_sums(op, features, bias.has_value());
-  check_tensor(op, "sums", sums, dtype, {-1, size});
-  const Leaves leaves = check_leaves(op, neurons, sums.size(0));
-  check(alpha > 0 && alpha <= 1e6, op, "alpha: expected a number above 0 and at most 1e6, got ", alpha);
-  check_integer(op, "count", count, 0, neurons);
-  check_tensor(op, "asked", asked, ScalarType::Int, {-1});
-  check_range(op, "asked", data<int32_t>(asked), asked.numel(), neurons);
-  check(std::is_sorted(data<int32_t>(asked), data<int32_t>(asked) + asked.numel()), op,
-        "asked: expected increasing ids");
-
-  std::vector<double> points(count);
-  for (int64_t t = 0; t < count; ++t) {
-    const uint64_t random = splitmix64(splitmix64(static_cast<uint64_t>(seed)) + static_cast<uint64_t>(t));
-    points[t] = static_cast<double>(t) + static_cast<double>(random >> 11) * 0x1p-53;
-  }
+  const DrawArgs args{sums, weight, bias, queries, alpha, count, asked};
+  const Leaves leaves = args.check_all(op);
+  const std::vector<double> points = stratified_points(count, seed);
   Tensor asked_inclusion = empty({asked.numel()}, ScalarType::Double);
-  std::vector<std::vector<Drawn>> drawn(kParts);
-  dispatch_real(op, dtype, [&](auto zero) {
-    using T = decltype(zero);
-    Drawing<T> drawing{StoredRows<T>(weight, features),
-                       data_or_null<T>(bias),
-                       features,
-                       size,
-                       leaves,
-                       data<T>(sums),
-                       data<T>(queries),
-                       {},
-                       {},
-                       0,
-                       points.data(),
-                       data<int32_t>(asked),
-                       mutable_data<double>(asked_inclusion)};
-    set_queries(drawing, queries.size(0), alpha);
-    const double total = drawing.squares(drawing.sums) + drawing.floor * static_cast<double>(neurons);
-    std::vector<Node> level{{1, 0, total, 0, static_cast<double>(count), 0, count, 0, asked.numel()}};
-    while (static_cast<int64_t>(level.size()) < std::min(kParts, leaves.count)) {
-      std::vector<Node> next;
-      for (const Node& node : level) {
-        const auto [left, right] = drawing.halves(node);
-        next.push_back(left);
-        next.push_back(right);
-      }
-      level = std::move(next);
-    }
-    parallel_for(0, static_cast<int64_t>(level.size()), 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) drawing.draw(level[i], drawn[i]);
-    });
-  });
+  double* to_asked = mutable_data<double>(asked_inclusion);
+  const auto drawn = dispatch_real(op, args.dtype(),
+                                   [&](auto zero) { return draw_all<decltype(zero)>(args, leaves, points, to_asked); });
   int64_t found = 0;
   for (const auto& part : drawn) found += static_cast<int64_t>(part.size());
   Tensor ids = empty({found}, ScalarType::Int), inclusion = empty({found}, ScalarType::Double);
