@@ -202,6 +202,6 @@ def test_the_api_reference_has_every_public_name():
 
 
 def test_tables_are_those_of_the_records():
-    script = ROOT / "benchmarks" / "update_readme.py"
-    answer = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.readme.update", "--check"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
