@@ -49,7 +49,9 @@ def paint(axes: Any, record: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--record", type=Path, default=RESULTS / "time_to_accuracy_places_60000.json"
     )
