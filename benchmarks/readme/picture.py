@@ -1,6 +1,6 @@
 """Draws the README's picture, accuracy against seconds of training, from a record of time_to_accuracy.py.
 
-python -m benchmarks.readme.picture
+python -m benchmarks.readme.picture  # into docs/images/
 """
 
 from __future__ import annotations
