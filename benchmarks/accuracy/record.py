@@ -12,7 +12,18 @@ from examples.common.machine import machine
 
 from .contenders import CONTENDERS
 
-__all__ = ["add_entry", "find_entry", "paint", "read", "seconds_at", "table", "write"]
+__all__ = [
+    "add_entry",
+    "best_of",
+    "chosen_lengths",
+    "find_entry",
+    "mean_curve",
+    "paint",
+    "read",
+    "seconds_at",
+    "table",
+    "write",
+]
 
 Entry = dict[str, Any]
 Record = dict[str, Any]

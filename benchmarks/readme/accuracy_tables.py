@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.accuracy.record import table
+from benchmarks.accuracy.record import best_of, chosen_lengths, seconds_at, table
 from benchmarks.hidden.record import tables
 
-from .records import RESULTS, machine_of, markdown, read
+from .records import RESULTS, machine_of, markdown, read, without_columns
 
 __all__ = [
     "bf16_moments",
     "equal_steps",
     "hidden",
+    "problems",
     "sampling",
     "time_to_accuracy",
-    "time_to_accuracy_short",
 ]
 
 
@@ -53,31 +53,71 @@ def bf16_moments() -> str:
 
 
 def sampling() -> str:
+    """Bias and variance; times are those of step_time.py."""
     record = read("sampling")
-    table = markdown(record["columns"], record["rows"])
-    where = machine_of(record)
-    return f"{table}\n\n{where}."
+    table = markdown(*without_columns(record, ("ms/step", "upkeep")))
+    return f"{table}\n\n{machine_of(record)}."
 
 
-def time_to_accuracy(columns: tuple[str, ...] | None = None, *, largest: bool = False) -> str:
-    """A table for each problem that was recorded, or for the ``largest`` of each name; only the ``columns``
-    named, by how they begin, or all."""
+def records_of_accuracy() -> list[dict]:
+    """Every record of time_to_accuracy.py: by problem, the largest first."""
     records = [json.loads(p.read_text()) for p in RESULTS.glob("time_to_accuracy_*.json")]
     if not records:
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
-
     order = {"places": 0, "lemmas": 1, "words": 2}  # others last
-    records.sort(key=lambda r: (order.get(r["problem"]["name"], 3), -r["problem"]["num_labels"]))
-    parts: list[str] = []
-    shown: set[str] = set()
-    for record in records:
+    return sorted(
+        records, key=lambda r: (order.get(r["problem"]["name"], 3), -r["problem"]["num_labels"])
+    )
+
+
+def problems() -> str:
+    """The best contender of each kind, by validation rows, on the largest record of each problem."""
+    largest: dict[str, dict] = {}
+    for record in records_of_accuracy():
+        largest.setdefault(record["problem"]["name"], record)
+    lines = []
+    for record in largest.values():
         problem = record["problem"]
-        if largest and problem["name"] in shown:
-            continue
-        shown.add(problem["name"])
-        names, lines = table(record)
-        kept = [i for i, name in enumerate(names) if columns is None or name.startswith(columns)]
-        rows = [[f"`{line[0]}`", *(line[i] for i in kept if i > 0)] for line in lines]
+        name = f"{problem['name']}, {problem['num_labels']:,} classes: {problem['metric']}"
+        lines.append(
+            [name, *(best_of_kind(record, kind) for kind in ("lsh", "dense", "sampled", "omikuji"))]
+        )
+    columns = ["problem", "LSHLinear", "dense torch", "sampled softmax, plain torch", "label trees"]
+    return markdown(columns, lines)
+
+
+def best_of_kind(record: dict, kind: str) -> str:
+    """Held-out measure, seconds and name of the best contender of a ``kind``; empty if there is none."""
+    problem = record["problem"]
+    metric, larger = problem["metric"], problem["larger_is_better"]
+    rivals = [e for e in chosen_lengths(record) if e["kind"] == kind and not e["reference"]]
+    if not rivals:
+        return ""
+    sign = 1 if larger else -1
+    # of equals the later one, which is the larger
+    entry = max(reversed(rivals), key=lambda entry: sign * best_of(entry, problem)[1])
+    value = sum(run["test"][metric] for run in entry["runs"]) / len(entry["runs"])
+    after = "time not measured"
+    if "clock" in entry:
+        after = f"{seconds_at(entry, entry['runs'][0]['curve'][-1]['step']):,.0f} s"
+    return f"{value:.{3 if larger else 1}f} ({after}; `{entry['contender']}`)"
+
+
+def time_to_accuracy() -> str:
+    """A table for each problem that was recorded."""
+    parts = []
+    for record in records_of_accuracy():
+        problem = record["problem"]
+        columns, lines = table(record)
+        if not problem["larger_is_better"]:
+            # validation text is harder than test text: no perplexity of the one beside the other
+            kept = [
+                i for i, name in enumerate(columns) if not name.startswith(("best ", "s to it"))
+            ]
+            columns = [columns[i].partition("best, ")[0] for i in kept]
+            columns = [c + "best" if c.endswith("dense's ") else c for c in columns]
+            lines = [[line[i] for i in kept] for line in lines]
+        rows = [[f"`{line[0]}`", *line[1:]] for line in lines]
         machines = {
             f"{m['cpu']}, {m['threads']} of {m['cores']} cores, {m['instruction_set']}, torch "
             f"{m['torch']}, slide_torch {m['slide_torch']}, {m['date']}"
@@ -85,16 +125,10 @@ def time_to_accuracy(columns: tuple[str, ...] | None = None, *, largest: bool = 
         }
         parts.append(
             f"{problem['name']}, {problem['num_labels']:,} classes, {problem['train_rows']:,} training "
-            f"rows:\n\n{markdown([names[i] for i in kept], rows)}\n\n"
+            f"rows:\n\n{markdown(columns, rows)}\n\n"
             f"{runs_of(record)} Clocked on {'; '.join(sorted(machines))}."
         )
     return "\n\n".join(parts)
-
-
-def time_to_accuracy_short() -> str:
-    """For the README."""
-    columns = ("contender", "epochs", "P@", "perplexity", "ms/step", "seconds", "lsh", "s to")
-    return time_to_accuracy(columns, largest=True)
 
 
 def runs_of(record: dict) -> str:

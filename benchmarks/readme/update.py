@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the records in benchmarks/results/: no figure is typed in.
+"""Writes the tables of README.md, docs/ and examples/ from benchmarks/results/: no figure is typed in.
 
 python -m benchmarks.readme.update          # rewrites them
 python -m benchmarks.readme.update --check  # fails if they would change
@@ -14,11 +14,11 @@ from .accuracy_tables import (
     bf16_moments,
     equal_steps,
     hidden,
+    problems,
     sampling,
     time_to_accuracy,
-    time_to_accuracy_short,
 )
-from .example_tables import images, images_10000, language_model, quickstart, recommender
+from .example_tables import images_10000, quickstart
 from .records import ROOT
 from .speed_tables import (
     prediction,
@@ -31,23 +31,21 @@ from .speed_tables import (
 )
 
 BLOCKS = {
-    "README.md": (
-        quickstart,
+    "README.md": (problems,),
+    "docs/benchmarks.md": (
         equal_steps,
-        time_to_accuracy_short,
         step_time,
+        step_time_256,
         scaling,
         scaling_neurons,
         prediction,
-        language_model,
-        recommender,
-        images,
-        images_10000,
+        bf16_moments,
     ),
-    "docs/benchmarks.md": (step_time_256, bf16_moments),
     "docs/hidden.md": (hidden,),
     "docs/prediction.md": (speed_ratios, tables_recall),
+    "docs/quickstart.md": (quickstart,),
     "docs/sampling.md": (sampling, time_to_accuracy),
+    "examples/README.md": (images_10000,),
 }
 
 

@@ -1,6 +1,6 @@
 """Draws the README's picture, accuracy against seconds of training, from a record of time_to_accuracy.py.
 
-python benchmarks/readme_picture.py
+python -m benchmarks.readme.picture  # into docs/images/
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accuracy_record import mean_curve
-from clock import seconds_at
+from benchmarks.accuracy.record import mean_curve, seconds_at
 
-ROOT = Path(__file__).parents[1]
+from .records import RESULTS, ROOT
 
 # contender: label, colour, position of the label relative to the last point in points
 LINES = {
@@ -50,10 +49,11 @@ def paint(axes: Any, record: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    results = ROOT / "benchmarks" / "results"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--record", type=Path, default=results / "time_to_accuracy_places_60000.json"
+        "--record", type=Path, default=RESULTS / "time_to_accuracy_places_60000.json"
     )
     parser.add_argument(
         "--output", type=Path, default=ROOT / "docs" / "images" / "accuracy_against_seconds.png"
