@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import ops
+
 __all__ = ["IGNORE_INDEX", "SparseRows", "XMCData", "batches", "read_xmc"]
 
 IGNORE_INDEX = -100
@@ -255,22 +257,6 @@ def batches(
         )
 
 
-@torch.library.register_fake("slide_torch::parse_xmc")
-def _parse_fake(
-    text: Tensor, num_features: int, num_labels: int, first_line: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    context = torch.library.get_ctx()
-    indptr = context.new_dynamic_size(min=1)
-    features, labels = context.new_dynamic_size(), context.new_dynamic_size()
-    return (
-        text.new_empty(indptr, dtype=torch.int32),
-        text.new_empty(features, dtype=torch.int32),
-        text.new_empty(features, dtype=torch.float32),
-        text.new_empty(indptr, dtype=torch.int32),
-        text.new_empty(labels, dtype=torch.int32),
-    )
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, gzip.GzipFile | BufferedReader]]:
     """The file as it is, and its text."""
@@ -331,7 +317,7 @@ def _parse(
 ) -> tuple[Tensor, ...]:
     lines = torch.frombuffer(text, dtype=torch.uint8)
     try:
-        return torch.ops.slide_torch.parse_xmc(lines, num_features, num_labels, first_line)
+        return ops.parse_xmc(lines, num_features, num_labels, first_line)
     except RuntimeError as error:
         found = re.search(r"line \d+: .*", str(error))
         if found is None:

@@ -41,6 +41,7 @@ from .rows import (
 )
 from .topk import code_lists_, empty_codes, list_centers, recode_rows_, topk_linear, topk_lists
 from .transforms import refuse_transforms
+from .xmc import parse_xmc
 
 __all__ = [
     "adagrad_rows_",
@@ -66,6 +67,7 @@ __all__ = [
     "nearest_centroids",
     "nearest_in_groups",
     "out_of_active",
+    "parse_xmc",
     "recode_rows_",
     "refuse_transforms",
     "rerank",
