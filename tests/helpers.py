@@ -11,6 +11,7 @@ from torch import nn
 
 from slide_torch import LSHLinear, LSHOptions, ops
 
+ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("baseline", "avx2", "avx512")
 NEEDED = {
     "avx2": {"avx2", "fma"},
@@ -33,13 +34,17 @@ def supported_levels():
     return [level for level in LEVELS if NEEDED.get(level, set()) <= flags]
 
 
+def python_path():
+    """The environment in which another Python imports what the tests import."""
+    paths = (ROOT, ROOT / "tests", os.environ.get("PYTHONPATH"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in paths if p)}
+
+
 def run_at_level(level, *arguments, timeout=120, **environment):
     """Runs Python with ``arguments`` where SLIDE_TORCH_ISA names the level."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, **environment, "SLIDE_TORCH_ISA": level, "PYTHONPATH": path},
+        env={**python_path(), **environment, "SLIDE_TORCH_ISA": level},
         capture_output=True,
         timeout=timeout,
     )

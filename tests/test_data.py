@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from slide_torch import data as data_module
 from slide_torch.data import SparseRows, batches, read_xmc
@@ -15,7 +16,7 @@ from slide_torch.metrics import propensities
 
 NUM_FEATURES, NUM_LABELS = 50, 20
 FIELDS = tuple(SparseRows.__dataclass_fields__)
-TINY = Path(__file__).parents[1] / "examples" / "data"
+TINY = ROOT / "examples" / "data"
 PLAIN = [b"1,2 3:0.5 4:1", b"0 1:1"]  # two rows without fault
 
 

@@ -2,11 +2,9 @@
 
 import ast
 import graphlib
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
 
 # A module imports from lower floors and from its own package, never from a neighbour on its floor.
 LAYERS = (

@@ -16,10 +16,8 @@ import time
 from pathlib import Path
 
 import torch
-
-HERE = Path(__file__).resolve()
-sys.path.insert(0, str(HERE.parents[1]))
-from test_ops import SAMPLES  # noqa: E402
+from helpers import python_path
+from sample_inputs import sample_inputs
 
 SECONDS = float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", "15"))
 SEED = int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", "0"))
@@ -83,7 +81,9 @@ def all_samples():
     """(name, arguments) of valid calls; the same in every process."""
     torch.manual_seed(0)
     found = [
-        (name, tuple(arguments)) for name, samples in SAMPLES.items() for arguments in samples()
+        (name, tuple(arguments))
+        for name, samples in sample_inputs().items()
+        for arguments in samples()
     ]
     return [*found, *more_samples()]
 
@@ -261,14 +261,13 @@ def test_no_operator_is_forgotten():
 
 def test_operators(tmp_path):
     progress = tmp_path / "progress"
-    command = [sys.executable, str(HERE), "--seed", str(SEED)]
-    paths = (os.environ.get("PYTHONPATH"), str(HERE.parents[2]))
+    command = [sys.executable, __file__, "--seed", str(SEED)]
     run = subprocess.Popen(
         [*command, "--seconds", str(SECONDS), "--progress", str(progress)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
+        env=python_path(),
     )
     try:
         output, _ = run.communicate(timeout=SECONDS + 120)

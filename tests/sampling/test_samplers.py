@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_functional import (
+from loss_problems import (
     PATTERNS,
+    binary,
+    dense_binary,
     draws_of,
     gradients,
     losses_of,
@@ -19,7 +21,6 @@ from test_functional import (
     small_layer,
     z_scores,
 )
-from test_losses import binary, dense_binary
 
 from slide_torch import LSHLinear, LSHOptions, load_sampler_state, ops, sampler_state
 from slide_torch.active_set import Labels

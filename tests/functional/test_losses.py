@@ -9,10 +9,12 @@ import reference
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from test_functional import (
+from loss_problems import (
     LISTS,
     assert_same,
+    binary,
     dense_active_set,
+    dense_binary,
     gradients,
     make,
     operator_sample,
@@ -25,7 +27,6 @@ from torch import nn
 from torch.autograd import forward_ad, gradcheck
 
 from slide_torch import LSHFeedForward, LSHLinear, LSHOptions
-from slide_torch.functional import lsh_linear_binary_cross_entropy
 from slide_torch.sampling.draw import draw_active_set
 from slide_torch.sampling.targets import as_labels
 
@@ -33,18 +34,6 @@ PATTERNS = ["shared", "per_sample"]
 MULTI_HOT = torch.zeros(len(LISTS), 40, dtype=torch.float64)
 for _b, _labels in enumerate(LISTS):
     MULTI_HOT[_b, _labels] = 1
-
-
-def binary(case, target, *, input=None, **options):
-    input = case.x if input is None else input
-    return lsh_linear_binary_cross_entropy(
-        input, case.weight, target, linear_bias=case.bias, tables=case.tables, **options
-    )
-
-
-def dense_binary(case, target, **options):
-    logits = F.linear(case.x, case.weight, case.bias)
-    return F.binary_cross_entropy_with_logits(logits, target, **options)
 
 
 # --- binary cross entropy -------------------------------------------------------------------------
