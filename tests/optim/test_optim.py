@@ -503,37 +503,6 @@ def test_operators_check_their_arguments():
     assert param.eq(1).all()
 
 
-def sample_inputs():
-    def matrix():
-        return torch.rand(6, 5)
-
-    rows, grad = torch.tensor([0, 2, 5]), torch.randn(3, 5)
-    yield (
-        OPS.adam_rows_.default,
-        (matrix(), matrix(), matrix(), rows, grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 3, False),
-    )
-    narrow, whole = matrix().bfloat16(), torch.randn(6, 5)
-    scalars = (0.1, 0.9, 0.99, 1e-8, 0.1, 3, False)
-    yield OPS.adam_rows_.default, (matrix(), narrow, narrow.clone(), rows, grad, *scalars)
-    yield OPS.adam_rows_.default, (matrix(), matrix(), matrix(), None, whole, *scalars)
-    yield OPS.sgd_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 0.9, 0.1, True, False, 0)
-    yield OPS.sgd_rows_.default, (matrix(), None, rows, grad, 0.1, 0.0, 0.1, False, True, 0)
-    yield OPS.adagrad_rows_.default, (matrix(), matrix(), rows, grad, 0.1, 1e-8, False, 0)
-    of_all = [matrix().bfloat16() for _ in range(3)]
-    yield OPS.adam_rows_.default, (*of_all, rows, grad.bfloat16(), *scalars)
-    yield OPS.adagrad_rows_.default, (*of_all[:2], None, of_all[2], 0.1, 1e-8, False, 4)
-    yield OPS.coalesce_rows.default, (torch.tensor([4, 1, 4]), grad, 6)
-    yield OPS.advise_hugepages_.default, (matrix(),)
-    yield OPS.touch_rows_.default, (matrix(), rows, False)
-    yield OPS.touch_rows_.default, (matrix().double(), rows, True)
-
-
-@pytest.mark.parametrize("case", range(10))
-def test_opcheck(case):
-    op, args = list(sample_inputs())[case]
-    torch.library.opcheck(op, args)
-
-
 def test_advise_hugepages_on_large_memory():
     tensor = torch.empty(3_000_001)
     assert ops.advise_hugepages_(tensor) is tensor
