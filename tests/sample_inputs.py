@@ -212,7 +212,9 @@ def linear_backward_samples(pattern):
 
 def weighted_rows_samples(pattern, grad=True):
     for x, weight, bias, *active, sparse in linear_samples(pattern, grad=False):
-        values = getattr(torch.ops.slide_torch, f"{pattern}_linear")(x, weight, bias, *active, sparse)
+        values = getattr(torch.ops.slide_torch, f"{pattern}_linear")(
+            x, weight, bias, *active, sparse
+        )
         yield (values.requires_grad_(grad), weight.requires_grad_(grad), *active, sparse)
 
 

@@ -47,9 +47,10 @@ def test_interface(family, dtype):
     assert torch.equal(made.row_codes(w, b, rows), codes[:, rows])
     assert made.row_codes(w, b, rows[:0]).shape == (5, 0)
     x = torch.randn(9, 40, dtype=dtype)
-    assert torch.equal(made.query_codes(x), made._codes(x, x.new_ones(9)))
+    queries = made.query_codes(x)
     made.center = None
-    assert torch.equal(made.query_codes(x), made.row_codes(x, x.new_ones(9)))
+    assert torch.equal(made.query_codes(x), queries)  # they are not centered
+    assert torch.equal(queries, made.row_codes(x, x.new_ones(9)))
     assert torch.equal(made.row_codes(w, b), made.row_codes(w * 4, b * 4))
 
 
@@ -338,7 +339,7 @@ def test_centroids_in_groups(dtype):
     centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
     x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
     x[5, 3] = math.nan
-    groups = kmeans._group(centroids)
+    groups = kmeans.in_groups(centroids)
     assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
     exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
     means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
@@ -508,7 +509,7 @@ def test_rerank_puts_nan_last_and_refuses_bad_input():
         (dict(family="minhash", augment_norms=True), "expected False with family='minhash'"),
         (dict(family="kmeans", K=17), "more than 16: expected K of at most 16"),
         (dict(family="cross_polytope", K=7), "28 bits, more than 24: expected K of at most 6"),
-        (dict(rerank=-1), "rerank: expected an int of at least 0"),
+        (dict(rerank=-1), "rerank: expected an int from 0"),
         (dict(budget=100, rerank=99), "rerank: expected 0 or at least the budget, 100, got 99"),
         (dict(augment_norms=1.5), "augment_norms: expected a bool"),
     ],
