@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from slide_torch import LSHLinear, LSHOptions, ops
+from slide_torch.hashing.make import make_family
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("baseline", "avx2", "avx512")
@@ -56,6 +57,12 @@ def small_model(*, bias=True, sparse=False, N=60, D=8, **options):
     options = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 2, **options}
     head = LSHLinear(D, N, bias, options=LSHOptions(**options), sparse=sparse)
     return nn.Sequential(nn.Linear(D, D), nn.ReLU(), head)
+
+
+def hash_family(family, *, d=40, has_bias=True, seed=0, **options):
+    """A hash family of 1,000 rows of width ``d``, whose codes have three bits in five tables by default."""
+    options = LSHOptions(family=family, **{"K": 3, "L": 5, **options}).resolve(1000, d)
+    return make_family(options, d, has_bias=has_bias, seed=seed)
 
 
 def coded_lists(weight, bias, offsets, rows):

@@ -11,6 +11,11 @@ from slide_torch.active_set import SharedActiveSet
 from slide_torch.functional import lsh_linear_binary_cross_entropy, lsh_linear_cross_entropy
 
 PATTERNS = ["shared", "per_sample"]
+# options by which all 40 classes are active
+ALL_ACTIVE = {
+    "exact": dict(budget=40),
+    "tail": dict(pattern="per_sample", correction="importance", budget=5, tail=40, K=2, L=3),
+}
 LISTS = [
     [1, 2, 3],
     [39],
