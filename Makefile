@@ -12,27 +12,25 @@ demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
 
-# Tests that start programs or compilers wait for these: they run beside the others.
-PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,benchmarks compilers distributed examples sanitizers trainers))
-
 test: $(VENV)/installed-dev
 	$(MAKE) -j 2 test-programs test-library
 
+# Tests that start programs and compilers wait for these: they run beside the others.
 test-programs:
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PROGRAMS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 tests/programs
 
 test-library:
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(addprefix --ignore=,$(PROGRAMS))
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 --ignore=tests/programs
 
 # The whole extension by clang without a warning, in build/clang, and its kernels' stress test.
 test-clang: $(VENV)/installed-dev
 	CC=clang CXX=clang++ LDSHARED="clang++ -shared" SLIDE_TORCH_CXXFLAGS=-Werror \
 		$(BIN)/python setup.py -q build_ext --build-temp build/clang/objects --build-lib build/clang
-	$(BIN)/python -m pytest tests/test_compilers.py -k clang -rs
+	$(BIN)/python -m pytest tests/programs/test_compilers.py -k clang -rs
 
 # The kernels for aarch64 under emulation; needs g++-aarch64-linux-gnu and qemu-user.
 test-aarch64: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/test_compilers.py -k aarch64 -rs
+	$(BIN)/python -m pytest tests/programs/test_compilers.py -k aarch64 -rs
 
 # The fuzzers of `make test` for longer. Sanitized: with operators built for it in build/sanitized.
 # SEED=1000000 begins elsewhere; a failure says which seed repeats it.

@@ -37,7 +37,7 @@ __all__ = ["IGNORE_INDEX", "SparseRows", "XMCData", "batches", "read_xmc"]
 IGNORE_INDEX = -100
 """The padding of labels, as in ``F.cross_entropy``."""
 
-_CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 32 << 20
 _LARGEST = 1 << 31  # indices are int32
 
 _NOT_TEXT = (
@@ -306,7 +306,7 @@ def _read_header(path: Path, line: bytes, num_labels: int | None) -> list[int]:
 
 def _read_lines(file: gzip.GzipFile | BufferedReader) -> bytearray:
     """The next chunk of whole lines; empty at the end of the file."""
-    text = bytearray(_CHUNK_BYTES)
+    text = bytearray(CHUNK_BYTES)
     del text[file.readinto(text) :]
     text += file.readline()
     return text

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from slide_torch import LSHLinear, LSHOptions, ops
+from slide_torch.hashing.make import make_family
 
+ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("baseline", "avx2", "avx512")
 NEEDED = {
     "avx2": {"avx2", "fma"},
@@ -33,13 +35,17 @@ def supported_levels():
     return [level for level in LEVELS if NEEDED.get(level, set()) <= flags]
 
 
+def python_path():
+    """The environment in which another Python imports what the tests import."""
+    paths = (ROOT, ROOT / "tests", os.environ.get("PYTHONPATH"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in paths if p)}
+
+
 def run_at_level(level, *arguments, timeout=120, **environment):
     """Runs Python with ``arguments`` where SLIDE_TORCH_ISA names the level."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, **environment, "SLIDE_TORCH_ISA": level, "PYTHONPATH": path},
+        env={**python_path(), **environment, "SLIDE_TORCH_ISA": level},
         capture_output=True,
         timeout=timeout,
     )
@@ -51,6 +57,12 @@ def small_model(*, bias=True, sparse=False, N=60, D=8, **options):
     options = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 2, **options}
     head = LSHLinear(D, N, bias, options=LSHOptions(**options), sparse=sparse)
     return nn.Sequential(nn.Linear(D, D), nn.ReLU(), head)
+
+
+def hash_family(family, *, d=40, has_bias=True, seed=0, **options):
+    """A hash family of 1,000 rows of width ``d``, whose codes have three bits in five tables by default."""
+    options = LSHOptions(family=family, **{"K": 3, "L": 5, **options}).resolve(1000, d)
+    return make_family(options, d, has_bias=has_bias, seed=seed)
 
 
 def coded_lists(weight, bias, offsets, rows):

@@ -212,7 +212,9 @@ def linear_backward_samples(pattern):
 
 def weighted_rows_samples(pattern, grad=True):
     for x, weight, bias, *active, sparse in linear_samples(pattern, grad=False):
-        values = getattr(ops, f"{pattern}_linear")(x, weight, bias, *active, sparse)
+        values = getattr(torch.ops.slide_torch, f"{pattern}_linear")(
+            x, weight, bias, *active, sparse
+        )
         yield (values.requires_grad_(grad), weight.requires_grad_(grad), *active, sparse)
 
 
@@ -256,10 +258,11 @@ def adam_samples():
 
 def sgd_samples():
     for dtype in (*DTYPES, torch.bfloat16):
-        for momentum in (None, randn(N, D).to(dtype)):
-            grad = randn(2, D).to(dtype)
-            own = (0.1, 0.0 if momentum is None else 0.9, 0.1, momentum is not None, False, 3)
-            yield randn(N, D).to(dtype), momentum, torch.tensor([0, 3]), grad, *own
+        for rows in (torch.tensor([0, 3]), None):
+            grad = randn(N if rows is None else 2, D).to(dtype)
+            own = (randn(N, D).to(dtype), randn(N, D).to(dtype), rows, grad)
+            yield *own, 0.1, 0.9, 0.1, True, False, 3
+            yield own[0].clone(), None, *own[2:], 0.1, 0.0, 0.1, False, True, 0
 
 
 def adagrad_samples():
@@ -274,34 +277,40 @@ def xmc_samples():
     return [(text, 5, 3), (text[:0], 5, 3, 7)]
 
 
+SMALL = {"budget": 4, "tail": 6, "K": 2, "L": 3}
 # those that draw_step's arguments name by their handles: weakly held elsewhere
 DRAWN_FROM = [
     HashTables(LSHOptions(**options), N, D, has_bias=True)
     for options in (
         {"budget": N},
-        {"budget": 4, "tail": 6},
-        {"pattern": "per_sample", "budget": 4, "tail": 6},
+        {"budget": 0, "tail": 6},
+        SMALL,
+        {**SMALL, "correction": "importance"},
+        {**SMALL, "pattern": "per_sample"},
+        {**SMALL, "pattern": "per_sample", "correction": "importance"},
+        {**SMALL, "family": "kmeans", "K": 3, "L": 1, "probes": 2, "rerank": 20},
+        {**SMALL, "tail_distribution": "log_uniform", "correction": "importance"},
+        {
+            **SMALL,
+            "tail_distribution": "quadratic_kernel",
+            "correction": "importance",
+            "pattern": "per_sample",
+        },
+        {"budget": 4, "tail": 6, "family": "exact"},
     )
 ]
 
 
 def draw_samples():
-    """Of a set of all neurons, and of drawn ones in either pattern."""
-    target, ticket = torch.tensor([3, 0, 39, -100, 7]), torch.zeros((), dtype=torch.int64)
+    """Of a set of all neurons, and of drawn ones by every kind of table, correction and tail."""
+    indices = torch.tensor([3, 0, 39, -100, 7])
+    lists = torch.tensor([[3, 5], [0, -100], [-100, 39], [-100, -100], [7, 7]])
     for tables in DRAWN_FROM:
-        layer = (randn(B, D), randn(N, D), randn(N))
-        yield (
-            *layer,
-            target,
-            [B],
-            None,
-            -100,
-            True,
-            True,
-            tables.handle,
-            ticket,
-            "lsh_linear_cross_entropy",
-        )
+        for target in (indices, lists):
+            layer = (randn(B, D), randn(N, D), randn(N))
+            how = ([B], None, -100, True, True)
+            ticket = torch.zeros((), dtype=torch.int64)
+            yield *layer, target, *how, tables.handle, ticket, "lsh_linear_cross_entropy"
 
 
 def sample_inputs():
@@ -363,9 +372,9 @@ SAMPLES = {
     "sample_weighted_rows": lambda: both_ways(weighted_rows_samples("sample")),
     "sample_weighted_rows_backward": lambda: weighted_rows_backward_samples("sample"),
     "rows_to_dense": lambda: [
-        (torch.tensor([0, 3, 39]), randn(3, *rest, dtype=dtype), N)
+        (torch.tensor([0, 3, 39]), randn(3, *rest).to(dtype), N)
         for rest in ((), (D,))
-        for dtype in DTYPES
+        for dtype in (*DTYPES, torch.bfloat16)
     ],
     "topk_linear": lambda: predict_samples("linear"),
     "code_lists_": lambda: predict_samples("codes"),
@@ -380,7 +389,7 @@ SAMPLES = {
     "adagrad_rows_": adagrad_samples,
     "coalesce_rows": lambda: [
         (torch.tensor([4, 1, 4]), randn(3, *rest, dtype=t), N)
-        for rest in ((), (D,))
+        for rest in ((), (D,), (D, 2))
         for t in DTYPES
     ],
     "advise_hugepages_": lambda: [(randn(N, D),)],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..precision import ROWS_AT_ONCE, blocks, some_rows
 
-_SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
+SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
 
 
 class HashFamily(nn.Module, abc.ABC):
@@ -165,13 +165,13 @@ class HashFamily(nn.Module, abc.ABC):
 
 def _evenly(weight: Tensor) -> Tensor:
     """Rows, up to 8,192, that stand for all."""
-    return torch.arange(0, weight.shape[0], -(-weight.shape[0] // _SAMPLE))
+    return torch.arange(0, weight.shape[0], -(-weight.shape[0] // SAMPLE))
 
 
 def mean_row_of(weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dtype == torch.bfloat16:
         weight, bias = some_rows(weight, bias, _evenly(weight))
-    return ops.mean_row(weight, bias, _SAMPLE)
+    return ops.mean_row(weight, bias, SAMPLE)
 
 
 def hashed_rows(

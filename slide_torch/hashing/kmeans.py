@@ -105,7 +105,7 @@ class KMeans(HashFamily):
         )
         self.fitted = torch.tensor(True)
         if group_count(1 << self.K):
-            groups = [_group(own) for own in self.centroids]
+            groups = [in_groups(own) for own in self.centroids]
             self.group_offsets, self.group_members = map(torch.stack, zip(*groups, strict=True))
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class KMeans(HashFamily):
             sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
         )
         for _ in range(self.iterations if start is None else self.refinements):
-            codes = _nearest((sample, None, None, None), centroids, _group(centroids))[0]
+            codes = _nearest((sample, None, None, None), centroids, in_groups(centroids))[0]
             means, sizes = ops.group_means(sample, codes.long(), count)
             # one that has lost its rows starts again from a row
             again = sample[torch.randint(sample.shape[0], (count,), generator=generator)]
@@ -196,7 +196,7 @@ def group_count(centroids: int) -> int:
     return 0 if centroids < _GROUPED else 1 << (centroids.bit_length() // 2)
 
 
-def _group(centroids: Tensor) -> tuple[Tensor, Tensor] | None:
+def in_groups(centroids: Tensor) -> tuple[Tensor, Tensor] | None:
     """About sqrt(n) groups of ``centroids`` (n, width) by a few rounds of k-means: offsets int64 (groups + 1)
     into members int32 (n). None where there are few."""
     count = centroids.shape[0]

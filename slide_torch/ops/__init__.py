@@ -42,6 +42,7 @@ from .rows import (
 )
 from .topk import code_lists_, empty_codes, list_centers, recode_rows_, topk_linear, topk_lists
 from .transforms import refuse_transforms
+from .xmc import parse_xmc
 
 __all__ = [
     "adagrad_rows_",

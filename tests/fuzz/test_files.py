@@ -105,7 +105,7 @@ def test_files(fuzz, tmp_path, monkeypatch):
                 written, whole = damaged(written, draw), None
         path.write_bytes(written)
         num_labels = draw.choice([None, None, 6])
-        monkeypatch.setattr(data_module, "_CHUNK_BYTES", draw.choice([1, 7, 30, 1 << 20]))
+        monkeypatch.setattr(data_module, "CHUNK_BYTES", draw.choice([1, 7, 30, 1 << 20]))
         try:
             found = read_xmc(path, num_labels=num_labels)
         except ValueError as error:

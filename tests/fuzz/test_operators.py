@@ -16,10 +16,8 @@ import time
 from pathlib import Path
 
 import torch
-
-HERE = Path(__file__).resolve()
-sys.path.insert(0, str(HERE.parents[1]))
-from test_ops import SAMPLES  # noqa: E402
+from helpers import python_path
+from sample_inputs import sample_inputs
 
 SECONDS = float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", "15"))
 SEED = int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", "0"))
@@ -50,42 +48,15 @@ FLOATS = (float("nan"), float("inf"), -float("inf"), 0.0, -1.0, 1e-300, 1e300, 0
 SIZES = (0, 1, 2, 7, 33, 2**24, 2**24 + 1, 2**31, 2**40, 2**61)
 
 
-def more_samples():
-    """Arguments of the operators whose opcheck stands elsewhere."""
-    text = torch.tensor(list(b"1,2 0:1.5 3:-2e-3\n 1:1\n\n0\n"), dtype=torch.uint8)
-    rows = torch.tensor([0, 3, 9])
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        param, state, other = (torch.rand(10, 6).to(dtype) for _ in range(3))
-        gradient = torch.randn(3, 6).to(dtype)
-        for own in ((rows, gradient), (None, state.clone())):
-            yield "adam_rows_", (param, state, other, *own, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, False)
-            yield "sgd_rows_", (param, state, *own, 0.1, 0.9, 0.01, True, False, 3)
-            yield "sgd_rows_", (param, None, *own, 0.1, 0.0, 0.0, False, True, 0)
-            yield "adagrad_rows_", (param, state, *own, 0.1, 1e-8, False, 2)
-        yield "widened_rows", (param, rows, False)
-        yield "rows_to_dense", (rows, gradient, 10)
-    for dtype in (torch.float32, torch.float64):
-        for shape in ((5,), (5, 3), (5, 3, 2)):
-            yield (
-                "coalesce_rows",
-                (
-                    torch.tensor([4, 0, 4, 2, 0]),
-                    torch.randn(shape).to(dtype),
-                    7,
-                ),
-            )
-        yield "touch_rows_", (torch.randn(10, 20).to(dtype), rows, True)
-    yield "advise_hugepages_", (torch.randn(3, 4),)
-    yield "parse_xmc", (text, 5, 3, 1)
-
-
 def all_samples():
     """(name, arguments) of valid calls; the same in every process."""
     torch.manual_seed(0)
-    found = [
-        (name, tuple(arguments)) for name, samples in SAMPLES.items() for arguments in samples()
+    return [
+        (name, tuple(arguments))
+        for name, samples in sample_inputs().items()
+        if name not in NOT_CALLED
+        for arguments in samples()
     ]
-    return [*found, *more_samples()]
 
 
 def operators():
@@ -262,14 +233,13 @@ def test_no_operator_is_forgotten():
 
 def test_operators(tmp_path):
     progress = tmp_path / "progress"
-    command = [sys.executable, str(HERE), "--seed", str(SEED)]
-    paths = (os.environ.get("PYTHONPATH"), str(HERE.parents[2]))
+    command = [sys.executable, __file__, "--seed", str(SEED)]
     run = subprocess.Popen(
         [*command, "--seconds", str(SECONDS), "--progress", str(progress)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
+        env=python_path(),
     )
     try:
         output, _ = run.communicate(timeout=SECONDS + 120)

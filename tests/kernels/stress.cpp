@@ -1,4 +1,4 @@
-// Every kernel from four threads over ragged sizes, for builds with a sanitizer: see tests/test_sanitizers.py.
+// Every kernel from four threads over ragged sizes, for builds with a sanitizer: see tests/programs/test_sanitizers.py.
 // Results of the threads together must equal those of one thread, bit for bit.
 #include <cstdio>
 #include <cstdlib>

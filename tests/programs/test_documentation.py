@@ -10,17 +10,16 @@ import gc
 import importlib.util
 import re
 import sys
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import ROOT
 
 import slide_torch
 from benchmarks.readme import update
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
 ) + sorted((ROOT / "docs").rglob("*.md"))
@@ -42,6 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 import slide_torch
+from helpers import ROOT
 from slide_torch import LSHFeedForward, LSHLinear, LSHOptions, convert_
 from slide_torch.optim import Adam
 """

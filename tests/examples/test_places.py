@@ -276,7 +276,9 @@ def test_batches_of_nothing_and_of_bad_size(places):
     nothing = prepare(make_cities(), test_fraction=0).test
     assert list(batches(nothing, 4)) == []
     assert list(batches(places.test, 10_000, drop_last=True)) == []
-    with pytest.raises(ValueError, match="batches: batch_size must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="batches: batch_size must be an integer of at least 1, got 0"
+    ):
         next(batches(places.test, 0))
 
 

@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from examples.common.checkpoint import save_checkpoint
 from examples.common.likelihood import exact_losses
 from examples.data import interactions, wikipedia
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 TINY = [str(EXAMPLES / "data" / "tiny_train.txt"), str(EXAMPLES / "data" / "tiny_test.txt")]
 
 

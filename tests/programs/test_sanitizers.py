@@ -3,12 +3,10 @@ instruction-set level of this machine."""
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-from helpers import LEVELS
+from helpers import LEVELS, ROOT
 
-ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 

@@ -318,29 +318,6 @@ def test_export_of_eval():
     assert set(program.state_dict) == set(model.state_dict())
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_opcheck_of_the_draw(case):
-    """All but the comparison of two runs: a draw is random, and moves the schedule."""
-    model = make(**CASES[case])
-    layer = model[-1]
-    for target in (class_indices(), label_lists()):
-        arguments = [torch.randn(B, D), layer.weight.detach(), layer.bias.detach(), target, [B]]
-        arguments += [
-            None,
-            -100,
-            True,
-            True,
-            layer.tables.handle,
-            layer.tables.draws.clone(),
-            "loss",
-        ]
-        torch.library.opcheck(
-            torch.ops.slide_torch.draw_step.default,
-            tuple(arguments),
-            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-        )
-
-
 def test_refusals():
     model = make()
     tables = model[-1].tables

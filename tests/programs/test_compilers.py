@@ -3,11 +3,10 @@ emulation, where they are installed."""
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 KERNELS = [ROOT / "tests/kernels/stress.cpp", *sorted((ROOT / "csrc/kernels").glob("*.cpp"))]
 FLAGS = ("-std=c++20", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", "-pthread")
 

@@ -3,11 +3,11 @@
 import copy
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ROOT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -437,7 +437,7 @@ def test_compile(pattern, sparse):
 
 def test_pointwise_convolution_of_the_docs():
     """docs/hidden.md's recipe is nn.Conv2d(..., kernel_size=1)."""
-    text = (Path(__file__).parents[1] / "docs" / "hidden.md").read_text()
+    text = (ROOT / "docs" / "hidden.md").read_text()
     (code,) = re.findall(r"```python\n(class PointwiseConv.*?)```", text, re.S)
     namespace = {"nn": nn, "LSHLinear": LSHLinear, "LSHOptions": LSHOptions}
     exec(code, namespace)

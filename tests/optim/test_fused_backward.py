@@ -295,11 +295,11 @@ FUSABLE = pytest.mark.parametrize(
 )
 
 
-def head(options=SHARED):
+def head(options=SHARED, fuse=True):
     """A layer, its fusing optimizer and the loss of an input with a gradient."""
     torch.manual_seed(0)
     layer = LSHLinear(D, N, options=options, sparse=True)
-    optimizer = Adam(layer.parameters(), lr=0.02, fuse_backward=True)
+    optimizer = Adam(layer.parameters(), lr=0.02, fuse_backward=fuse)
     x = torch.randn(B, D, requires_grad=True)
     return layer, optimizer, x, F.cross_entropy(layer(x), torch.arange(B))
 
@@ -307,9 +307,7 @@ def head(options=SHARED):
 @FUSABLE
 @pytest.mark.parametrize("asked", ["grad_input", "grad_bias", "grad_all", "inputs_input"])
 def test_what_backward_is_not_asked_for_is_not_trained(options, asked):
-    plain, unused, x, loss = head(options)
-    unused.param_groups[0]["fuse_backward"] = False
-    unused._register(unused.param_groups[0])
+    plain, _, x, loss = head(options, fuse=False)
     expected = torch.autograd.grad(loss, [x, plain.weight, plain.bias])
 
     layer, optimizer, x, loss = head(options)
@@ -351,9 +349,7 @@ def test_a_weight_that_is_frozen_before_backward_stays(options):
 def test_checkpointing_trains_as_without(options, reentrant):
     nets = []
     for fuse in (False, True):
-        layer, optimizer, x, _ = head(options)
-        optimizer.param_groups[0]["fuse_backward"] = fuse
-        optimizer._register(optimizer.param_groups[0])
+        layer, optimizer, x, _ = head(options, fuse)
         torch.manual_seed(3)
 
         def loss(x, layer=layer):

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from slide_torch import LSHFeedForward, LSHLinear, LSHOptions
-from slide_torch.distributed import _row_sparse, allreduce_row_gradients, prepare
+from slide_torch.distributed import allreduce_row_gradients, prepare
 from slide_torch.optim import Adam
 
 N, D, B, STEPS = 60, 8, 5, 7
@@ -279,12 +279,16 @@ def test_every_row_sparse_parameter_is_prepared(tmp_path):
 def test_row_sparse_parameters_are_those_with_row_sparse_gradients():
     model = WithHidden()
     F.cross_entropy(model(torch.arange(B)), torch.arange(B)).backward()
-    entries = _row_sparse(model)
-    found = {name for entry in entries for name in entry.names}
     named = model.named_parameters(remove_duplicate=False)
-    assert found == {name for name, p in named if p.grad.is_sparse}
-    assert {"embedding.weight", "head.weight", "hidden.second_weight"} < found
-    assert not _row_sparse(WithHidden(sparse=False))
+    expected = {name for name, p in named if p.grad.is_sparse}
+    assert {"embedding.weight", "head.weight", "hidden.second_weight"} < expected
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert DistributedDataParallel(prepare(model)).parameters_to_ignore == expected
+        dense = DistributedDataParallel(prepare(WithHidden(sparse=False)))
+        assert not dense.parameters_to_ignore
+    finally:
+        dist.destroy_process_group()
 
 
 def test_an_optimizer_that_steps_inside_backward_is_refused(tmp_path):

@@ -4,12 +4,11 @@ import functools
 import io
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import reference
 import torch
-from helpers import LEVELS, run_at_level, supported_levels
+from helpers import LEVELS, ROOT, run_at_level, supported_levels
 
 from slide_torch import ops
 
@@ -321,9 +320,8 @@ def test_other_codes(level, dtype):
 @pytest.mark.parametrize("level", supported_levels())
 def test_bfloat16_updates(level):
     """What is rounded stochastically: the tests of those kernels, at each level."""
-    files = [
-        Path(__file__).with_name(f"test_bfloat16_{what}.py") for what in ("moments", "parameters")
-    ]
+    files = sorted((ROOT / "tests").rglob("test_bfloat16_*.py"))
+    assert len(files) == 2
     which = "neighbours or unbiased or without_bias or not_a_number"
     done = run_at_level(level, "-m", "pytest", "-q", "-k", which, *files)
     assert done.returncode == 0, done.stdout.decode()

@@ -6,11 +6,11 @@ import math
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 import benchmarks
@@ -28,7 +28,6 @@ from slide_torch import LSHLinear
 from slide_torch.data import read_xmc
 from slide_torch.options import FAMILIES
 
-ROOT = Path(__file__).parents[1]
 MACHINE = {"cpu", "cores", "threads", "instruction_set", "python", "torch", "slide_torch", "seed"}
 
 

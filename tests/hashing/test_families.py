@@ -1,0 +1,274 @@
+"""All hash families behind one interface: their laws of collision, probes, norms."""
+
+import itertools
+import math
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from helpers import hash_family as make
+
+from slide_torch import HashTables, LSHOptions, ops
+from slide_torch.active_set import Labels
+from slide_torch.hashing.bins import MinHash
+from slide_torch.hashing.cross_polytope import CrossPolytope
+from slide_torch.options import FAMILIES
+from slide_torch.sampling.draw import draw_active_set
+
+PROBING = [f for f in FAMILIES if f != "minhash"]
+
+
+# --- what holds for every family ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_interface(family, dtype):
+    """Shapes, dtypes, range; the same from the same seed; rows picked; length plays no part."""
+    w, b = torch.randn(70, 40, dtype=dtype), torch.randn(70, dtype=dtype)
+    made, twin, other = (make(family, augment_norms=False, seed=s) for s in (5, 5, 6))
+    for one in (made, twin, other):
+        one.fit(w, b)
+    codes = made.row_codes(w, b)
+    assert codes.shape == (5, 70) and codes.dtype == torch.int16
+    assert codes.min() >= 0 and codes.max() < 1 << made.bits
+    assert torch.equal(codes, twin.row_codes(w, b))
+    assert not torch.equal(codes, other.row_codes(w, b))
+    rows = torch.tensor([69, 0, 7, 7])
+    assert torch.equal(made.row_codes(w, b, rows), codes[:, rows])
+    assert made.row_codes(w, b, rows[:0]).shape == (5, 0)
+    x = torch.randn(9, 40, dtype=dtype)
+    queries = made.query_codes(x)
+    made.center = None
+    assert torch.equal(made.query_codes(x), queries)  # they are not centered
+    assert torch.equal(queries, made.row_codes(x, x.new_ones(9)))
+    assert torch.equal(made.row_codes(w, b), made.row_codes(w * 4, b * 4))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_defective_rows_and_queries(family, value):
+    made = make(family)
+    w, b = torch.randn(37, 40), torch.randn(37)
+    made.fit(w, b)
+    expected = made.row_codes(w, b)
+    w[3, 17] = value
+    b[11] = value
+    codes = made.row_codes(w, b)
+    broken = torch.zeros(37, dtype=torch.bool)
+    broken[[3, 11]] = True
+    assert (codes[:, broken] == -1).all()
+    assert torch.equal(codes[:, ~broken], expected[:, ~broken])
+    probes = 1 if family == "minhash" else 4
+    queries = made.query_codes(w, probes)
+    assert (queries[:, 3] == -1).all() and (queries[::probes, 4] >= 0).all()
+    tables = HashTables(LSHOptions(family=family, K=3, L=5), 37, 40, has_bias=True)
+    with pytest.raises(ValueError, match=r"2 of them \(3, 11\)"):
+        tables.rebuild(w, b)
+    assert not tables.built
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_independent_of_threads(family, both_thread_counts):
+    options = LSHOptions(family=family, budget=8, tail=4, rerank=100, K=4, L=3)
+
+    def run():
+        w, b, x = torch.randn(3000, 40), torch.randn(3000), torch.randn(70, 40)
+        tables = HashTables(options, 3000, 40, has_bias=True)
+        tables.rebuild(w, b)
+        active = draw_active_set(tables, x, Labels.none(70, x.dtype), weight=w, bias=b)
+        return tables.codes, tables.family.query_codes(x), active.rows
+
+    for one, two in zip(*both_thread_counts(run), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("family", PROBING)
+def test_probes_are_distinct_and_start_with_the_own_bucket(family):
+    made = make(family, L=7)
+    made.fit(torch.randn(200, 40), torch.randn(200))
+    x = torch.randn(37, 40)
+    for probes in (1, 2, 6, 30):
+        codes = made.query_codes(x, probes)
+        assert codes.shape == (7 * probes, 37)
+        assert torch.equal(codes[::probes], made.query_codes(x))
+        by_table = codes.view(7, probes, 37)
+        if probes > 1:  # a shorter search is the beginning of a longer one
+            assert torch.equal(by_table[:, :2], made.query_codes(x, 2).view(7, 2, 37))
+        for table, query in itertools.product(range(7), range(37)):
+            own = by_table[table, :, query]
+            there = own[own >= 0]
+            assert len(there.unique()) == len(there) <= min(probes, 1 << made.bits)
+            assert (own[len(there) :] == -1).all()
+            if family != "dwta":  # a DWTA hash knows a runner-up only
+                assert len(there) == min(probes, 1 << made.bits)
+
+
+@pytest.mark.parametrize("family", ["simhash", "kmeans"])
+def test_norm_augmentation_is_one_more_coordinate(family):
+    """Rows get sqrt(M^2 - norm^2) behind their bias, queries 0: as hashed_rows says."""
+    own = dict(projection="gaussian") if family == "simhash" else {}
+    made = make(family, augment_norms=True, **own)
+    w, b = torch.randn(90, 40, dtype=torch.float64) + 1, torch.randn(90, dtype=torch.float64)
+    made.fit(w, b)
+    rows = torch.cat([w, b[:, None]], 1)
+    rows = rows - rows.mean(0)
+    bound = rows.norm(dim=1).quantile(0.9)
+    torch.testing.assert_close(made.norm_bound, bound)
+    last = (bound**2 - rows.norm(dim=1) ** 2).clamp(min=0).sqrt()
+    expected = torch.cat([rows, last[:, None]], 1)
+    torch.testing.assert_close(ops.hashed_rows(w, b, None, made.center, bound.item()), expected)
+    functions = made.centroids if family == "kmeans" else made.matrix
+    if family == "kmeans":
+        of_rows = (expected @ functions.double().transpose(1, 2)).argmax(2)
+    else:
+        of_rows = reference.pack_bits(expected @ functions.double().T > 0, 3, 5)
+    assert torch.equal(made.row_codes(w, b).long(), of_rows)
+    x = torch.randn(9, 40, dtype=torch.float64)
+    query = torch.cat([x, torch.ones(9, 1), torch.zeros(9, 1)], 1)
+    if family == "kmeans":
+        of_queries = (query @ functions.double().transpose(1, 2)).argmax(2)
+    else:
+        of_queries = reference.pack_bits(query @ functions.double().T > 0, 3, 5)
+    assert torch.equal(made.query_codes(x).long(), of_queries)
+
+
+# --- SimHash probes: Lv et al. 2007 ---------------------------------------------------------------
+
+
+def test_simhash_probes_by_rising_cost():
+    """Against all subsets of bits, by the sum of their squared projections."""
+    made = make("simhash", K=5, L=4, projection="gaussian", has_bias=False)
+    x = torch.randn(11, 40, dtype=torch.float64)
+    values = reference.simhash_dense_values(x, None, made.matrix).view(11, 4, 5)
+    subsets = torch.tensor(list(itertools.product([0, 1], repeat=5)))
+    costs = (values[:, :, None] ** 2 * subsets).sum(3)
+    flips = (subsets << torch.arange(5)).sum(1)
+    base = made.query_codes(x).long()
+    expected = base.T[:, :, None] ^ flips[costs.argsort(dim=2)]
+    found = made.query_codes(x, 32).view(4, 32, 11).long().permute(2, 0, 1)
+    assert torch.equal(found, expected)
+
+
+# --- cross-polytope -------------------------------------------------------------------------------
+
+
+def cross_polytope_values(family, x):
+    """Rotated coordinates (n, L, K, bin)."""
+    values = reference.simhash_hadamard_values(x, None, family.signs, family.extra_projection[0])
+    used = family.K * family.L * family.bin_size
+    return values[:, :used].view(len(x), family.L, family.K, family.bin_size)
+
+
+@pytest.mark.parametrize("d,bin_size,K", [(40, 8, 3), (64, 64, 2), (5, 2, 4), (100, 16, 4)])
+def test_cross_polytope_equals_reference(d, bin_size, K):
+    family = CrossPolytope(d, K, 6, has_bias=False, seed=0, bin_size=bin_size)
+    x = torch.randn(41, d, dtype=torch.float64)
+    values = cross_polytope_values(family, x)
+    place = values.abs().argmax(3)
+    negative = values.gather(3, place[..., None])[..., 0] < 0
+    bits = bin_size.bit_length()
+    expected = ((2 * place + negative) << (torch.arange(K) * bits)).sum(2).T
+    codes = family.row_codes(x)
+    assert family.bits == K * bits and codes.dtype == (
+        torch.int16 if family.bits <= 15 else torch.int32
+    )
+    assert torch.equal(codes.long(), expected)
+    # the second probe of one hash is the vertex with the next largest value
+    single = CrossPolytope(d, 1, 6, has_bias=False, seed=0, bin_size=bin_size)
+    values = cross_polytope_values(single, x)[:, :, 0]
+    vertices = torch.stack([values, -values], 3).flatten(2)
+    ranked = vertices.argsort(dim=2, descending=True)[:, :, :3].permute(1, 2, 0)
+    assert torch.equal(single.query_codes(x, 3).view(6, 3, 41).long(), ranked)
+
+
+def test_cross_polytope_law():
+    """Collisions as often as with true Gaussian projections, which are simulated here; for small angles
+    rather more often than hashes of as many sign bits, (1 - t / pi)^bits (Andoni et al. 2015)."""
+    d, size, pairs, draws = 64, 16, 20, 8
+    torch.manual_seed(0)
+    for angle in (0.3, 0.8):
+        a = F.normalize(torch.randn(pairs, d), dim=1)
+        c = torch.randn(pairs, d)
+        c = F.normalize(c - (c * a).sum(1, keepdim=True) * a, dim=1)
+        b = math.cos(angle) * a + math.sin(angle) * c
+        share = 0.0
+        for seed in range(draws):
+            family = CrossPolytope(d, 1, 200, has_bias=False, seed=seed, bin_size=size)
+            share += (family.row_codes(a) == family.row_codes(b)).float().mean().item() / draws
+        g = torch.randn(40_000, size)
+        h = math.cos(angle) * g + math.sin(angle) * torch.randn(40_000, size)
+        same = (g.abs().argmax(1) == h.abs().argmax(1)) & (
+            g.gather(1, g.abs().argmax(1)[:, None]) * h.gather(1, g.abs().argmax(1)[:, None]) > 0
+        )[:, 0]
+        law = same.float().mean().item()
+        # 32,000 hashes of pairs, 40,000 of the simulation
+        assert abs(share - law) < 4 * math.sqrt(0.25 / 32_000 + 0.25 / 40_000)
+        assert law > (1 - angle / math.pi) ** 5
+
+
+# --- MinHash --------------------------------------------------------------------------------------
+
+
+def test_minhash_law_is_jaccard():
+    """P[agree] = |A & B| / |A | B| where no bin is empty; only positive coordinates count."""
+    d, bin_size, tables = 256, 16, 250
+    torch.manual_seed(1)
+    for shared in (0.2, 0.5, 0.9):
+        a = torch.rand(60, d) < 0.6
+        b = torch.where(torch.rand(60, d) < shared, a, torch.rand(60, d) < 0.6)
+        jaccard = (a & b).sum(1) / (a | b).sum(1)
+        share = torch.zeros(60)
+        for seed in range(8):
+            family = MinHash(d, 1, tables, has_bias=False, seed=seed, bin_size=bin_size)
+            values = [torch.where(s, torch.rand(60, d) + 0.1, -torch.rand(60, d)) for s in (a, b)]
+            codes = [family.row_codes(v) for v in values]
+            share += (codes[0] == codes[1]).float().mean(0) / 8
+        # 120,000 hashes
+        assert abs((share - jaccard).mean().item()) < 4 * math.sqrt(0.25 / 120_000)
+
+
+def test_minhash_densifies():
+    """Very sparse sets: bins are empty, and agreement is Jaccard's and an accident's of 1 / bin."""
+    d, bin_size = 1024, 8
+    a = torch.zeros(200, d)
+    b = torch.zeros(200, d)
+    for i in range(200):
+        places = torch.randperm(d)[:30]
+        a[i, places[:20]] = 1.0
+        b[i, places[10:]] = 1.0
+    family = MinHash(d, 1, 128, has_bias=False, seed=0, bin_size=bin_size)
+    same = torch.stack([a, a * 7]).flatten(0, 1)
+    codes = family.row_codes(same).view(128, 2, 200)
+    assert torch.equal(codes[:, 0], codes[:, 1])
+    share = (family.row_codes(a) == family.row_codes(b)).float().mean().item()
+    law = 1 / 3 + (2 / 3) / bin_size  # sets of 20 that share 10
+    assert abs(share - law) < 0.03
+    assert (family.row_codes(torch.zeros(3, d)) == 0).all()
+    assert (family.row_codes(-torch.rand(3, d)) == 0).all()
+    with pytest.raises(ValueError, match="one probe"):
+        family.query_codes(a, 2)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (dict(family="lsh"), "family: expected one of"),
+        (dict(probes=0), "probes: expected an int from 1 to 254 or 'auto', got 0"),
+        (dict(L=50, probes=6), r"L \* probes of at most 254, got 50 \* 6 = 300"),
+        (dict(family="minhash", probes=2), "expected 1 with family='minhash'"),
+        (dict(family="minhash", augment_norms=True), "expected False with family='minhash'"),
+        (dict(family="kmeans", K=17), "more than 16: expected K of at most 16"),
+        (dict(family="cross_polytope", K=7), "28 bits, more than 24: expected K of at most 6"),
+        (dict(rerank=-1), "rerank: expected an int from 0"),
+        (dict(budget=100, rerank=99), "rerank: expected 0 or at least the budget, 100, got 99"),
+        (dict(augment_norms=1.5), "augment_norms: expected a bool"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        LSHOptions(**options)

@@ -1,0 +1,182 @@
+"""k-means: its centroids, alone and in groups, and what its tables find."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slide_torch import HashTables, LSHLinear, LSHOptions, ops
+from slide_torch.hashing import kmeans
+from slide_torch.hashing.kmeans import KMeans
+from slide_torch.options import FAMILIES
+
+PROBING = [f for f in FAMILIES if f != "minhash"]
+
+
+def clouds(clusters=16, each=40, d=32):
+    """Rows about `clusters` directions, of lengths from 1 to 3, in random order, and whose they are."""
+    heads = F.normalize(torch.randn(clusters, d), dim=1)
+    whose = torch.arange(clusters).repeat_interleave(each)[torch.randperm(clusters * each)]
+    rows = heads[whose] + 0.05 * torch.randn(clusters * each, d)
+    return rows * (1 + 2 * torch.rand(clusters * each, 1)), whose
+
+
+def test_kmeans_equals_reference():
+    """Codes are the argmax of inner products, probes the next ones, in any table; ties to the first."""
+    family = KMeans(20, 6, 3, has_bias=True, seed=0)
+    w, b = torch.randn(301, 20), torch.randn(301)
+    family.fit(w, b)
+    assert torch.allclose(family.centroids.norm(dim=2), torch.ones(3, 64))
+    scores = torch.cat([w, b[:, None]], 1) @ family.centroids.transpose(1, 2)
+    assert torch.equal(family.row_codes(w, b).long(), scores.argmax(2))
+    x = torch.randn(37, 20)
+    scores = torch.cat([x, torch.ones(37, 1)], 1) @ family.centroids.transpose(1, 2)
+    expected = scores.topk(5, dim=2).indices.transpose(1, 2).reshape(15, 37)
+    assert torch.equal(family.query_codes(x, 5).long(), expected)
+    family.centroids[:, 1] = family.centroids[:, 0]
+    assert (family.row_codes(w, b) != 1).all()
+
+
+def test_kmeans_finds_clusters():
+    """With twice as many centroids as there are clusters, no bucket mixes two of them."""
+    rows, whose = clouds()
+    family = KMeans(32, 5, 1, has_bias=False, seed=0)
+    family.fit(rows, None)
+    codes = family.row_codes(rows)[0].long()
+    mixed = sum(len(whose[codes == c].unique()) > 1 for c in range(32))
+    assert mixed <= 2  # k-means ends in a local optimum
+
+
+def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
+    """A rehash: centroids become the means of the rows of their buckets, as these were at the last one; dirty
+    rows get the nearest, the others stay where they are."""
+    options = LSHOptions(family="kmeans", K=4, rebuild_every=0, augment_norms=False)
+    tables = HashTables(options, 300, 16, has_bias=False)
+    w = torch.randn(300, 16)
+    tables.rebuild(w, None)
+    family = tables.family
+
+    def check_centroids(w, codes):
+        torch.testing.assert_close(family.center, w.mean(0))
+        for code in range(16):
+            mean = w[codes[0] == code].mean(0) - w.mean(0)
+            torch.testing.assert_close(family.centroids[0, code], F.normalize(mean, dim=0))
+
+    before, old = w.clone(), tables.codes.clone()
+    dirty = torch.arange(50)
+    w[dirty] = torch.randn(50, 16)
+    tables.rehash(w, None, rows=dirty)
+    check_centroids(before, old)
+    assert torch.equal(tables.codes[:, dirty], family.row_codes(w, None, dirty))
+    assert torch.equal(tables.codes[:, 50:], old[:, 50:])
+
+    before, old = w.clone(), tables.codes.clone()
+    tables.rehash(w, None)  # of all rows
+    check_centroids(before, old)
+    assert torch.equal(tables.codes, family.row_codes(w, None))
+
+    centroids, center = family.centroids.clone(), family.center.clone()
+    w[7, 3] = float("nan")
+    with pytest.raises(ValueError, match="7"):
+        tables.rehash(w, None, rows=torch.tensor([7]))
+    assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_centroids_in_groups(dtype):
+    """Rows that look into all groups get the nearest of all; into few, nearly always."""
+    torch.manual_seed(0)
+    clusters = torch.randn(32, 24)
+    centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
+    x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
+    x[5, 3] = math.nan
+    groups = kmeans.in_groups(centroids)
+    assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
+    exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
+    means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
+    for looked, share in ((len(means), 1), (4, 0.9)):
+        found = ops.nearest_in_groups(x, None, None, None, centroids, means, *groups, looked)
+        assert found.dtype == torch.int16 and found[0, 5] == -1
+        assert (found == exact).float().mean() >= share
+    rows, center, bias = torch.randperm(3000)[:700], x[0], x[:, 0].contiguous()
+    of = (x[:, 1:].contiguous(), bias, rows, center)
+    exact = ops.nearest_centroids(*of, centroids.unsqueeze(0))
+    empty = torch.cat([groups[0], groups[0][-1:]])  # one group without centroids
+    means = torch.cat([means, torch.full((1, 24), 9.0)])
+    found = ops.nearest_in_groups(*of, centroids, means, empty, groups[1], 10**6)
+    assert torch.equal(found, exact)
+    for place, wrong, message in (
+        (4, centroids[:500], "members: expected shape"),
+        (6, groups[0] + 1, "offsets: expected non-decreasing"),
+        (7, groups[1] + 1, r"members: expected values in \[0, 512\)"),
+        (8, 0, "looked: expected at least 1"),
+    ):
+        arguments = [x, None, None, None, centroids, means, empty, groups[1], 3]
+        arguments[place] = wrong if place != 6 else torch.cat([wrong, wrong[-1:]])
+        with pytest.raises(RuntimeError, match=message):
+            ops.nearest_in_groups(*arguments)
+
+
+def test_kmeans_rebuilds_from_its_old_centroids():
+    """One round from where it was is better than one from random rows."""
+    rows, _ = clouds(32, 60)
+
+    def spread(family):
+        hashed = F.normalize(rows - family.center, dim=1)
+        return (hashed @ family.centroids[0].T).max(1).values.mean()
+
+    cold, warm = (
+        KMeans(32, 5, 1, has_bias=False, seed=seed, center=True, iterations=1) for seed in (0, 1)
+    )
+    cold.fit(rows, None)
+    warm.fit(rows, None, cold)
+    assert spread(warm) > spread(cold) + 0.005
+
+
+@pytest.mark.parametrize("neurons", [1, 2, 5, 33])
+def test_kmeans_of_few_rows(neurons):
+    """Fewer rows than centroids, or rows all alike, or all zero."""
+    for w in (torch.randn(neurons, 6), torch.ones(neurons, 6), torch.zeros(neurons, 6)):
+        tables = HashTables(LSHOptions(family="kmeans", K=4), neurons, 6, has_bias=False)
+        tables.rebuild(w, None)
+        assert tables.codes.min() >= 0 and tables.codes.max() < 16
+
+
+def test_kmeans_finds_the_largest_logits_where_little_is_read():
+    """Rows of structure, of unequal length and with a bias: most of the exact top 10 within a tenth."""
+    N, d = 4000, 32
+    rows, _ = clouds(100, 40, d)
+    layer = LSHLinear(d, N, options=LSHOptions(family="kmeans", budget=16, tail=0, probes=6))
+    with torch.no_grad():
+        layer.weight.copy_(rows + 0.3)
+        layer.bias.copy_(torch.randn(N) * 0.1)
+    x = rows[torch.randperm(N)[:50]] + 0.1 * torch.randn(50, d)
+    assert layer.recall(x, 10) > 0.9
+    F.cross_entropy(layer(x), torch.arange(50)).backward()
+    assert layer.stats()["ids_read"] < 0.1 * N * 50
+
+
+def test_group_means():
+    values = torch.randn(50, 7, dtype=torch.float64)
+    groups = torch.randint(-1, 5, (50,))
+    groups[groups == 3] = 2
+    means, counts = ops.group_means(values, groups, 5)
+    assert counts.tolist() == [int((groups == g).sum()) for g in range(5)] and counts[3] == 0
+    for g in (0, 1, 2, 4):
+        torch.testing.assert_close(means[g], values[groups == g].mean(0))
+    assert not means[3].any()
+
+
+def test_auto_options_of_kmeans():
+    options = LSHOptions(family="kmeans").resolve(234_908, 128)
+    assert (options.K, options.L, options.probes, options.augment_norms) == (13, 1, 80, False)
+    assert options.rerank >= 4 * options.budget and options.rehash_every == 25
+    assert (options.budget, options.tail) == (10, 0)
+    assert LSHOptions().resolve(234_908, 128) == options
+    # importance needs a tail; SLIDE's pattern, and options of other families, get SimHash
+    assert LSHOptions(correction="importance").resolve(234_908, 128).tail == 1024
+    for own in (LSHOptions(pattern="per_sample"), LSHOptions(K=9), LSHOptions(L=50)):
+        options = own.resolve(234_908, 128)
+        assert (options.family, options.probes, options.rerank) == ("simhash", 1, 0)
+        assert (options.tail, options.rehash_every, options.rehash_growth) == (1024, 50, 1.1)
