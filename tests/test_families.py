@@ -48,7 +48,7 @@ def test_interface(family, dtype):
     assert made.row_codes(w, b, rows[:0]).shape == (5, 0)
     x = torch.randn(9, 40, dtype=dtype)
     assert torch.equal(made.query_codes(x), made._codes(x, x.new_ones(9)))
-    made.center = None
+    made.mean_row = None
     assert torch.equal(made.query_codes(x), made.row_codes(x, x.new_ones(9)))
     assert torch.equal(made.row_codes(w, b), made.row_codes(w * 4, b * 4))
 
@@ -125,7 +125,7 @@ def test_norm_augmentation_is_one_more_coordinate(family):
     torch.testing.assert_close(made.norm_bound, bound)
     last = (bound**2 - rows.norm(dim=1) ** 2).clamp(min=0).sqrt()
     expected = torch.cat([rows, last[:, None]], 1)
-    torch.testing.assert_close(ops.hashed_rows(w, b, None, made.center, bound.item()), expected)
+    torch.testing.assert_close(ops.hashed_rows(w, b, None, made.mean_row, bound.item()), expected)
     functions = made.centroids if family == "kmeans" else made.matrix
     if family == "kmeans":
         of_rows = (expected @ functions.double().transpose(1, 2)).argmax(2)
@@ -302,10 +302,10 @@ def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
     tables = HashTables(options, 300, 16, has_bias=False)
     w = torch.randn(300, 16)
     tables.rebuild(w, None)
-    family = tables.family
 
     def check_centroids(w, codes):
-        torch.testing.assert_close(family.center, w.mean(0))
+        family = tables.family
+        torch.testing.assert_close(family.mean_row, w.mean(0))
         for code in range(16):
             mean = w[codes[0] == code].mean(0) - w.mean(0)
             torch.testing.assert_close(family.centroids[0, code], F.normalize(mean, dim=0))
@@ -315,19 +315,21 @@ def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
     w[dirty] = torch.randn(50, 16)
     tables.rehash(w, None, rows=dirty)
     check_centroids(before, old)
-    assert torch.equal(tables.codes[:, dirty], family.row_codes(w, None, dirty))
+    assert torch.equal(tables.codes[:, dirty], tables.family.row_codes(w, None, dirty))
     assert torch.equal(tables.codes[:, 50:], old[:, 50:])
 
     before, old = w.clone(), tables.codes.clone()
     tables.rehash(w, None)  # of all rows
     check_centroids(before, old)
-    assert torch.equal(tables.codes, family.row_codes(w, None))
+    assert torch.equal(tables.codes, tables.family.row_codes(w, None))
 
-    centroids, center = family.centroids.clone(), family.center.clone()
+    family = tables.family
+    centroids, mean_row = family.centroids.clone(), family.mean_row.clone()
     w[7, 3] = float("nan")
     with pytest.raises(ValueError, match="7"):
         tables.rehash(w, None, rows=torch.tensor([7]))
-    assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
+    assert tables.family is family
+    assert torch.equal(family.centroids, centroids) and torch.equal(family.mean_row, mean_row)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -338,7 +340,7 @@ def test_centroids_in_groups(dtype):
     centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
     x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
     x[5, 3] = math.nan
-    groups = kmeans._group(centroids)
+    groups = kmeans.group_centroids(centroids)
     assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
     exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
     means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
@@ -370,7 +372,7 @@ def test_kmeans_rebuilds_from_its_old_centroids():
     rows, _ = clouds(32, 60)
 
     def spread(family):
-        hashed = F.normalize(rows - family.center, dim=1)
+        hashed = F.normalize(rows - family.mean_row, dim=1)
         return (hashed @ family.centroids[0].T).max(1).values.mean()
 
     cold, warm = (

@@ -264,6 +264,6 @@ def test_marks_of_a_weight_whose_version_stays():
     layer.rehash()
     for step in range(1000):
         layer.tables.mark_dirty(torch.tensor([step % N]), version=7)
-    pending = layer.tables._pending
-    assert sum(len(rows) for rows in pending) < 2 * 64 and len(pending) <= 65
-    assert layer.tables.dirty.all() and set(torch.cat(pending).tolist()) == set(range(N))
+    pending = layer.tables.pending.rows()
+    assert len(pending) < 2 * 64
+    assert layer.tables.dirty.all() and set(pending.tolist()) == set(range(N))
