@@ -70,3 +70,24 @@ def coded_lists(weight, bias, offsets, rows):
     coded = ops.empty_codes(weight, offsets, room=True)
     ops.code_lists_(*coded, weight, bias, offsets, rows)
     return coded
+
+
+def in_format_1(state):
+    """A layer's sampler state, of format 2, as format 1 had it."""
+    old = {
+        "sq8_codes": "row_codes",
+        "sq8_terms": "row_terms",
+        "sq8_places": "row_places",
+        "drift_sample_codes": "probe_codes",
+    }
+    counters = {"period": "_period", "since_rehash": "_since_rehash"}
+    state = {old.get(name, name): value for name, value in state.items()}
+    functions, schedule = state["functions"], state["schedule"]
+    return {
+        **state,
+        "format": 1,
+        "functions": {
+            "center" if name == "mean_row" else name: each for name, each in functions.items()
+        },
+        "schedule": {counters.get(name, name): value for name, value in schedule.items()},
+    }

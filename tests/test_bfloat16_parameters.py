@@ -10,7 +10,7 @@ from torch import nn
 
 import slide_torch
 from slide_torch import LSHLinear, LSHOptions, ops, precision
-from slide_torch.hashing import base as hashing
+from slide_torch.hashing import base
 from slide_torch.optim import SGD, Adagrad, Adam
 
 BF16 = torch.bfloat16
@@ -407,8 +407,8 @@ def test_approximate_prediction_is_that_of_float32(bias, monkeypatch):
 
 def test_upkeep_copies_some_rows_at_a_time(monkeypatch):
     monkeypatch.setattr(precision, "ROWS_AT_ONCE", 64)
-    monkeypatch.setattr(hashing, "ROWS_AT_ONCE", 64)
-    monkeypatch.setattr(hashing, "SAMPLE", 64)
+    monkeypatch.setattr(base, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(base, "SAMPLED_ROWS", 64)
     layer = make()
     most = 0
 
@@ -418,7 +418,7 @@ def test_upkeep_copies_some_rows_at_a_time(monkeypatch):
         most = max(most, len(found[0]))
         return found
 
-    monkeypatch.setattr(hashing, "some_rows", watched)
+    monkeypatch.setattr(base, "some_rows", watched)
     layer.rebuild()
     assert 0 < most <= 64
     family = layer.tables.family

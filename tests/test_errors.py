@@ -47,7 +47,7 @@ def state(layer):
         *tables.tensors().values(),
     ]
     tensors += [torch.get_rng_state()]
-    counters = {k: v for k, v in vars(tables).items() if isinstance(v, (int, float))}
+    counters = tables.schedule.counters()
     return [t.clone() for t in tensors], counters, tables.family, [t._version for t in tensors[:2]]
 
 

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import in_format_1
 from torch import nn
 
 import slide_torch
@@ -145,10 +146,13 @@ def test_without_the_sampler_the_run_goes_on_but_not_alike():
 
 @pytest.mark.parametrize(
     "case, learnt",
-    [("kmeans", {"center", "centroids", "buckets"}), ("augment_norms", {"center", "norm_bound"})],
+    [
+        ("kmeans", {"mean_row", "centroids", "buckets"}),
+        ("augment_norms", {"mean_row", "norm_bound"}),
+    ],
 )
 def test_what_was_learnt_from_the_rows_is_saved(case, learnt):
-    """Center, bound of norms, centroids: a seed alone does not remake them."""
+    """Mean row, bound of norms, centroids: a seed alone does not remake them."""
     model, optimizer = make(**CASES[case])
     train(model, optimizer, range(5))
     other, other_optimizer = make(seed=1, **CASES[case])
@@ -161,7 +165,7 @@ def test_what_was_learnt_from_the_rows_is_saved(case, learnt):
         one[-1].tables.family.adapt(weight * 2, bias * 2)
     if case == "kmeans":  # fitted: it follows what it saw of the buckets
         assert bool(found["fitted"])
-        assert torch.equal(other[-1].tables.family.center, model[-1].tables.family.center)
+        assert torch.equal(other[-1].tables.family.mean_row, model[-1].tables.family.mean_row)
     else:
         assert other[-1].tables.family.norm_bound > own["norm_bound"]
 
@@ -171,13 +175,14 @@ def test_a_state_without_copies_of_rows_is_completed():
     model, optimizer = make(**CASES["search"])
     train(model, optimizer, range(5))
     saved = checkpoint(model, optimizer)
+    saved["sampler"] = {name: in_format_1(each) for name, each in saved["sampler"].items()}
     for state in saved["sampler"].values():
         for name in ("row_codes", "row_terms", "row_places"):
             assert state.pop(name) is not None
     other, other_optimizer = make(seed=1, **CASES["search"])
     restore(other, other_optimizer, saved)
     assert train(other, other_optimizer, range(5, 8)).isfinite().all()
-    assert other[-1].tables.row_codes is not None
+    assert other[-1].tables.sq8 is not None
 
 
 def test_resuming_between_backward_and_step():
@@ -262,7 +267,7 @@ def test_a_state_from_before_there_were_frequencies_and_drift():
     model, optimizer = make()
     train(model, optimizer, range(7))
     saved = checkpoint(model, optimizer)
-    state = saved["sampler"]["3"]
+    state = saved["sampler"]["3"] = in_format_1(saved["sampler"]["3"])
     for name in ("probe_codes", "kernel_sums", "frequencies"):
         del state[name]
     for name in ("drift_checks", "drift"):
@@ -322,7 +327,7 @@ def inside(name, damage):
 
 DAMAGES = [
     ("search", without("codes"), "expected the keys .*, got none of codes"),
-    ("search", with_value("format", 2), r"format 1\), got 2"),
+    ("search", with_value("format", 3), r"format 1 or 2\), got 3"),
     ("search", with_value("seed", -1), r"\['seed'\]: expected an int from 0 .* got -1"),
     ("search", with_value("seed", None), r"\['functions'\]: expected none without a seed"),
     (
@@ -346,15 +351,20 @@ DAMAGES = [
         with_value("changing", torch.tensor([-1])),
         r"\['changing'\]: expected values from 0",
     ),
-    ("search", without("row_terms"), r"\['row_terms'\]: expected a CPU tensor float32 .* got None"),
-    ("search", with_change("row_codes", lambda t: t[:9]), r"\['row_codes'\]: expected at least 26"),
-    ("search", with_change("row_places", filled(0, 10**6)), r"\['row_places'\]: expected those"),
-    ("search", inside("schedule", without("_period")), r"\['schedule\._period'\]: .* got None"),
+    (
+        "search",
+        with_value("sq8_terms", None),
+        r"\['sq8_terms'\]: expected a CPU tensor float32 .* got None",
+    ),
+    ("search", without("sq8_terms"), "expected the keys .*, got none of sq8_terms"),
+    ("search", with_change("sq8_codes", lambda t: t[:9]), r"\['sq8_codes'\]: expected at least 26"),
+    ("search", with_change("sq8_places", filled(0, 10**6)), r"\['sq8_places'\]: expected those"),
+    ("search", inside("schedule", without("period")), r"\['schedule\.period'\]: .* got None"),
     ("search", inside("schedule", with_value("steps", True)), r"\['schedule.steps'\]: .* got True"),
     ("search", inside("last", with_value("steps", 0.0)), r"\['last'\]: expected the keys active"),
     (
         "search",
-        inside("functions", without("center")),
+        inside("functions", without("mean_row")),
         r"\['functions'\]: expected the keys buckets, ",
     ),
     (
@@ -370,7 +380,7 @@ DAMAGES = [
     (
         "gaussian",
         inside("functions", without("matrix")),
-        r"\['functions'\]: expected the keys center, m",
+        r"\['functions'\]: expected the keys matrix, m",
     ),
     (
         "dwta",
@@ -382,7 +392,11 @@ DAMAGES = [
         inside("functions", with_change("signs", filled(0, 3))),
         r"signs'\]: expected values -1 and 1",
     ),
-    ("drift", with_change("probe_codes", lambda t: t[:, 1:]), r"\['probe_codes'\]: .*\(4, 512\)"),
+    (
+        "drift",
+        with_change("drift_sample_codes", lambda t: t[:, 1:]),
+        r"\['drift_sample_codes'\]: .*\(4, 512\)",
+    ),
     ("kernel", with_change("kernel_sums", filled(5, float("inf"))), r"\['kernel_sums'\]: .*finite"),
     ("kernel", with_change("kernel_sums", filled(0, -1.0)), r"\['kernel_sums'\]: .*squares"),
     ("kernel", with_change("kernel_sums", torch.Tensor.double), r"\['kernel_sums'\]: .*float32"),
@@ -427,5 +441,5 @@ def test_a_state_of_a_searching_layer_for_one_that_does_not():
     other, other_optimizer = make(**{**CASES["search"], "rerank": 0})
     other.load_state_dict(model.state_dict())
     load_sampler_state(other, sampler_state(model))
-    assert other[-1].tables.row_codes is None
+    assert other[-1].tables.sq8 is None
     assert train(other, other_optimizer, range(6)).isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,36 +12,38 @@ from torch import Tensor, nn
 from .. import ops
 from ..precision import ROWS_AT_ONCE, blocks, some_rows
 
-SAMPLE = 8192  # rows that stand for all where a mean or a quantile is wanted
+# Rows that stand for all where a mean or a quantile is wanted.
+SAMPLED_ROWS = 8192
 
 
 class HashFamily(nn.Module, abc.ABC):
-    """K hashes packed into one code, for each of L tables; the functions are determined by a seed (and,
-    for :class:`KMeans`, by the rows that it is fitted to).
+    """K hashes packed into one code, for each of L tables. A seed determines the functions; those of
+    :class:`KMeans` also depend on the rows that it is fitted to.
 
-    What is hashed of a row comes about in steps: its bias is appended (``has_bias``; queries append 1);
-    the mean row is subtracted (``center``, rows only); a last coordinate brings its norm up to a common
-    bound (``augment_norms``; 0 for queries). Length itself plays no part: no family's code changes when a
+    A row is prepared in steps before it is hashed: its bias is appended (``has_bias``; queries append 1); the
+    mean row is subtracted (``center``, rows only); a last coordinate brings its norm up to a common bound
+    (``augment_norms``; 0 for queries). The length of a vector plays no part: no family's code changes when a
     vector is multiplied by a positive number.
 
-    Functions are integer or float buffers that no state dict holds.
+    Functions are integer or float buffers that are not part of a state dict.
 
     Args:
         in_features: width d of rows and inputs.
         K, L: hashes per table, and tables.
         has_bias: whether rows come with a bias.
         seed: what the functions are drawn from.
-        center: whether :meth:`fit` and :meth:`adapt` center.
+        center: whether rows are hashed relative to their mean.
         augment_norms: whether rows get the coordinate above (Neyshabur & Srebro 2015).
 
     Attributes:
         bits: bits of a code.
         seed: what the functions were drawn from.
-        center: (d, or d + 1 with bias), what is subtracted from rows, or None.
+        mean_row: (d, or d + 1 with bias), what is subtracted from rows, or None.
         norm_bound: float64 scalar, what norms are brought up to, or None.
+        describes: whether :meth:`describe` is to be called once rows lie in their buckets.
     """
 
-    center: Tensor | None
+    mean_row: Tensor | None
     norm_bound: Tensor | None
     describes = False
 
@@ -60,9 +63,9 @@ class HashFamily(nn.Module, abc.ABC):
         self.K = K
         self.L = L
         self.has_bias = has_bias
-        self.centers = center
+        self.center = center
         self.augment_norms = augment_norms
-        self.register_buffer("center", None, persistent=False)
+        self.register_buffer("mean_row", None, persistent=False)
         self.register_buffer("norm_bound", None, persistent=False)
         self.bits = K
         self.draw(seed)
@@ -77,6 +80,13 @@ class HashFamily(nn.Module, abc.ABC):
         self.seed = seed
         self._draw(torch.Generator().manual_seed(seed))
 
+    def copied(self) -> HashFamily:
+        """Another family with the same functions: one of the two can change while the other stays as it is.
+        The tensors are shared, since methods replace buffers and never write into them."""
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        return other
+
     @abc.abstractmethod
     def _draw(self, generator: torch.Generator) -> None: ...
 
@@ -86,40 +96,43 @@ class HashFamily(nn.Module, abc.ABC):
         input: Tensor,
         bias: Tensor | None,
         rows: Tensor | None = None,
-        center: Tensor | None = None,
+        mean_row: Tensor | None = None,
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor: ...
 
     def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
-        """Makes ready for the rows of ``weight`` (N, d) with ``bias`` (N) or None: :meth:`adapt`, and what
-        a data-dependent family learns from them, setting out from a ``previous`` one of the same shape."""
+        """Prepares for the rows of ``weight`` (N, d) with ``bias`` (N) or None: :meth:`adapt`, and what a
+        data-dependent family learns from them, starting from a ``previous`` one of the same shape."""
         self.adapt(weight, bias)
 
-    def follow(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Before some rows are hashed anew: moves functions that may move while the other rows keep their
-        codes. Those that a seed determines may not."""
-
-    def describe(self, centers: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
-        """After rows have been hashed: takes note of what lies in the buckets, where ``describes`` says that
-        it is wanted: for each table mean rows and radius as of :func:`slide_torch.ops.list_centers`;
-        ``offsets`` (L, 2^bits + 1)."""
-
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Follows rows that have moved: their mean, and the 90th percentile of their norms about it, of
-        up to 8,192 of them.
+        """Before all rows are hashed again: follows rows that have moved, by their mean and by the 90th
+        percentile of their norms about it, of up to 8,192 of them.
 
         Centering shifts a query's inner products with all rows alike, so their order stays; but rows that
         training has pushed in one common direction no longer share a bucket.
         """
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-        if self.centers:
-            self.center = mean_row_of(weight, bias)
+        if self.center:
+            self.mean_row = mean_row_of(weight, bias)
         if self.augment_norms:
             self.norm_bound = self._norm_bound(weight, bias)
 
+    def follow(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Before some rows are hashed again: moves the functions that may move while the other rows keep
+        their codes. Functions that a seed determines may not."""
+
+    def describe(self, buckets: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
+        """After rows have been hashed: records what lies in the buckets.
+
+        Args:
+            buckets: for each table mean rows and radii, as of :func:`slide_torch.ops.list_centers`.
+            offsets: (L, 2^bits + 1), where buckets begin.
+        """
+
     def _norm_bound(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = hashed_rows(weight.detach(), bias, _evenly(weight), self.center)
+        rows = hashed_rows(weight.detach(), bias, evenly_spaced_rows(weight), self.mean_row)
         return rows.double().norm(dim=1).quantile(0.9)
 
     def row_codes(
@@ -140,11 +153,11 @@ class HashFamily(nn.Module, abc.ABC):
             parts = blocks(weight.shape[0]) if rows is None else rows.split(ROWS_AT_ONCE)
             found = [self.row_codes(*some_rows(weight, bias, part)) for part in parts]
             return torch.cat(found, 1)
-        center = None if self.center is None else self.center.to(weight.dtype)
+        mean_row = None if self.mean_row is None else self.mean_row.to(weight.dtype)
         norm_bound = None
         if self.augment_norms:
             norm_bound = 1.0 if self.norm_bound is None else float(self.norm_bound)
-        return self._codes(weight, bias, rows, center, norm_bound)
+        return self._codes(weight, bias, rows, mean_row, norm_bound)
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         """Codes of inputs: a 1 is appended where rows append their bias.
@@ -163,25 +176,26 @@ class HashFamily(nn.Module, abc.ABC):
         return self._codes(input, bias, norm_bound=norm_bound, probes=probes)
 
 
-def _evenly(weight: Tensor) -> Tensor:
-    """Rows, up to 8,192, that stand for all."""
-    return torch.arange(0, weight.shape[0], -(-weight.shape[0] // SAMPLE))
+def evenly_spaced_rows(weight: Tensor) -> Tensor:
+    """Indices of up to 8,192 rows that stand for all."""
+    return torch.arange(0, weight.shape[0], -(-weight.shape[0] // SAMPLED_ROWS))
 
 
 def mean_row_of(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The mean of up to 8,192 rows, with their bias appended."""
     if weight.dtype == torch.bfloat16:
-        weight, bias = some_rows(weight, bias, _evenly(weight))
-    return ops.mean_row(weight, bias, SAMPLE)
+        weight, bias = some_rows(weight, bias, evenly_spaced_rows(weight))
+    return ops.mean_row(weight, bias, SAMPLED_ROWS)
 
 
 def hashed_rows(
     weight: Tensor,
     bias: Tensor | None,
     rows: Tensor,
-    center: Tensor | None,
+    mean_row: Tensor | None,
     norm_bound: float | None = None,
 ) -> Tensor:
     """:func:`slide_torch.ops.hashed_rows`, of bfloat16 parameters too."""
     if weight.dtype != torch.bfloat16:
-        return ops.hashed_rows(weight, bias, rows, center, norm_bound)
-    return ops.hashed_rows(*some_rows(weight, bias, rows), None, center, norm_bound)
+        return ops.hashed_rows(weight, bias, rows, mean_row, norm_bound)
+    return ops.hashed_rows(*some_rows(weight, bias, rows), None, mean_row, norm_bound)

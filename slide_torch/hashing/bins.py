@@ -49,12 +49,12 @@ class DWTA(_Bins):
         input: Tensor,
         bias: Tensor | None,
         rows: Tensor | None = None,
-        center: Tensor | None = None,
+        mean_row: Tensor | None = None,
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor:
         return ops.dwta(
-            input, bias, rows, center, self.coordinates, self.K, self.L, norm_bound, probes
+            input, bias, rows, mean_row, self.coordinates, self.K, self.L, norm_bound, probes
         )
 
 
@@ -72,10 +72,10 @@ class MinHash(_Bins):
         input: Tensor,
         bias: Tensor | None,
         rows: Tensor | None = None,
-        center: Tensor | None = None,
+        mean_row: Tensor | None = None,
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor:
         if probes != 1 or norm_bound is not None:
             raise ValueError("MinHash: expected one probe, and no augmented norms")
-        return ops.minhash(input, bias, rows, center, self.coordinates, self.K, self.L)
+        return ops.minhash(input, bias, rows, mean_row, self.coordinates, self.K, self.L)

@@ -44,7 +44,7 @@ class CrossPolytope(HashFamily):
         input: Tensor,
         bias: Tensor | None,
         rows: Tensor | None = None,
-        center: Tensor | None = None,
+        mean_row: Tensor | None = None,
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor:
@@ -52,7 +52,7 @@ class CrossPolytope(HashFamily):
             input,
             bias,
             rows,
-            center,
+            mean_row,
             self.signs,
             self.extra_projection.float(),
             self.bin_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +13,17 @@ from .. import ops
 from ..precision import computed_dtype
 from .base import HashFamily, hashed_rows
 
-# How much the spread of a bucket's logits, as against their mean, says for probing it: of 0.1, 0.2, 0.3 the
-# one that found most of the top 10 in a hundredth of the rows, in one trial that is not kept.
-_SPREAD_WEIGHT = 0.2
+# How much the spread of a bucket's logits counts, beside their mean, when a query ranks buckets.
+SPREAD_WEIGHT = 0.2
 
+# The spread of an empty bucket: no query ranks it before one that holds rows.
+EMPTY_SPREAD = -1e9
 
-_NOT_WORTH_PROBING = -1e9  # the spread of a bucket that holds nothing
-
-
-# From so many centroids on, rows look only into so many of about sqrt(centroids) groups of them.
-_GROUPED = 512
-
-
-_LOOKED = 4
-
-
-_GROUP_ROUNDS = 3
+# From this many centroids on, a row compares itself only with those of a few groups: the centroids are
+# themselves clustered, into about sqrt(centroids) groups by some rounds of k-means.
+GROUPED_FROM = 512
+GROUPS_SEARCHED = 4
+GROUP_ROUNDS = 3
 
 
 class KMeans(HashFamily):
@@ -49,6 +44,14 @@ class KMeans(HashFamily):
         points: rows that k-means looks at, for each centroid.
         iterations: rounds of the first k-means.
         refinements: rounds of later ones.
+
+    Attributes:
+        centroids: float32 (L, 2^K, width), of length 1.
+        fitted: whether centroids have been learnt from rows.
+        buckets: float32 (L, 2^K, d [+ 1] + 1), each bucket's mean row and the spread of its rows about it;
+            None before :meth:`describe`.
+        sizes: int32 (L, 2^K), rows in each bucket.
+        group_offsets, group_members: :class:`CentroidGroups` of each table; None where centroids are few.
     """
 
     centroids: Tensor
@@ -76,15 +79,47 @@ class KMeans(HashFamily):
         super().__init__(in_features, K, L, **common)
 
     def _draw(self, generator: torch.Generator) -> None:
-        self.register_buffer("fitted", torch.tensor(False), persistent=False)
         centroids = torch.randn(self.L, 1 << self.K, self.width, generator=generator)
+        self.register_buffer("fitted", torch.tensor(False), persistent=False)
         self.register_buffer("centroids", F.normalize(centroids, dim=2), persistent=False)
-        # (L, 2^K, d [+ 1] + 1): the mean row of each bucket, and the spread of its rows; (L, 2^K) their sizes
-        self.register_buffer("buckets", None, persistent=False)
-        self.register_buffer("sizes", None, persistent=False)
-        # of many centroids: int64 (L, groups + 1) into int32 (L, 2^K), like ones together
-        self.register_buffer("group_offsets", None, persistent=False)
-        self.register_buffer("group_members", None, persistent=False)
+        for name in ("buckets", "sizes", "group_offsets", "group_members"):
+            self.register_buffer(name, None, persistent=False)
+
+    @torch.no_grad()
+    def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
+        super().adapt(weight, bias)
+        generator = torch.Generator().manual_seed(self.seed)
+        learnt = []
+        for table in range(self.L):
+            start = None
+            if isinstance(previous, KMeans) and previous.fitted:
+                start = previous.centroids[table].float()
+            learnt.append(self._learn(weight, bias, generator, start))
+        self.centroids = torch.stack(learnt)
+        self.fitted = torch.tensor(True)
+        groups = [found for found in map(group_centroids, learnt) if found is not None]
+        if groups:
+            self.group_offsets = torch.stack([found.offsets for found in groups])
+            self.group_members = torch.stack([found.members for found in groups])
+
+    def _learn(
+        self, weight: Tensor, bias: Tensor | None, generator: torch.Generator, start: Tensor | None
+    ) -> Tensor:
+        """Centroids (2^K, width) of one table, from ``start``, those of its previous functions, or anew."""
+        count = 1 << self.K
+        picked = torch.randperm(weight.shape[0], generator=generator)[: self.points * count]
+        sample = self._directions(weight, bias, picked)
+        if start is None:
+            start = sample[torch.arange(count) % sample.shape[0]]
+            return spherical_kmeans(sample, start, self.iterations, generator)
+        return spherical_kmeans(sample, start, self.refinements, generator)
+
+    def _directions(self, weight: Tensor, bias: Tensor | None, picked: Tensor) -> Tensor:
+        """What is hashed of the rows ``picked``, scaled to length 1."""
+        bound = None if self.norm_bound is None else float(self.norm_bound)
+        bias = None if bias is None else bias.detach()
+        rows = hashed_rows(weight.detach(), bias, picked, self.mean_row, bound).float()
+        return F.normalize(rows, dim=1)
 
     def adapt(self, weight: Tensor, bias: Tensor | None) -> None:
         if self.fitted:
@@ -93,30 +128,14 @@ class KMeans(HashFamily):
             super().adapt(weight, bias)
 
     @torch.no_grad()
-    def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
-        super().adapt(weight, bias)
-        generator = torch.Generator().manual_seed(self.seed)
-        start = previous.centroids if isinstance(previous, KMeans) and previous.fitted else None
-        self.centroids = torch.stack(
-            [
-                self._learn(weight, bias, generator, None if start is None else start[table])
-                for table in range(self.L)
-            ]
-        )
-        self.fitted = torch.tensor(True)
-        if group_count(1 << self.K):
-            groups = [in_groups(own) for own in self.centroids]
-            self.group_offsets, self.group_members = map(torch.stack, zip(*groups, strict=True))
-
-    @torch.no_grad()
     def follow(self, weight: Tensor, bias: Tensor | None) -> None:
         if self.buckets is None or self.sizes is None:
             return super().adapt(weight, bias)
         means, spread = self.buckets[..., :-1], self.buckets[..., -1:]
-        if self.centers:
+        if self.center:
             share = self.sizes[0].unsqueeze(1) / self.sizes[0].sum()
-            self.center = (means[0] * share).sum(0).to(computed_dtype(weight.dtype))
-            means = means - self.center.float()
+            self.mean_row = (means[0] * share).sum(0).to(computed_dtype(weight.dtype))
+            means = means - self.mean_row.float()
         if self.augment_norms:
             self.norm_bound = self._norm_bound(weight, bias)
             squares = means.square().sum(2, keepdim=True) + spread.square()
@@ -126,11 +145,12 @@ class KMeans(HashFamily):
         usable = (spread >= 0) & means.isfinite().all(2, keepdim=True)
         self.centroids = torch.where(usable, F.normalize(means, dim=2), self.centroids)
 
-    def describe(self, centers: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
+    def describe(self, buckets: Sequence[Sequence[Tensor]], offsets: Tensor) -> None:
         self.sizes = offsets.diff()
-        spread = torch.stack([radius for _, radius in centers]).unsqueeze(2)
-        spread.masked_fill_(self.sizes.unsqueeze(2) == 0, _NOT_WORTH_PROBING)
-        self.buckets = torch.cat([torch.stack([mean for mean, _ in centers]), spread], 2).float()
+        means = torch.stack([mean for mean, _ in buckets])
+        spread = torch.stack([radius for _, radius in buckets]).unsqueeze(2)
+        spread.masked_fill_(self.sizes.unsqueeze(2) == 0, EMPTY_SPREAD)
+        self.buckets = torch.cat([means, spread], 2).float()
 
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         if self.buckets is None:
@@ -139,51 +159,27 @@ class KMeans(HashFamily):
         if self.has_bias:
             query = torch.cat([query, query.new_ones(query.shape[0], 1)], 1)
         length = query.square().sum(1, keepdim=True).sqrt_()
-        query = torch.cat([query, length.mul_(_SPREAD_WEIGHT)], 1)
+        query = torch.cat([query, length.mul_(SPREAD_WEIGHT)], 1)
         return ops.nearest_centroids(query, None, None, None, self.buckets, None, probes)
-
-    def _sample(self, weight: Tensor, bias: Tensor | None, picked: Tensor) -> Tensor:
-        """What is hashed of the rows ``picked``, at length 1."""
-        bound = None if self.norm_bound is None else float(self.norm_bound)
-        bias = None if bias is None else bias.detach()
-        rows = hashed_rows(weight.detach(), bias, picked, self.center, bound).float()
-        return F.normalize(rows, dim=1)
-
-    def _learn(
-        self, weight: Tensor, bias: Tensor | None, generator: torch.Generator, start: Tensor | None
-    ) -> Tensor:
-        count = 1 << self.K
-        picked = torch.randperm(weight.shape[0], generator=generator)[: self.points * count]
-        sample = self._sample(weight, bias, picked)
-        centroids = (
-            sample[torch.arange(count) % sample.shape[0]] if start is None else start.float()
-        )
-        for _ in range(self.iterations if start is None else self.refinements):
-            codes = _nearest((sample, None, None, None), centroids, in_groups(centroids))[0]
-            means, sizes = ops.group_means(sample, codes.long(), count)
-            # one that has lost its rows starts again from a row
-            again = sample[torch.randint(sample.shape[0], (count,), generator=generator)]
-            means = torch.where((sizes == 0)[:, None], again, means)
-            centroids = F.normalize(means, dim=1)
-        return centroids
 
     def _codes(
         self,
         input: Tensor,
         bias: Tensor | None,
         rows: Tensor | None = None,
-        center: Tensor | None = None,
+        mean_row: Tensor | None = None,
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor:
-        of = (input, bias, rows, center)
+        hashed = (input, bias, rows, mean_row)
         centroids = self.centroids.float()
         if probes > 1 or self.group_offsets is None or self.group_members is None:
-            return ops.nearest_centroids(*of, centroids, norm_bound, probes)
-        groups = zip(self.group_offsets, self.group_members, strict=True)
+            return ops.nearest_centroids(*hashed, centroids, norm_bound, probes)
         codes = [
-            _nearest(of, own, group, norm_bound)
-            for own, group in zip(centroids, groups, strict=True)
+            nearest_centroid(hashed, own, CentroidGroups(offsets, members), norm_bound)
+            for own, offsets, members in zip(
+                centroids, self.group_offsets, self.group_members, strict=True
+            )
         ]
         return codes[0] if len(codes) == 1 else torch.cat(codes)
 
@@ -191,38 +187,59 @@ class KMeans(HashFamily):
         return f"K={self.K}, L={self.L}"
 
 
+class CentroidGroups(NamedTuple):
+    """Centroids that lie together: ``offsets`` int64 (groups + 1) into ``members`` int32 (centroids)."""
+
+    offsets: Tensor
+    members: Tensor
+
+
 def group_count(centroids: int) -> int:
-    """Groups of so many centroids: about their square root; 0 where they are few, and stay alone."""
-    return 0 if centroids < _GROUPED else 1 << (centroids.bit_length() // 2)
+    """Groups of a number of centroids: about its square root; 0 where they are too few to be grouped."""
+    return 0 if centroids < GROUPED_FROM else 1 << (centroids.bit_length() // 2)
 
 
-def in_groups(centroids: Tensor) -> tuple[Tensor, Tensor] | None:
-    """About sqrt(n) groups of ``centroids`` (n, width) by a few rounds of k-means: offsets int64 (groups + 1)
-    into members int32 (n). None where there are few."""
+def group_centroids(centroids: Tensor) -> CentroidGroups | None:
+    """Groups of ``centroids`` (n, width) by a few rounds of k-means, or None where there are few."""
     count = centroids.shape[0]
     size = group_count(count)
     if size == 0:
         return None
-    groups = centroids[:: count // size].contiguous()
+    means = centroids[:: count // size].contiguous()
     offsets = members = torch.empty(0)
-    for _ in range(_GROUP_ROUNDS):
-        assigned = ops.nearest_centroids(centroids, None, None, None, groups.unsqueeze(0))[0]
+    for _ in range(GROUP_ROUNDS):
+        assigned = ops.nearest_centroids(centroids, None, None, None, means.unsqueeze(0))[0]
         offsets = F.pad(torch.bincount(assigned, minlength=size).cumsum(0), (1, 0))
         members = assigned.argsort(stable=True).to(torch.int32)
-        means, _ = ops.list_centers(centroids, None, offsets, members)
-        groups = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(means, dim=1), groups)
-    return offsets, members
+        moved, _ = ops.list_centers(centroids, None, offsets, members)
+        means = torch.where(offsets.diff().unsqueeze(1) > 0, F.normalize(moved, dim=1), means)
+    return CentroidGroups(offsets, members)
 
 
-def _nearest(
-    rows: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+def spherical_kmeans(
+    sample: Tensor, centroids: Tensor, rounds: int, generator: torch.Generator
+) -> Tensor:
+    """``centroids`` (n, width) after some rounds of k-means over ``sample``, rows of length 1. A centroid
+    that loses all its rows starts again from a row that ``generator`` picks."""
+    count = centroids.shape[0]
+    for _ in range(rounds):
+        codes = nearest_centroid((sample, None, None, None), centroids, group_centroids(centroids))
+        means, sizes = ops.group_means(sample, codes[0].long(), count)
+        restarts = sample[torch.randint(sample.shape[0], (count,), generator=generator)]
+        means = torch.where((sizes == 0)[:, None], restarts, means)
+        centroids = F.normalize(means, dim=1)
+    return centroids
+
+
+def nearest_centroid(
+    hashed: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     centroids: Tensor,
-    groups: tuple[Tensor, Tensor] | None,
+    groups: CentroidGroups | None,
     norm_bound: float | None = None,
 ) -> Tensor:
-    """Codes (1, n) of ``rows`` (input, bias, rows, center) by ``centroids`` (2^bits, width): the nearest of
-    those in the nearest groups."""
+    """Codes (1, n) of what is ``hashed`` (input, bias, rows, mean row) by ``centroids`` (2^bits, width): the
+    nearest of all, or with ``groups`` the nearest of those in the nearest groups."""
     if groups is None:
-        return ops.nearest_centroids(*rows, centroids.unsqueeze(0), norm_bound)
+        return ops.nearest_centroids(*hashed, centroids.unsqueeze(0), norm_bound)
     means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
-    return ops.nearest_in_groups(*rows, centroids, means, *groups, _LOOKED, norm_bound)
+    return ops.nearest_in_groups(*hashed, centroids, means, *groups, GROUPS_SEARCHED, norm_bound)

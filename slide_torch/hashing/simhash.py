@@ -50,11 +50,11 @@ class SimHash(HashFamily):
         input: Tensor,
         bias: Tensor | None,
         rows: Tensor | None = None,
-        center: Tensor | None = None,
+        mean_row: Tensor | None = None,
         norm_bound: float | None = None,
         probes: int = 1,
     ) -> Tensor:
-        of = (input, bias, rows, center)
+        of = (input, bias, rows, mean_row)
         if self._projection == "hadamard":
             extra = self.extra_projection.float()
             return ops.simhash_hadamard(*of, self.signs, extra, self.K, self.L, norm_bound, probes)

@@ -38,19 +38,18 @@ def search(
     """The best of what each input's buckets hold: offsets int64 (B + 1) into ids int32 (pairs), the largest
     logit first, and how many ids the buckets have for all inputs."""
     options = tables.options
-    assert weight is not None
-    assert tables.family is not None and tables.offsets is not None and tables.ids is not None
-    assert tables.row_codes is not None and tables.row_terms is not None
-    probes = tables.family.query_codes(input, options.probes).T.long().contiguous()
-    offsets = tables.offsets[0].long()
+    built = tables.require_built()
+    assert weight is not None and built.sq8 is not None
+    probes = built.family.query_codes(input, options.probes).T.long().contiguous()
+    offsets = built.offsets[0].long()
     _, found = ops.topk_lists(
         input.detach().contiguous(),
         weight.detach(),
         None if bias is None else widened(bias.detach()),
         offsets,
-        tables.ids[0],
-        tables.row_codes,
-        tables.row_terms,
+        built.ids[0],
+        built.sq8.codes,
+        built.sq8.terms,
         probes,
         options.budget,
         _RESCORED * options.budget,
@@ -84,9 +83,9 @@ def find(
         table_offsets = torch.empty((0, 2), dtype=torch.int32)
         table_ids = torch.empty((0, tables.out_features), dtype=torch.int32)
     else:
-        assert tables.family is not None and tables.offsets is not None and tables.ids is not None
-        codes = tables.family.query_codes(input, options.probes)
-        table_offsets, table_ids = tables.offsets, tables.ids
+        built = tables.require_built()
+        codes = built.family.query_codes(input, options.probes)
+        table_offsets, table_ids = built.offsets, built.ids
     offsets, active, tail_starts, label_positions, ids_read = ops.retrieve(
         codes,
         table_offsets,

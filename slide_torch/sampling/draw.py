@@ -104,7 +104,7 @@ def to_look_at(tables: HashTables, weight: Tensor, bias: Tensor | None) -> HashT
     others = HashTables(
         tables.options, tables.out_features, tables.in_features, has_bias=tables.has_bias
     )
-    others.frequencies = tables.frequencies
+    others.tail.frequencies = tables.tail.frequencies
     others.rebuild(weight, bias, generator=torch.Generator().manual_seed(0))
     return others
 

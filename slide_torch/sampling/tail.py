@@ -47,21 +47,21 @@ def draw_tail(
     if parts == ("uniform",):
         return Tail(ops.sample_tail(count, tables.out_features, seed), None)
     if not tables.uses_kernel:
-        fixed = tables.fixed_proposal(count)
+        fixed = tables.tail.fixed_proposal(count)
         ids = fixed.draw(seed)
         return Tail(ids, fixed.inclusion[ids.long()])
-    assert weight is not None and tables.kernel_sums is not None
+    assert weight is not None and tables.tail.kernel_sums is not None
     own = count // len(parts)
     ids, inclusion = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.float64)
     if own < count:
-        fixed = tables.fixed_proposal(count - own)
+        fixed = tables.tail.fixed_proposal(count - own)
         ids = fixed.draw(seed)
         inclusion = fixed.inclusion
     # the samples that the kernel's distribution is the mean over
     batch = input.shape[0]
     asking = ops.sample_tail(min(QUERIES, batch), max(1, batch), seed ^ 4).long()
     drawn, of_drawn, of_fixed = ops.kernel_draw(
-        tables.kernel_sums,
+        tables.tail.kernel_sums,
         weight.detach(),
         None if bias is None else widened(bias.detach()),
         input.detach()[asking].contiguous(),

@@ -3,69 +3,49 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops, precision
+from .. import ops
 from ..hashing.base import HashFamily
 from ..hashing.make import make_family
 from ..inference_mode import keeps_normal_tensors, version_of
 from ..options import LSHOptions, ResolvedOptions
 from ..randomness import draw_seed
-from ..tails.proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
-from . import saved_state
+from ..tails.state import TailState
+from .built_tables import BuiltTables, SQ8Rows, check_size, finite_codes
+from .pending import PendingRows
+from .saved_state import SavedState, read_state
+from .schedule import Schedule, SeenSteps
+from .state import state_of, statistics_of, tensors_of
 
 if TYPE_CHECKING:
     from ..active_set import ActiveSet
 
-
+# Live tables by the number that compiled graphs know them by.
 _HANDLES = itertools.count()
-
-
 _TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDictionary()
 
-
-# Steps whose recomputation is known: as many as may lie between a forward and its backward.
-_REMEMBERED_STEPS = 64
-
-
-# Batches whose rows wait, each on its own, for the step that changes them.
-_MOST_PENDING = 64
-
-
-# Share of the rows from which on hashing all, in order, costs less than hashing these and moving their codes.
-_MOST = 0.75
-
-
-# Bytes from which on tables are refused that have far more buckets than there are neurons.
-_MUCH = 1 << 30
-
-
-# Counters of the schedule, kept by sampler_state.
-_SCHEDULE = (
-    *("steps", "rehashes", "rebuilds", "upkeep_seconds", "drift_checks", "drift"),
-    *("_period", "_since_rehash"),
-)
+# Share of the rows from which hashing all, in order, costs less than hashing some and moving their codes.
+_MOST_ROWS = 0.75
 
 
 class HashTables:
     """L hash tables over the rows of a weight matrix, in packed (CSR) buckets.
 
     Memory: 4 bytes per neuron and table for the buckets, 4 more per bucket for where it begins (a table has
-    2^bits of them, bits as of ``K``), 2 (codes up to 15 bits) or 4 per neuron and table for the codes,
-    which make it cheap to rehash only the rows that changed; of ``"kmeans"`` also two rows of float32 per
-    bucket, its centroid and its mean; where one table is searched, as by default, also
-    the rows as int8, in_features + 12 bytes a neuron. It is no module, and its tensors are no
-    buffers: what copies, averages or broadcasts those of a model (state dicts, ``AveragedModel``,
-    ``DistributedDataParallel``) leaves tables alone. They are remade from the weights at the first use,
-    and after loading.
+    2^bits of them, bits as of ``K``), and 2 (codes up to 15 bits) or 4 per neuron and table for the codes,
+    which make it cheap to rehash only the rows that changed. ``"kmeans"`` adds two rows of float32 per
+    bucket, its centroid and its mean. Where one table is searched, as by default, the rows are kept as int8
+    too: in_features + 12 bytes a neuron.
+
+    It is no module, and its tensors are no buffers: what copies, averages or broadcasts the buffers of a
+    model (state dicts, ``AveragedModel``, ``DistributedDataParallel``) leaves tables alone. They are made
+    from the weights at the first use, and again after loading.
 
     Args:
         options: how to hash and when to rehash; ``"auto"`` is resolved for the shape.
@@ -73,23 +53,18 @@ class HashTables:
         in_features: their width d.
         has_bias: whether rows are hashed with their bias appended.
 
+    Attributes:
+        options: the resolved options.
+        family: the hash functions, None before the first build; they outlive the tables that
+            :meth:`invalidate` drops.
+        schedule: when tables are rehashed, and what has been done so far.
+        pending: rows that the optimizer's next step changes.
+        tail: what the tail is drawn from.
+        last_step: statistics of the last training step.
+
     Raises:
         ValueError: tables of far more buckets than neurons would take over 1 GiB.
     """
-
-    # Rows whose codes tell how far all have drifted: a share is known to about 0.01.
-    PROBE_ROWS = 512
-
-    codes: Tensor | None
-    offsets: Tensor | None
-    ids: Tensor | None
-    dirty: Tensor | None
-    family: HashFamily | None
-    row_codes: Tensor | None
-    row_terms: Tensor | None
-    row_places: Tensor | None
-    kernel_sums: Tensor | None
-    frequencies: Tensor | None
 
     @keeps_normal_tensors
     def __init__(
@@ -99,17 +74,16 @@ class HashTables:
         self.out_features = out_features
         self.in_features = in_features
         self.has_bias = has_bias
-        # how often compiled graphs have drawn, see graph.py
+        # how often compiled graphs have drawn, see sampling/traced_step.py
         self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.frequencies = None
-        self._fixed: FixedProposal | None = None
+        self.tail = TailState(self.options.tail_parts, out_features)
         if self.uses_tables:
-            self._check_memory()
+            self._check_size()
         self._enroll()
         self.clear()
 
     def _enroll(self) -> None:
-        """Takes a number by which compiled graphs, that hold no objects, find these tables."""
+        """Takes a number by which compiled graphs, which hold no objects, find these tables."""
         self.handle = next(_HANDLES)
         _TABLES[self.handle] = self
 
@@ -123,40 +97,81 @@ class HashTables:
         self._enroll()  # a copy is not its original
 
     def read_with(self, options: ResolvedOptions) -> HashTables:
-        """These very tables, read with ``options`` that differ only in how they are read (budget, probes,
+        """The same tables, read with ``options`` that differ only in how they are read (budget, probes,
         rerank, bucket_cap, ...); for measuring."""
         found = copy.copy(self)
         found.options = options
+        # what is done with them counts nothing here
+        for part in ("schedule", "pending", "tail"):
+            setattr(found, part, copy.copy(getattr(self, part)))
         return found
 
     def clear(self) -> None:
-        """Forgets tables, functions and schedule; the next use builds anew."""
-        self.codes = self.offsets = self.ids = self.dirty = None
-        self.row_codes = self.row_terms = self.row_places = None
-        self.family = None
-        self.kernel_sums = None
-        self.steps = 0
-        self.rehashes = 0
-        self.rebuilds = 0
-        self.upkeep_seconds = 0.0
-        self.drift_checks = 0
-        self.drift = 0.0
-        self._probe_codes: Tensor | None = None
-        self._period = float(self.options.rehash_every)
-        self._since_rehash = 0
-        self._last: dict[str, float] = {}
-        self._met: dict[tuple[int, int], bool] = {}
-        self._pending: list[Tensor] = []
-        self._pending_version = -1
+        """Drops tables, functions and schedule; the next use builds anew."""
+        self.family: HashFamily | None = None
+        self._built: BuiltTables | None = None
+        self.schedule = Schedule(self.options)
+        self.pending = PendingRows()
+        self.tail.kernel_sums = None
+        self.last_step: dict[str, float] = {}
+        self._seen_steps = SeenSteps()
 
     def invalidate(self) -> None:
         """Says that the weights have changed as a whole: all rows are rehashed at the next use."""
-        self.codes = None
-        self.kernel_sums = None
+        self._built = None
+        self.tail.kernel_sums = None
 
     @property
     def built(self) -> bool:
-        return self.codes is not None
+        return self._built is not None
+
+    def require_built(self) -> BuiltTables:
+        """The tables as built.
+
+        Raises:
+            RuntimeError: there are none.
+        """
+        if self._built is None:
+            raise RuntimeError(
+                "HashTables: expected built tables, got none: call rebuild(weight, bias) first"
+            )
+        return self._built
+
+    @property
+    def codes(self) -> Tensor | None:
+        return None if self._built is None else self._built.codes
+
+    @property
+    def offsets(self) -> Tensor | None:
+        return None if self._built is None else self._built.offsets
+
+    @property
+    def ids(self) -> Tensor | None:
+        return None if self._built is None else self._built.ids
+
+    @property
+    def dirty(self) -> Tensor | None:
+        return None if self._built is None else self._built.dirty
+
+    @property
+    def sq8(self) -> SQ8Rows | None:
+        return None if self._built is None else self._built.sq8
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    @property
+    def rehashes(self) -> int:
+        return self.schedule.rehashes
+
+    @property
+    def rebuilds(self) -> int:
+        return self.schedule.rebuilds
+
+    @property
+    def upkeep_seconds(self) -> float:
+        return self.schedule.upkeep_seconds
 
     @property
     def uses_tables(self) -> bool:
@@ -198,19 +213,15 @@ class HashTables:
             ValueError: rows hold NaN or Inf; nothing is changed.
         """
         if self.options.family == "exact":
-            self.kernel_sums = None
+            self.tail.kernel_sums = None
             return
-        self._check_memory()
-        started = time.perf_counter()
-        family = make_family(
-            self.options, self.in_features, has_bias=self.has_bias, seed=draw_seed(generator)
-        )
-        family.fit(weight, bias, self.family)
-        codes = _finite(family.row_codes(weight, bias), None)
-        self.family = family
-        self._install(codes)
-        self.rebuilds += 1
-        self._finish(weight, bias, started)
+        self._check_size()
+        with self.schedule.upkeep():
+            seed = draw_seed(generator)
+            family = make_family(self.options, self.in_features, has_bias=self.has_bias, seed=seed)
+            family.fit(weight, bias, self.family)
+            self._hash_all(family, weight, bias)
+        self.schedule.rebuilds += 1
 
     @keeps_normal_tensors
     @torch.no_grad()
@@ -223,33 +234,46 @@ class HashTables:
         """
         if self.family is None:
             return self.rebuild(weight, bias)
-        started = time.perf_counter()
-        before = dict(self.family.named_buffers())
-        try:
-            if rows is None or self.codes is None:
-                self.family.adapt(weight, bias)
-                codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
+        with self.schedule.upkeep():
+            family = self.family.copied()  # that of the tables stays until the rows are hashed
+            if rows is None or self._built is None:
+                family.adapt(weight, bias)
+                self._hash_all(family, weight, bias)
             else:
-                assert self.dirty is not None
-                self.family.follow(weight, bias)
-                if rows.shape[0] > _MOST * self.out_features:
-                    codes, dirty = _finite(self.family.row_codes(weight, bias), None), None
+                family.follow(weight, bias)
+                if rows.shape[0] > _MOST_ROWS * self.out_features:
+                    self._hash_all(family, weight, bias)
                 else:
-                    fresh = _finite(self.family.row_codes(weight, bias, rows), rows)
-                    codes, dirty = self.codes, self.dirty.index_fill(0, rows, False)
-        except ValueError:
-            for name, value in before.items():
-                setattr(self.family, name, value)
-            raise
-        if rows is None or dirty is None:
-            self._install(codes)
-        else:
-            if bool(ops.update_codes_(codes, rows, fresh).any()):
-                self._install(codes)
-            self.dirty = dirty
-            self._keep_pending()
-        self.rehashes += 1
-        self._finish(weight, bias, started)
+                    self._hash_some(family, weight, bias, rows)
+        self.schedule.rehashes += 1
+
+    def _hash_all(self, family: HashFamily, weight: Tensor, bias: Tensor | None) -> None:
+        codes = finite_codes(family.row_codes(weight, bias))
+        sq8, self._built = self.sq8, None  # the old buckets make room
+        self._install(BuiltTables.of_codes(family, codes, sq8), weight, bias)
+
+    def _hash_some(
+        self, family: HashFamily, weight: Tensor, bias: Tensor | None, rows: Tensor
+    ) -> None:
+        fresh = finite_codes(family.row_codes(weight, bias, rows), rows)
+        built = self.require_built()
+        codes, sq8, dirty = built.codes, built.sq8, built.dirty.index_fill(0, rows, False)
+        if bool(ops.update_codes_(codes, rows, fresh).any()):
+            del built
+            self._built = None  # the old buckets make room
+            built = BuiltTables.of_codes(family, codes, sq8)
+        self._install(built._replace(family=family, dirty=dirty), weight, bias)
+
+    def _install(self, built: BuiltTables, weight: Tensor, bias: Tensor | None) -> None:
+        """Takes up tables whose rows have just been hashed."""
+        built = built.described(weight, bias, searched=self.searches)
+        self.pending.mark(built.dirty)
+        self.family, self._built = built.family, built
+        self.tail.kernel_sums = None  # of weights as old as the codes were
+        self.schedule.restart(built.family, weight, bias)
+
+    def _check_size(self) -> None:
+        check_size(self.options, self.out_features, self.in_features, has_bias=self.has_bias)
 
     def maintain(
         self,
@@ -266,65 +290,60 @@ class HashTables:
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
         """
-        if version_of(weight) != self._pending_version:  # the change has happened
-            self._recode_changed(weight, bias)
-            self._pending = []
-        due = advance and self._since_rehash >= self._period
+        if self.pending.have_changed(version_of(weight)):
+            self._update_sq8(weight, bias)
+            self.pending.clear()
+        due = advance and self.schedule.is_over
         if not self.uses_tables:
             if due:
-                self.rehashes += 1
-                self._begin_next_period()
-                self._since_rehash = 0
-                self.kernel_sums = None
+                self.tail.kernel_sums = None
+                self.schedule.rehashes += 1
+                self.schedule.begin_next_period()
+                self.schedule.since_rehash = 0
         elif self.family is None:
             self.rebuild(weight, bias, generator=generator)
-        elif self.codes is None:
+        elif self._built is None:
             self.rehash(weight, bias)
-        elif due and self._is_due(weight, bias):
-            every = self.options.rebuild_every
-            if every and (self.rehashes + 1) % every == 0:
-                self.rebuild(weight, bias, generator=generator)
-                self.rehashes += 1
-            else:
-                assert self.dirty is not None
-                rows = None if all_rows_move else self.dirty.nonzero().flatten()
-                self.rehash(weight, bias, rows=rows)
-            self._begin_next_period()
-        if self.uses_kernel and self.kernel_sums is None:
-            started = time.perf_counter()
-            self.kernel_sums = kernel_sums(weight, bias)
-            self.upkeep_seconds += time.perf_counter() - started
-        self.steps += advance
-        self._since_rehash += advance
+        elif due:
+            self._renew_if_drifted(self.family, weight, bias, all_rows_move, generator)
+        if self.uses_kernel and self.tail.kernel_sums is None:
+            with self.schedule.upkeep():
+                self.tail.compute_kernel_sums(weight, bias)
+        self.schedule.advance(int(advance))
 
-    def _begin_next_period(self) -> None:
-        every, growth = self.options.rehash_every, self.options.rehash_growth
-        if self.options.schedule == "drift":
-            self._period = float(every)
+    def _renew_if_drifted(
+        self,
+        family: HashFamily,
+        weight: Tensor,
+        bias: Tensor | None,
+        all_rows_move: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Rehashes or rebuilds at the end of a period: under ``schedule="drift"`` only if the codes of the
+        drift sample have changed by enough; if not, the next look is a period away."""
+        schedule = self.schedule
+        with schedule.upkeep():
+            drift = schedule.look_at_drift(family, weight, bias)
+        if drift is not None and drift <= self.options.drift:
+            schedule.period += self.options.rehash_every
+        elif schedule.rebuilds_next:
+            self.rebuild(weight, bias, generator=generator)
+            schedule.rehashes += 1
+            schedule.begin_next_period()
         else:
-            self._period *= growth
+            rows = None if all_rows_move else self.require_built().dirty.nonzero().flatten()
+            self.rehash(weight, bias, rows=rows)
+            schedule.begin_next_period()
+        if drift is not None:
+            schedule.count_drift_check(drift)
 
-    def _is_due(self, weight: Tensor, bias: Tensor | None) -> bool:
-        """Whether to rehash now that the period is over: under ``schedule="drift"`` only if the codes of
-        some rows have changed by enough; if not, the next look is a period away."""
-        if self.options.schedule == "growing":
-            return True
-        before = self._probe_codes
-        if before is None:  # taken up from a run with the other schedule
-            return True
-        started = time.perf_counter()
-        self.drift = (self._codes_of_probe(weight, bias) != before).float().mean().item()
-        self.drift_checks += 1
-        self._period += self.options.rehash_every
-        self.upkeep_seconds += time.perf_counter() - started
-        return self.drift > self.options.drift
-
-    def _codes_of_probe(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Present codes (L, 512) of some rows, the same ones as long as the hash functions' seed."""
-        assert self.family is not None
-        generator = torch.Generator().manual_seed(self.family.seed)
-        rows = torch.randint(self.out_features, (self.PROBE_ROWS,), generator=generator)
-        return self.family.row_codes(weight, bias, rows)
+    def _update_sq8(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Updates the int8 copies of the rows that the last step changed: a search that sees rows as they
+        were at the last rehash finds negatives that are hard no longer."""
+        rows = self.pending.rows() if self.pending.have_changed(version_of(weight)) else None
+        if self.sq8 is not None and rows is not None:
+            own_bias = None if bias is None else bias.detach()
+            self.sq8.rewrite_rows_(weight.detach(), own_bias, rows.unique())
 
     def meet(self, seed: int, version: int, *, moving: bool) -> Literal["before", "after"] | None:
         """When a step that drew ``seed`` at the weight's ``version`` has its upkeep: before it draws.
@@ -333,15 +352,12 @@ class HashTables:
         must find the same tables and is no step of its own: none. But where the first pass was without
         gradients, it is the recomputation that trains: after its draw.
         """
-        counted = self._met.pop((seed, version), None)
-        self._met[seed, version] = moving or bool(counted)
-        if len(self._met) > _REMEMBERED_STEPS:
-            del self._met[next(iter(self._met))]
+        trained = self._seen_steps.see(seed, version, moving=moving)
         tables_ready = self.built or not self.uses_tables
-        kernel_ready = self.kernel_sums is not None or not self.uses_kernel
-        if counted is None or not (tables_ready and kernel_ready):
+        kernel_ready = self.tail.kernel_sums is not None or not self.uses_kernel
+        if trained is None or not (tables_ready and kernel_ready):
             return "before"
-        return "after" if moving and not counted else None
+        return "after" if moving and not trained else None
 
     def mark_dirty(self, rows: Tensor, version: int | None = None) -> None:
         """Says that ``rows`` (int64 (n)) are about to change.
@@ -349,154 +365,37 @@ class HashTables:
         ``version``, that of the weight now (:func:`version_of`), keeps the marks through a rehash that
         comes before the change itself, as when gradients are accumulated over several batches.
         """
-        if self.dirty is not None:
-            self.dirty[rows] = True
+        if self._built is not None:
+            self._built.dirty[rows] = True
         if version is not None:
-            if version != self._pending_version:
-                self._pending, self._pending_version = [], version
-            elif len(self._pending) == _MOST_PENDING:  # fully_shard keeps the version as it was
-                self._pending = [torch.cat(self._pending).unique()]
-            self._pending.append(rows)
+            self.pending.add(rows, version)
 
     def record(self, active: ActiveSet) -> None:
         """Remembers what the last training step computed, for :meth:`stats`."""
-        self._last = {
+        self.last_step = {
             "active_per_sample": active.active_per_sample,
             "union": float(active.rows.shape[0]),
             "ids_read": float(active.ids_read),
         }
 
-    def _check_memory(self) -> None:
-        """Refuses tables that would take much memory for buckets most of which can hold nothing."""
-        options = self.options
-        assert isinstance(options.K, int) and isinstance(options.L, int)
-        per_bucket, useful = 4, 16 * self.out_features
-        if options.family == "kmeans":  # a centroid, a mean row and its spread
-            per_bucket += 4 * (2 * (self.in_features + self.has_bias) + options.augment_norms + 1)
-            useful = self.out_features
-        size = (per_bucket * options.L) << options.code_bits
-        if size > _MUCH and 1 << options.code_bits > useful:
-            fitting = max(_MUCH // (per_bucket * options.L), useful, 2).bit_length() - 1
-            raise ValueError(
-                f"HashTables: options.K: expected at most {max(1, fitting // options.bits_per_hash)} for "
-                f"{self.out_features} neurons in {options.L} tables, got {options.K}: a table would have "
-                f"2^{options.code_bits} buckets, {size:,} bytes for all tables"
-            )
-
-    def _install(self, codes: Tensor) -> None:
-        assert self.family is not None
-        self.codes = codes
-        self.offsets = self.ids = None  # the old ones make room
-        self.offsets, self.ids = ops.build_tables(codes, self.family.bits)
-        self.dirty = torch.zeros(self.out_features, dtype=torch.bool)
-        self._keep_pending()
-
-    def _keep_pending(self) -> None:
-        assert self.dirty is not None
-        for rows in self._pending:
-            self.dirty[rows] = True
-
-    def _finish(self, weight: Tensor, bias: Tensor | None, started: float) -> None:
-        assert self.family is not None and self.offsets is not None and self.ids is not None
-        rows = weight.detach(), None if bias is None else bias.detach()
-        if self.searches:
-            if self.row_codes is None:
-                room = ops.empty_codes(rows[0], self.offsets[0], room=True)
-                self.row_codes, self.row_terms, self.row_places = room
-            assert self.row_terms is not None and self.row_places is not None
-            own_codes = (self.row_codes, self.row_terms, self.row_places)
-            lists = self.offsets[0].long()
-            if not self.family.describes:  # then nobody wants centers of empty buckets
-                lists = lists.unique_consecutive()
-            centers = precision.code_lists_(*own_codes, *rows, lists, self.ids[0])
-            self.family.describe([centers], self.offsets)
-        elif self.family.describes:
-            self.family.describe(
-                [
-                    precision.list_centers(*rows, offsets.long(), ids)
-                    for offsets, ids in zip(self.offsets, self.ids, strict=True)
-                ],
-                self.offsets,
-            )
-        self._since_rehash = 0
-        self.kernel_sums = None  # of weights as old as the codes were
-        if self.options.schedule == "drift":
-            self._probe_codes = self._codes_of_probe(weight, bias)
-        self.upkeep_seconds += time.perf_counter() - started
-
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
         """Makes ``counts ** power`` the shares of ``tail_distribution="frequencies"``, see
         :meth:`LSHLinear.set_frequencies`."""
-        self.frequencies = power_of_counts(counts, power, self.out_features)
-        self._fixed = None
+        self.tail.set_frequencies(counts, power)
 
     def check_tail(self, name: str) -> None:
         """Raises a ValueError, in the name of a loss, if the tail cannot be drawn."""
-        if self.frequencies is None and "frequencies" in self.options.tail_parts and not self.exact:
+        if self.tail.lacks_frequencies and not self.exact:
             raise ValueError(
                 f"{name}: tables: expected class counts, which tail_distribution='frequencies' draws from, "
                 "got none: call layer.set_frequencies(counts) first"
             )
 
-    def fixed_proposal(self, count: int) -> FixedProposal:
-        """Of the parts of the tail whose distribution is fixed, the mean, for ``count`` draws."""
-        if self._fixed is None or self._fixed.count != count:
-            shares = []
-            for part in self.options.tail_parts:
-                if part == "uniform":
-                    shares.append(np.ones(self.out_features))
-                elif part == "log_uniform":
-                    shares.append(log_uniform_shares(self.out_features))
-                elif part == "frequencies":
-                    assert self.frequencies is not None
-                    shares.append(self.frequencies.numpy())
-            mixed = np.mean([share / share.sum() for share in shares], axis=0)
-            self._fixed = FixedProposal.of_shares(mixed, count)
-        return self._fixed
-
-    def _recode_changed(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Brings the int8 codes of the rows that the last step changed up to date: a search that sees rows as
-        they were at the last rehash finds negatives that are hard no longer."""
-        if (
-            self.row_codes is None
-            or version_of(weight) == self._pending_version
-            or not self._pending
-        ):
-            return
-        assert self.row_terms is not None and self.row_places is not None
-        precision.recode_rows_(
-            self.row_codes,
-            self.row_terms,
-            self.row_places,
-            weight.detach(),
-            None if bias is None else bias.detach(),
-            torch.cat(self._pending).unique(),
-        )
-
     def sampler_state(self, weight: Tensor, bias: Tensor | None) -> dict[str, Any]:
         """What :func:`slide_torch.sampler_state` keeps of these tables over ``weight`` and ``bias``."""
-        self._recode_changed(weight, bias)  # the next step would, but will not know of these rows
-        changing = self._pending if version_of(weight) == self._pending_version else []
-        return {
-            "format": 1,
-            "options": dataclasses.asdict(self.options),
-            "shape": (self.out_features, self.in_features, self.has_bias),
-            "seed": None if self.family is None else self.family.seed,
-            "functions": {} if self.family is None else dict(self.family.named_buffers()),
-            "codes": self.codes,
-            "dirty": None if self.dirty is None else self.dirty.nonzero().flatten(),
-            "changing": torch.cat(changing) if changing else None,
-            "schedule": {name: getattr(self, name) for name in _SCHEDULE},
-            "row_codes": self.row_codes,
-            "row_terms": self.row_terms,
-            "row_places": self.row_places,
-            "probe_codes": self._probe_codes,
-            "last": dict(self._last),
-            "kernel_sums": self.kernel_sums,
-            "frequencies": self.frequencies,
-        }
+        self._update_sq8(weight, bias)  # the next step would, but will not know of these rows
+        return state_of(self, weight)
 
-    @keeps_normal_tensors
     def load_sampler_state(self, state: dict[str, Any], weight: Tensor) -> None:
         """Takes up what :meth:`sampler_state` returned; ``weight`` is the one loaded beside it.
 
@@ -504,42 +403,27 @@ class HashTables:
             ValueError: it is of tables with other options or of another shape, or damaged; nothing is
                 changed.
         """
-        family = saved_state.check(self, state, weight)
+        self.take_up(read_state(self, state, weight), weight)
+
+    @keeps_normal_tensors
+    def take_up(self, saved: SavedState, weight: Tensor) -> None:
+        """Goes on from a state that has been read for these tables over ``weight``."""
         self.clear()
-        self.family = family
-        codes = saved_state.kept(state, "codes")
-        if codes is not None:
-            self._install(codes)
-            assert self.dirty is not None
-            self.dirty[state["dirty"]] = True
-            if self.searches:
-                for name in ("row_codes", "row_terms", "row_places"):
-                    setattr(self, name, saved_state.kept(state, name))
-                if self.row_codes is None:
-                    self.invalidate()
-        changing = saved_state.kept(state, "changing")
-        if changing is not None:
-            self._pending, self._pending_version = [changing], version_of(weight)
-        self._last = dict(state["last"])
-        self._probe_codes = saved_state.kept(state, "probe_codes")
-        if self.uses_kernel:
-            self.kernel_sums = saved_state.kept(state, "kernel_sums")
-        frequencies = saved_state.kept(state, "frequencies")
-        if frequencies is not None:
-            self.frequencies = frequencies
-        self._fixed = None
-        for name in _SCHEDULE:
-            setattr(self, name, state["schedule"].get(name, getattr(self, name)))
+        self.family = saved.family
+        if saved.family is not None and saved.codes is not None and saved.dirty is not None:
+            self._built = BuiltTables.of_codes(saved.family, saved.codes, saved.sq8)
+            self._built.dirty[saved.dirty] = True
+        if saved.changing is not None:
+            self.pending.add(saved.changing, version_of(weight))
+        self.schedule.take_up(saved.counters, saved.drift_sample_codes)
+        self.last_step = saved.last_step
+        self.tail.kernel_sums = saved.kernel_sums
+        if saved.frequencies is not None:
+            self.tail.frequencies = saved.frequencies
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables' tensors, those of the hash functions included, by name."""
-        names = [
-            *("codes", "offsets", "ids", "dirty", "row_codes", "row_terms", "row_places"),
-            *("kernel_sums", "frequencies"),
-        ]
-        own = {name: getattr(self, name) for name in names}
-        functions = {} if self.family is None else dict(self.family.named_buffers(prefix="family"))
-        return {name: value for name, value in (own | functions).items() if value is not None}
+        return tensors_of(self)
 
     def memory_bytes(self) -> int:
         """Bytes of the tables and of what keeps them fresh."""
@@ -551,36 +435,7 @@ class HashTables:
         neurons per sample, their union over the batch, and the ids read from buckets (of all samples);
         once built the bytes of the tables, the share of dirty rows, and the mean and largest load of
         non-empty buckets, over all tables."""
-        result: dict[str, float] = {
-            "steps": self.steps,
-            "rehashes": self.rehashes,
-            "rebuilds": self.rebuilds,
-            "upkeep_seconds": self.upkeep_seconds,
-            **self._last,
-        }
-        if self.options.schedule == "drift":
-            result |= {"drift_checks": self.drift_checks, "drift": self.drift}
-        if self.offsets is not None and self.dirty is not None:
-            load = self.offsets.diff(dim=1)
-            result["memory_bytes"] = self.memory_bytes()
-            result["dirty_share"] = self.dirty.float().mean().item()
-            result["bucket_load_mean"] = load[load > 0].float().mean().item()
-            result["bucket_load_max"] = float(load.max())
-        return result
+        return statistics_of(self)
 
     def __repr__(self) -> str:
         return f"HashTables(out_features={self.out_features}, built={self.built})"
-
-
-def _finite(codes: Tensor, rows: Tensor | None) -> Tensor:
-    """Refuses codes of rows that held NaN or Inf; all tables mark the same rows, so one is looked at."""
-    broken = (codes[0] < 0).nonzero().flatten()
-    if broken.numel():
-        names = (broken if rows is None else rows[broken]).tolist()
-        shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
-        raise ValueError(
-            f"HashTables: weight: expected finite rows, got NaN or Inf in {len(names)} of them "
-            f"({shown}). Training has diverged or the weights were overwritten: restore them, or "
-            "lower the learning rate."
-        )
-    return codes

@@ -1,10 +1,10 @@
-"""Checks of a saved sampler state: all of it, before any of it is taken up."""
+"""Reading a saved sampler state: all of it is checked before any of it is taken up."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,15 +12,33 @@ from torch import Tensor
 from ..hashing.base import HashFamily
 from ..hashing.kmeans import KMeans, group_count
 from ..hashing.make import make_family
+from ..inference_mode import keeps_normal_tensors
 from ..precision import computed_dtype
 from ..tails.proposals import kernel_leaves
+from .built_tables import SQ8Rows
+from .schedule import COUNTERS, DRIFT_SAMPLE_ROWS
 
 if TYPE_CHECKING:
     from .hash_tables import HashTables
 
+FORMAT = 2
 
-_WHERE = "HashTables.load_sampler_state"
+KEYS = (
+    *("options", "shape", "seed", "functions", "codes", "dirty", "changing", "schedule", "last"),
+    *("sq8_codes", "sq8_terms", "sq8_places", "drift_sample_codes", "kernel_sums", "frequencies"),
+)
 
+# Format 1: other names of the same things, and what early states of it lack.
+_RENAMED = {
+    "row_codes": "sq8_codes",
+    "row_terms": "sq8_terms",
+    "row_places": "sq8_places",
+    "probe_codes": "drift_sample_codes",
+}
+_RENAMED_COUNTERS = {"_period": "period", "_since_rehash": "since_rehash"}
+_RENAMED_FUNCTIONS = {"center": "mean_row"}
+_OPTIONAL = (*_RENAMED.values(), "kernel_sums", "frequencies")
+_OPTIONAL_COUNTERS = {"drift_checks": 0, "drift": 0.0}
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
@@ -29,64 +47,116 @@ _NOT_IN_CODES = {
     *("tail_distribution", "kernel_alpha"),
 }
 
-
-_KEYS = ("options", "shape", "seed", "functions", "codes", "dirty", "changing", "schedule", "last")
-
-
-_COUNTERS = ("steps", "rehashes", "rebuilds", "_since_rehash")
-
-
+_INT_COUNTERS = ("steps", "rehashes", "rebuilds", "drift_checks", "since_rehash")
 _LAST = {"active_per_sample", "union", "ids_read"}
-
-
+_WHERE = "HashTables.load_sampler_state"
 _FLOATS = (torch.float32, torch.float64)
 
 
-def check(tables: HashTables, state: Any, weight: Tensor) -> HashFamily | None:
-    """The saved hash family, if ``state`` fits ``tables`` over ``weight`` and is whole.
+class SavedState(NamedTuple):
+    """A sampler state that has been checked, in tensors of its own.
+
+    Attributes:
+        family: the functions, or None before the first build.
+        codes, dirty, sq8: of the tables, see :class:`BuiltTables`; ``dirty`` is int64 (n) here. ``codes`` is
+            None where the rows are to be hashed at the next use.
+        changing: int64 (n), rows that the optimizer's next step changes, or None.
+        counters: see :class:`Schedule`.
+        drift_sample_codes: see :class:`Schedule`.
+        last_step: statistics of the last step.
+        kernel_sums, frequencies: see :class:`TailState`.
+    """
+
+    family: HashFamily | None
+    codes: Tensor | None
+    dirty: Tensor | None
+    sq8: SQ8Rows | None
+    changing: Tensor | None
+    counters: dict[str, int | float]
+    drift_sample_codes: Tensor | None
+    last_step: dict[str, float]
+    kernel_sums: Tensor | None
+    frequencies: Tensor | None
+
+
+@keeps_normal_tensors
+def read_state(tables: HashTables, state: Any, weight: Tensor) -> SavedState:
+    """What ``state``, of format 1 or 2, says of ``tables`` over ``weight``.
 
     Raises:
         ValueError: it is of tables with other options or of another shape, or it is damaged.
     """
-    version = state.get("format") if isinstance(state, dict) else state
-    if not isinstance(state, dict) or type(version) is not int or version != 1:
-        raise ValueError(
-            f"{_WHERE}: state: expected what sampler_state returned (format 1), got {_short(version)}"
-        )
-    missing = [name for name in _KEYS if name not in state]
+    state = _in_present_format(state)
+    missing = [name for name in KEYS if name not in state]
     if missing:
-        _damaged("", f"the keys {', '.join(_KEYS)}", f"none of {', '.join(missing)}")
+        _damaged("", f"the keys {', '.join(KEYS)}", f"none of {', '.join(missing)}")
     _check_settings(tables, state)
     _check_schedule(state)
     family = _family(tables, state)
-    codes = state["codes"]
+    codes, sq8 = state["codes"], None
     if codes is not None:
         if family is None:
             _damaged("codes", "None without a seed", codes)
         _check_codes("codes", codes, family, tables.out_features)
         _check_rows("dirty", state["dirty"], tables.out_features)
         if tables.searches:
-            _check_row_codes(tables, state, family)
+            sq8 = _sq8(tables, state, family)
+            if sq8 is None:  # of tables that were not searched: the next use makes them
+                codes = None
     if state["changing"] is not None:
         _check_rows("changing", state["changing"], tables.out_features)
-    if state.get("probe_codes") is not None:
+    drift_sample_codes = state["drift_sample_codes"]
+    if drift_sample_codes is not None:
         if family is None:
-            _damaged("probe_codes", "None without a seed", state["probe_codes"])
-        _check_codes("probe_codes", state["probe_codes"], family, tables.PROBE_ROWS)
-    if state.get("kernel_sums") is not None and tables.uses_kernel:
-        _check_kernel_sums(tables, state["kernel_sums"], weight)
-    if state.get("frequencies") is not None:
-        shares = state["frequencies"]
-        _check_tensor("frequencies", shares, (torch.float64,), (tables.out_features,))
-        _check_range("frequencies", shares, 0, 1)
-        if not bool((shares > 0).all()):
-            _damaged("frequencies", "positive values", "some that are 0")
-    return family
+            _damaged("drift_sample_codes", "None without a seed", drift_sample_codes)
+        _check_codes("drift_sample_codes", drift_sample_codes, family, DRIFT_SAMPLE_ROWS)
+    kernel_sums = state["kernel_sums"] if tables.uses_kernel else None
+    if kernel_sums is not None:
+        _check_kernel_sums(tables, kernel_sums, weight)
+    if state["frequencies"] is not None:
+        _check_frequencies(tables, state["frequencies"])
+    return SavedState(
+        family,
+        _kept(codes),
+        None if codes is None else _kept(state["dirty"]),
+        sq8,
+        _kept(state["changing"]),
+        {name: state["schedule"][name] for name in COUNTERS},
+        _kept(drift_sample_codes),
+        dict(state["last"]),
+        _kept(kernel_sums),
+        _kept(state["frequencies"]),
+    )
 
 
-def kept(state: dict[str, Any], name: str) -> Tensor | None:
-    """A contiguous copy of what a checked ``state`` holds under ``name``, where it has that."""
-    return None if state.get(name) is None else _copy(state[name])
+def _in_present_format(state: Any) -> dict[str, Any]:
+    """``state`` with the names of format 2; of format 1 what was added later is filled in."""
+    version = state.get("format") if isinstance(state, dict) else state
+    if not isinstance(state, dict) or type(version) is not int or version not in (1, FORMAT):
+        raise ValueError(
+            f"{_WHERE}: state: expected what sampler_state returned (format 1 or 2), got "
+            f"{_short(version)}"
+        )
+    if version == FORMAT:
+        return state
+    state = dict.fromkeys(_OPTIONAL) | _with_names(state, _RENAMED)
+    if isinstance(state.get("functions"), dict):
+        state["functions"] = _with_names(state["functions"], _RENAMED_FUNCTIONS)
+    if isinstance(state.get("schedule"), dict):
+        counters = _with_names(state["schedule"], _RENAMED_COUNTERS)
+        state["schedule"] = _OPTIONAL_COUNTERS | counters
+    return state
+
+
+def _with_names(old: dict[Any, Any], renamed: dict[str, str]) -> dict[Any, Any]:
+    new_names = set(renamed.values())
+    # what has a new name already is not of format 1
+    kept = {name: value for name, value in old.items() if name not in new_names}
+    return {renamed.get(name, name): value for name, value in kept.items()}
+
+
+def _kept(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _copy(tensor)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -118,17 +188,16 @@ def _check_schedule(state: dict[str, Any]) -> None:
     schedule, last = state["schedule"], state["last"]
     if not isinstance(schedule, dict):
         _damaged("schedule", "a dict", schedule)
-    for name in (*_COUNTERS, "drift_checks"):
-        # states of format 1 did not always have what the drift schedule counts
-        count = schedule.get(name, 0 if name == "drift_checks" else None)
+    for name in _INT_COUNTERS:
+        count = schedule.get(name)
         if type(count) is not int or not 0 <= count < 1 << 63:
             _damaged(f"schedule.{name}", "an int from 0 to 2^63 - 1", count)
     for name, low, high in (
         ("upkeep_seconds", 0, math.inf),
-        ("_period", 1, math.inf),
+        ("period", 1, math.inf),
         ("drift", 0, 1),
     ):
-        value: Any = schedule.get(name, 0.0 if name == "drift" else None)
+        value = schedule.get(name)
         if not _is_number(value) or not low <= value <= high:
             _damaged(f"schedule.{name}", f"a finite number from {low} to {high}", value)
     if not isinstance(last, dict) or not all(_is_number(value) for value in last.values()):
@@ -178,8 +247,8 @@ def _learnt_functions(
     """Dtypes and shape of the functions that come from the rows, not from the seed."""
     width = tables.in_features + tables.has_bias
     learnt: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]] = {}
-    if family.centers:
-        learnt["center"] = _FLOATS, (width,)
+    if family.center:
+        learnt["mean_row"] = _FLOATS, (width,)
     if family.augment_norms:
         learnt["norm_bound"] = (torch.float64,), ()
     if isinstance(family, KMeans):
@@ -231,18 +300,18 @@ def _check_rows(name: str, rows: Any, neurons: int) -> None:
     _check_range(name, rows, 0, neurons - 1)
 
 
-def _check_row_codes(tables: HashTables, state: dict[str, Any], family: HashFamily) -> None:
-    given: list[Any] = [state.get(name) for name in ("row_codes", "row_terms", "row_places")]
+def _sq8(tables: HashTables, state: dict[str, Any], family: HashFamily) -> SQ8Rows | None:
+    given: list[Any] = [state[name] for name in ("sq8_codes", "sq8_terms", "sq8_places")]
     if all(tensor is None for tensor in given):
-        return  # as of states from before there were any: they are made at the next use
+        return None
     codes, terms, places = given
     neurons, d = tables.out_features, tables.in_features
     pairs, room = (d + 1) // 2, neurons // 16 + min(neurons, 1 << family.bits)
-    _check_tensor("row_codes", codes, (torch.int8,), (-1, pairs, 16, 2))
+    _check_tensor("sq8_codes", codes, (torch.int8,), (-1, pairs, 16, 2))
     if codes.shape[0] < room:
-        _damaged("row_codes", f"at least {room} blocks", codes.shape[0])
-    _check_tensor("row_terms", terms, (torch.float32,), (codes.shape[0], 2, 16))
-    _check_tensor("row_places", places, (torch.int32,), (neurons,))
+        _damaged("sq8_codes", f"at least {room} blocks", codes.shape[0])
+    _check_tensor("sq8_terms", terms, (torch.float32,), (codes.shape[0], 2, 16))
+    _check_tensor("sq8_places", places, (torch.int32,), (neurons,))
     own = state["codes"][0].long()
     order = own.argsort(stable=True)
     held, which = own[order].unique_consecutive(return_inverse=True)
@@ -251,7 +320,15 @@ def _check_row_codes(tables: HashTables, state: dict[str, Any], family: HashFami
     blocks = (sizes + 15) // 16
     first = (blocks.cumsum(0) - blocks) * 16
     if not torch.equal(places[order].long(), first[which] + torch.arange(neurons) - begins[which]):
-        _damaged("row_places", "those that the codes give", "others")
+        _damaged("sq8_places", "those that the codes give", "others")
+    return SQ8Rows(_copy(codes), _copy(terms), _copy(places))
+
+
+def _check_frequencies(tables: HashTables, shares: Any) -> None:
+    _check_tensor("frequencies", shares, (torch.float64,), (tables.out_features,))
+    _check_range("frequencies", shares, 0, 1)
+    if not bool((shares > 0).all()):
+        _damaged("frequencies", "positive values", "some that are 0")
 
 
 def _check_kernel_sums(tables: HashTables, sums: Any, weight: Tensor) -> None:

@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from helpers import in_format_1
 
 from slide_torch import LSHLinear, LSHOptions, load_sampler_state, optim, sampler_state
 
@@ -107,7 +108,7 @@ def damage(state, draw):
     if way < 0.15:
         del place[name]
     elif way < 0.2:
-        place[draw.choice(["weight", "steps", "center", 7])] = place[name]
+        place[draw.choice(["weight", "steps", "center", "mean_row", "row_codes", 7])] = place[name]
     elif way < 0.3:  # from another layer
         other = trained(draw.randrange(len(CASES)))[1][""]
         if name in other:
@@ -132,6 +133,8 @@ def test_damaged_sampler_states(fuzz):
         layer, state = trained(draw.randrange(len(CASES)))
         torch.manual_seed(draw.randrange(2**32))
         before = copy.deepcopy(sampler_state(layer))
+        if draw.random() < 0.3:
+            state[""] = in_format_1(state[""])
         if draw.random() < 0.03:
             state = damaged(state, draw)
         else:

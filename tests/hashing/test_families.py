@@ -40,7 +40,7 @@ def test_interface(family, dtype):
     assert made.row_codes(w, b, rows[:0]).shape == (5, 0)
     x = torch.randn(9, 40, dtype=dtype)
     queries = made.query_codes(x)
-    made.center = None
+    made.mean_row = None
     assert torch.equal(made.query_codes(x), queries)  # they are not centered
     assert torch.equal(queries, made.row_codes(x, x.new_ones(9)))
     assert torch.equal(made.row_codes(w, b), made.row_codes(w * 4, b * 4))
@@ -118,7 +118,7 @@ def test_norm_augmentation_is_one_more_coordinate(family):
     torch.testing.assert_close(made.norm_bound, bound)
     last = (bound**2 - rows.norm(dim=1) ** 2).clamp(min=0).sqrt()
     expected = torch.cat([rows, last[:, None]], 1)
-    torch.testing.assert_close(ops.hashed_rows(w, b, None, made.center, bound.item()), expected)
+    torch.testing.assert_close(ops.hashed_rows(w, b, None, made.mean_row, bound.item()), expected)
     functions = made.centroids if family == "kmeans" else made.matrix
     if family == "kmeans":
         of_rows = (expected @ functions.double().transpose(1, 2)).argmax(2)

@@ -136,10 +136,10 @@ def test_centering_is_subtracting_the_mean_row(family):
     w, b = torch.randn(60, 40, dtype=torch.float64) + 3, torch.randn(60, dtype=torch.float64) - 1
     expected = made.row_codes(w - w.mean(0), b - b.mean())
     made.fit(w, b)
-    assert torch.allclose(made.center, torch.cat([w.mean(0), b.mean()[None]]))
+    assert torch.allclose(made.mean_row, torch.cat([w.mean(0), b.mean()[None]]))
     assert torch.equal(made.row_codes(w, b), expected)
     queries = made.query_codes(w)
-    made.center = None
+    made.mean_row = None
     assert torch.equal(made.query_codes(w), queries)  # they are not centered
 
 

@@ -55,10 +55,10 @@ def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
     tables = HashTables(options, 300, 16, has_bias=False)
     w = torch.randn(300, 16)
     tables.rebuild(w, None)
-    family = tables.family
 
     def check_centroids(w, codes):
-        torch.testing.assert_close(family.center, w.mean(0))
+        family = tables.family
+        torch.testing.assert_close(family.mean_row, w.mean(0))
         for code in range(16):
             mean = w[codes[0] == code].mean(0) - w.mean(0)
             torch.testing.assert_close(family.centroids[0, code], F.normalize(mean, dim=0))
@@ -68,19 +68,21 @@ def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
     w[dirty] = torch.randn(50, 16)
     tables.rehash(w, None, rows=dirty)
     check_centroids(before, old)
-    assert torch.equal(tables.codes[:, dirty], family.row_codes(w, None, dirty))
+    assert torch.equal(tables.codes[:, dirty], tables.family.row_codes(w, None, dirty))
     assert torch.equal(tables.codes[:, 50:], old[:, 50:])
 
     before, old = w.clone(), tables.codes.clone()
     tables.rehash(w, None)  # of all rows
     check_centroids(before, old)
-    assert torch.equal(tables.codes, family.row_codes(w, None))
+    assert torch.equal(tables.codes, tables.family.row_codes(w, None))
 
-    centroids, center = family.centroids.clone(), family.center.clone()
+    family = tables.family
+    centroids, mean_row = family.centroids.clone(), family.mean_row.clone()
     w[7, 3] = float("nan")
     with pytest.raises(ValueError, match="7"):
         tables.rehash(w, None, rows=torch.tensor([7]))
-    assert torch.equal(family.centroids, centroids) and torch.equal(family.center, center)
+    assert tables.family is family
+    assert torch.equal(family.centroids, centroids) and torch.equal(family.mean_row, mean_row)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -91,7 +93,7 @@ def test_centroids_in_groups(dtype):
     centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
     x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
     x[5, 3] = math.nan
-    groups = kmeans.in_groups(centroids)
+    groups = kmeans.group_centroids(centroids)
     assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
     exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
     means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
@@ -123,7 +125,7 @@ def test_kmeans_rebuilds_from_its_old_centroids():
     rows, _ = clouds(32, 60)
 
     def spread(family):
-        hashed = F.normalize(rows - family.center, dim=1)
+        hashed = F.normalize(rows - family.mean_row, dim=1)
         return (hashed @ family.centroids[0].T).max(1).values.mean()
 
     cold, warm = (

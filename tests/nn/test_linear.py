@@ -202,7 +202,7 @@ def test_double(built, family, projection):
     assert layer.weight.dtype == torch.float64
     for _ in range(5):
         assert step(layer, x.double(), y).dtype == torch.float64
-    assert layer.tables.family.center.dtype == torch.float64
+    assert layer.tables.family.mean_row.dtype == torch.float64
     layer.rehash()
     assert tables_fit(layer)
 

@@ -85,7 +85,7 @@ def test_frequencies_are_a_power_of_counts():
     layer = LSHLinear(3, 4, options=LSHOptions(budget=0, tail=1, tail_distribution="frequencies"))
     for power, expected in ((0.75, [1, 8, 27, 64]), (1, [1, 16, 81, 256]), (0, [1, 1, 1, 1])):
         layer.set_frequencies(counts, power)
-        inclusion = layer.tables.fixed_proposal(1).inclusion
+        inclusion = layer.tables.tail.fixed_proposal(1).inclusion
         torch.testing.assert_close(inclusion, torch.tensor(expected).double() / sum(expected))
 
 

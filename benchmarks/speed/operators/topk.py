@@ -16,7 +16,7 @@ def topk_lists(p: Problem) -> Case:
     sizes = offsets.diff()
     return Case(
         lambda: ops.topk_lists(
-            p.input, p.weight, p.bias, offsets, tables.ids[0], tables.row_codes, tables.row_terms,
+            p.input, p.weight, p.bias, offsets, tables.ids[0], tables.sq8.codes, tables.sq8.terms,
             probes, options.budget, 2 * options.budget,
         ),
         {"row_read": (p.width + 8) * sizes[probes.unique()].sum().item()},
