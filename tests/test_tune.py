@@ -252,7 +252,7 @@ def test_probe_refuses(arguments, message):
 
 
 def test_probe_with_tqdm_and_tensorboard(tmp_path):
-    """The loop of docs/tuning.md."""
+    """The loop of docs/choosing.md."""
     from tqdm import tqdm
 
     layer, x = clustered()

@@ -16,7 +16,7 @@ from ..options import LSHOptions
 from ..storage import check_in_memory
 from . import carry_over, hidden
 from .linear import LSHLinear
-from .linear_checks import MOST_FEATURES, MOST_NEURONS
+from .linear_checks import MOST_FEATURES, MOST_NEURONS, check_parameters
 
 
 class LSHFeedForward(nn.Module):
@@ -171,7 +171,7 @@ class LSHFeedForward(nn.Module):
     def _check_parameters(self) -> None:
         """Refuses parameters of other shapes than the layer was made with, or that hooks of ``first``, which
         is not called, would bring up to date."""
-        self.first._check_parameters("LSHFeedForward: first", called=False)
+        check_parameters("LSHFeedForward: first", self.first, self.first.tables, called=False)
         weight, bias = self.second_weight, self.second_bias
         fits = weight.dim() == 2 and weight.shape[0] == self.hidden_features
         if not fits or (bias is not None and bias.shape != weight.shape[1:]):

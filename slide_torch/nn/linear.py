@@ -7,26 +7,34 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..active_set import ActiveSet
-from ..checks import as_number, checked_int
-from ..functional.checks import autocast_input
 from ..ops import fused_update
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
-from ..precision import DTYPES, computed_dtype, topk_linear, widened
-from ..prediction.calibration import Calibration, state_of
-from ..prediction.calibration import calibrate as calibrated
-from ..prediction.partition import RowPartition
-from ..randomness import draw_seed
+from ..prediction import predictor
+from ..prediction.calibration import Calibration
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
+from ..sampling.recall import found_among
 from ..storage import check_in_memory
 from ..tables import HashTables
 from . import carry_over, hidden
-from .linear_checks import check_arguments, options_of
+from .linear_checks import (
+    check_arguments,
+    check_not_parametrized,
+    check_parameters,
+    check_shapes,
+    checked_input,
+    checked_k,
+    checked_share,
+    flat_inputs,
+    options_of,
+    refuse_backward_hooks,
+    some_inputs,
+)
 from .sampled_logits import SampledLogits
+from .tying import MarkLookedUp, check_tied
 
 # What an LSHLinear has, and an nn.Linear has not.
 _OWN_ATTRIBUTES = frozenset(("options", "sparse", "output", "eval_active", "tables", "calibration"))
@@ -144,11 +152,17 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        logits = SampledLogits.of(self, self._checked(input))
+        logits = SampledLogits.of(
+            checked_input(input, self, self.tables),
+            self.weight,
+            self.bias,
+            self.tables,
+            sparse=self.sparse,
+        )
         if logits.requires_grad:
             if self.sparse and fused_update.is_replica():
                 fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)
-            _refuse_backward_hooks(self)
+            refuse_backward_hooks(self)
         return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
@@ -156,7 +170,8 @@ class LSHLinear(nn.Linear):
         set drawn for it, with the tables' upkeep; None for all neurons, exactly, as in eval."""
         if not self.training and self.eval_active == "all":
             return None
-        flat = self._checked(input).reshape(-1, self.in_features).contiguous()
+        input = checked_input(input, self, self.tables)
+        flat = input.reshape(-1, self.in_features).contiguous()
         active = hidden.draw(
             self.tables,
             flat,
@@ -166,22 +181,6 @@ class LSHLinear(nn.Linear):
             training=self.training,
         )
         return flat, active
-
-    def _checked(self, input: Tensor) -> Tensor:
-        """The input of a forward in training, in the weight's dtype under autocast."""
-        self._check_parameters("LSHLinear")
-        if input.dim() < 1 or input.shape[-1] != self.in_features:
-            raise ValueError(
-                f"LSHLinear: input: expected last dimension {self.in_features} (in_features), "
-                f"got shape {tuple(input.shape)}"
-            )
-        input = autocast_input(input, self.weight)
-        if input.dtype != self.weight.dtype or input.device != self.weight.device:
-            raise ValueError(
-                f"LSHLinear: input: expected {self.weight.dtype} on {self.weight.device}, the weight's, "
-                f"got {input.dtype} on {input.device}"
-            )
-        return input
 
     def tie(self, embedding: nn.Embedding | nn.EmbeddingBag) -> LSHLinear:
         """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
@@ -193,20 +192,11 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: it is no embedding of (out_features, in_features), or of another dtype.
         """
-        shape = (self.out_features, self.in_features)
-        weight: Any = getattr(embedding, "weight", None)
-        if not isinstance(embedding, nn.Embedding | nn.EmbeddingBag) or (
-            tuple(weight.shape) != shape or weight.dtype != self.weight.dtype
-        ):
-            got = "" if weight is None else f" of {tuple(weight.shape)}, {weight.dtype}"
-            raise ValueError(
-                f"LSHLinear.tie: embedding: expected an nn.Embedding of {shape}, {self.weight.dtype}, "
-                f"got {type(embedding).__name__}{got}: make the layer with the embedding's sizes and dtype"
-            )
+        check_tied(embedding, self.weight, (self.out_features, self.in_features))
         self.weight = embedding.weight
         self.tables.invalidate()
         if self.sparse:
-            embedding.register_forward_hook(_MarkLookedUp(self.tables), with_kwargs=True)
+            embedding.register_forward_hook(MarkLookedUp(self.tables), with_kwargs=True)
         return self
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
@@ -236,7 +226,7 @@ class LSHLinear(nn.Linear):
             ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
                 changed.
         """
-        self._check_parameters("LSHLinear.rehash", called=False)
+        check_parameters("LSHLinear.rehash", self, self.tables, called=False)
         check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
         self.tables.rehash(self.weight, self.bias)
 
@@ -247,7 +237,7 @@ class LSHLinear(nn.Linear):
             ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
                 changed.
         """
-        self._check_parameters("LSHLinear.rebuild", called=False)
+        check_parameters("LSHLinear.rebuild", self, self.tables, called=False)
         check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
@@ -270,19 +260,14 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong.
         """
-        k = self._checked_k("recall", k)
-        input = self._some_inputs("recall", input)
-        check_in_memory("LSHLinear.recall", weight=self.weight, bias=self.bias)
-        tables = to_look_at(self.tables, self.weight, self.bias)
-        found = candidates(tables, self.weight, self.bias, input)
+        where, weight, bias = "LSHLinear.recall", self.weight, self.bias
+        k = checked_k(where, k, self.out_features)
+        flat = some_inputs(where, input, self, self.tables)
+        found = candidates(to_look_at(self.tables, weight, bias), weight, bias, flat)
         if found is None:
             return 1.0
-        offsets, active = found
-        best = topk_linear(input, *self._contiguous(), k)[1]
-        sample = torch.arange(input.shape[0]).repeat_interleave(offsets.diff())
-        keys = sample * self.out_features + active
-        wanted = torch.arange(input.shape[0]).unsqueeze(1) * self.out_features + best
-        return torch.isin(wanted, keys).float().mean().item()
+        _, best = predictor.exact_topk(flat, weight, bias, k)
+        return found_among(best, *found, self.out_features).float().mean().item()
 
     @torch.no_grad()
     def predict(self, input: Tensor, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
@@ -306,33 +291,14 @@ class LSHLinear(nn.Linear):
             ValueError: shape or dtype of ``input``, or k, is wrong.
             RuntimeError: ``exact=False`` without :meth:`calibrate`, or after the weights have changed.
         """
-        k = self._checked_k("predict", k)
-        flat = self._inputs("predict", input)
-        shape = (*input.shape[:-1], k)
-        weight, bias = self._contiguous()
+        where, weight, bias = "LSHLinear.predict", self.weight, self.bias
+        k = checked_k(where, k, self.out_features)
+        flat = flat_inputs(where, input, self, self.tables)
         if exact:
-            values, indices = topk_linear(flat, weight, bias, k)
+            values, indices = predictor.exact_topk(flat, weight, bias, k)
         else:
-            calibration = self.calibration
-            if calibration is None:
-                raise RuntimeError(
-                    "LSHLinear.predict: exact=False needs to know how far to look: call "
-                    "layer.calibrate(inputs, k, recall=0.95) first"
-                )
-            if calibration.state != state_of(self.weight, self.bias):
-                raise RuntimeError(
-                    "LSHLinear.predict: the weights have changed since layer.calibrate, whose recall is "
-                    "not known to hold any more: call it again, or predict(..., exact=True)"
-                )
-            values, indices = calibration.partition.topk(
-                flat,
-                weight,
-                bias,
-                k,
-                calibration.probes,
-                calibration.radius_weight,
-                calibration.rescored,
-            )
+            values, indices = predictor.approximate_topk(flat, weight, bias, k, self.calibration)
+        shape = (*input.shape[:-1], k)
         return values.view(shape), indices.view(shape)
 
     @torch.no_grad()
@@ -365,26 +331,14 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong, or weights hold NaN or Inf; nothing is changed.
         """
-        k = self._checked_k("calibrate", k)
-        flat = self._some_inputs("calibrate", input)
-        share = as_number(recall)
-        if share is None or not 0 < share <= 1:
-            raise ValueError(
-                f"LSHLinear.calibrate: recall: expected a number above 0 and at most 1, got {recall!r}"
-            )
-        if parametrize.is_parametrized(self):
-            raise ValueError(
-                "LSHLinear.calibrate: weight: expected a Parameter, whose changes are noticed, got the "
-                "result of a parametrization: call torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        weight, bias = self._contiguous()
-        old = self.calibration
-        if old is not None and old.state == state_of(self.weight, self.bias):
-            partition = old.partition
-        else:
-            partition = RowPartition.build(weight, bias, seed=draw_seed(generator))
-        state = state_of(self.weight, self.bias)
-        self.calibration = calibrated(flat, weight, bias, k, share, partition, state)
+        where = "LSHLinear.calibrate"
+        k = checked_k(where, k, self.out_features)
+        flat = some_inputs(where, input, self, self.tables)
+        share = checked_share(f"{where}: recall", recall)
+        check_not_parametrized(where, self)
+        self.calibration = predictor.recalibrated(
+            self.calibration, flat, self.weight, self.bias, k, share, generator
+        )
         return self.calibration.recall
 
     def log_prob(self, input: Tensor) -> Tensor:
@@ -407,73 +361,8 @@ class LSHLinear(nn.Linear):
         """
         if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
             input = input.to(self.weight.dtype)
-        self._inputs("log_prob", input)
-        with torch.autocast("cpu", enabled=False):
-            logits = F.linear(input.to(self.weight.dtype), self.weight, self.bias)
-            return F.log_softmax(logits, dim=-1, dtype=computed_dtype(logits.dtype))
-
-    def _checked_k(self, method: str, k: Any) -> int:
-        N = self.out_features
-        return checked_int(k, 1, N, f"LSHLinear.{method}: k", " (out_features)")
-
-    def _some_inputs(self, method: str, input: Tensor) -> Tensor:
-        """As :meth:`_inputs`: at least one, and finite."""
-        flat = self._inputs(method, input)
-        if flat.shape[0] == 0:
-            raise ValueError(f"LSHLinear.{method}: input: expected at least one, got none")
-        if not bool(torch.isfinite(flat).all()):
-            raise ValueError(f"LSHLinear.{method}: input: expected finite numbers, got NaN or Inf")
-        return flat
-
-    def _inputs(self, method: str, input: Tensor) -> Tensor:
-        """Checks what prediction is given; returns inputs as contiguous (n, d), bfloat16 ones as float32."""
-        self._check_parameters(f"LSHLinear.{method}", called=False)
-        if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != self.in_features:
-            got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
-            raise ValueError(
-                f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
-                f"(in_features), got {got}"
-            )
-        check_in_memory(f"LSHLinear.{method}", weight=self.weight, bias=self.bias)
-        if self.weight.dtype not in DTYPES:
-            raise ValueError(
-                f"LSHLinear.{method}: weight: expected float32, float64 or bfloat16, got "
-                f"{self.weight.dtype}: convert the layer with .float()"
-            )
-        input = autocast_input(input, self.weight)
-        if input.dtype != self.weight.dtype or input.device != self.weight.device:
-            raise ValueError(
-                f"LSHLinear.{method}: input: expected {self.weight.dtype} on {self.weight.device}, the "
-                f"weight's, got {input.dtype} on {input.device}"
-            )
-        return widened(input).reshape(-1, self.in_features).contiguous()
-
-    def _check_parameters(self, where: str, *, called: bool = True) -> None:
-        """Refuses parameters of other shapes than the layer was made with, and outside a forward
-        (``called=False``) those that only a forward brings up to date."""
-        tables, weight, bias = self.tables, self.weight, self.bias
-        N, d = tables.out_features, tables.in_features
-        sizes = (self.out_features, self.in_features)
-        of_bias = None if bias is None else tuple(bias.shape)
-        wanted = (N,) if tables.has_bias else None
-        if tuple(weight.shape) != (N, d) or sizes != (N, d) or of_bias != wanted:
-            dense = "" if self.output == "sampled" else ", output='dense'"
-            raise ValueError(
-                f"{where}: weight: expected shape {(N, d)} and bias {wanted}, which the layer was made with, "
-                f"got {tuple(weight.shape)} and {of_bias}, (out_features, in_features) {sizes}: of resized "
-                "parameters make a new layer, LSHLinear.from_linear(layer, options=layer.options, "
-                f"sparse=layer.sparse{dense})"
-            )
-        computed = None if called else carry_over.computed_weight(self)
-        if computed is not None:
-            raise ValueError(
-                f"{where}: weight: expected a Parameter, got one that {computed[0]} computes anew at each "
-                f"forward only: call {computed[1]} first"
-            )
-
-    def _contiguous(self) -> tuple[Tensor, Tensor | None]:
-        bias = self.bias
-        return self.weight.contiguous(), None if bias is None else bias.contiguous()
+        flat_inputs("LSHLinear.log_prob", input, self, self.tables)
+        return predictor.log_prob(input, self.weight, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the calibration: it belongs to the very memory of the weights."""
@@ -510,15 +399,7 @@ class LSHLinear(nn.Linear):
             linear, where, classes=(nn.Linear, LSHLinear, cls), own_hooks=(_invalidate_tables,)
         )
         weight, bias = linear.weight, linear.bias
-        if weight.dim() != 2:
-            raise ValueError(
-                f"{where}: expected a weight of 2 dimensions, got shape {tuple(weight.shape)}"
-            )
-        if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-            raise ValueError(
-                f"{where}: expected a bias of shape {tuple(weight.shape[:1])}, {weight.dtype}, as the weight "
-                f"has it, got {tuple(bias.shape)}, {bias.dtype}"
-            )
+        check_shapes(where, weight, bias)
         in_features, out_features = check_arguments(
             weight.shape[1], weight.shape[0], options, weight.device, weight.dtype
         )
@@ -558,42 +439,6 @@ class LSHLinear(nn.Linear):
             f"{super().extra_repr()}, sparse={self.sparse}{dense if self.output == 'dense' else ''}, "
             f"options={self.options}, built={self.tables.built}"
         )
-
-
-class _MarkLookedUp:
-    """Forward hook of a tied embedding; an object, so that copies of a model mark their own tables."""
-
-    def __init__(self, tables: HashTables) -> None:
-        self.tables = tables
-
-    @torch.compiler.disable
-    def __call__(self, embedding: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        weight: Any = embedding.weight
-        if weight.shape[0] != self.tables.out_features:  # resized: the layer refuses it itself
-            return
-        if embedding.training and torch.is_grad_enabled() and weight.requires_grad:
-            rows = args[0] if args else kwargs.get("input")
-            if not isinstance(rows, Tensor):
-                raise ValueError(
-                    "LSHLinear.tie: embedding: expected indices as its first argument or input=, got "
-                    f"{[type(a).__name__ for a in args]} and {sorted(kwargs)}: call it as nn.Embedding"
-                )
-            self.tables.mark_dirty(rows.flatten().to(torch.int64), weight._version)
-
-
-def _refuse_backward_hooks(layer: nn.Module) -> None:
-    """Module backward hooks would not be called, as there is no gradient of N logits to call them with."""
-    if layer._backward_hooks or layer._backward_pre_hooks or _any_global_backward_hook():
-        raise NotImplementedError(
-            "LSHLinear: backward hooks are not available in training, whose logits have no gradient tensor: "
-            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose "
-            "forward returns the loss"
-        )
-
-
-def _any_global_backward_hook() -> bool:
-    module = torch.nn.modules.module
-    return bool(module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

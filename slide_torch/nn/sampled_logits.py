@@ -6,7 +6,7 @@ import builtins
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,9 @@ from ..functional.cross_entropy import lsh_linear_cross_entropy
 from ..inference_mode import version_of
 from ..precision import active_layer, computed_dtype, widened
 from ..sampling.draw import draw_active_set, to_look_at
+from ..tables import HashTables
 from .forward_call import ForwardCall, joined, stand_in
 from .torch_functions import HANDLERS
-
-if TYPE_CHECKING:
-    from .linear import LSHLinear
 
 
 @dataclass(eq=False, repr=False)
@@ -56,16 +54,24 @@ class SampledLogits:
     _call: ForwardCall
 
     @classmethod
-    def of(cls, layer: LSHLinear, input: Tensor) -> SampledLogits:
-        """The logits of ``layer`` for ``input`` (\\*, d), which fits it."""
-        call = ForwardCall(layer, input)
+    def of(
+        cls,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tables: HashTables,
+        *,
+        sparse: bool,
+    ) -> SampledLogits:
+        """The logits of ``input`` (\\*, d) for a layer of these parameters and tables, all checked."""
+        call = ForwardCall(input, weight, bias, tables, sparse=sparse)
         return cls(stand_in(call), call)
 
     # --- what it looks like ---------------------------------------------------------------------------
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self._call.input.shape[:-1], self._call.layer.out_features))
+        return torch.Size((*self._call.input.shape[:-1], self._call.out_features))
 
     @property
     def ndim(self) -> int:
@@ -114,7 +120,7 @@ class SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
         if shape is not None or (len(sizes) == 1 and not isinstance(sizes[0], int)):
             sizes = tuple(shape if shape is not None else sizes[0])
-        N = self._call.layer.out_features
+        N = self._call.out_features
         leading = self.shape[:-1].numel()
         known = math.prod([size for size in sizes[:-1] if size != -1])
         free = sizes[:-1].count(-1)
@@ -231,7 +237,7 @@ class SampledLogits:
         self._check_class_dim("topk", dim)
         if not largest:
             self._refuse("topk(largest=False)", "tables find large logits only")
-        N = self._call.layer.out_features
+        N = self._call.out_features
         k = checked_int(k, 0, N, "SampledLogits: topk: k")
         rows, values = self._active_values(trains=False)
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
@@ -246,7 +252,7 @@ class SampledLogits:
         if dim is None and self.ndim > 1:
             self._refuse("argmax() over all dimensions", "argmax(-1)")
         self._check_class_dim("argmax", -1 if dim is None else dim)
-        best = self.topk(1).indices
+        best: Tensor = self.topk(1).indices
         return best if keepdim else best.squeeze(-1)
 
     def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
@@ -254,30 +260,29 @@ class SampledLogits:
         that this layer exists to avoid."""
         rows, values = self._active_values(trains=True)
         values = values.masked_fill(values == -math.inf, fill)
-        dense = values.new_full((values.shape[0], self._call.layer.out_features), fill)
+        dense = values.new_full((values.shape[0], self._call.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
     @torch.compiler.disable  # every step of it depends on data
     def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
         """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
         ``trains`` says that a loss may be made of them."""
-        layer = self._call.layer
-        tables = layer.tables
+        tables, sparse = self._call.tables, self._call.sparse
         input, weight, bias = self._call.tensors("SampledLogits", with_graph=self.requires_grad)
-        flat = widened(input.reshape(-1, layer.in_features))
+        flat = widened(input.reshape(-1, input.shape[-1]))
         moving = trains and torch.is_grad_enabled() and weight.requires_grad
         tables.check_tail("SampledLogits")
         if not trains:
             tables = to_look_at(tables, weight, bias)
         if tables.has_upkeep:
-            tables.maintain(weight, bias, advance=moving, all_rows_move=not layer.sparse)
+            tables.maintain(weight, bias, advance=moving, all_rows_move=not sparse)
         labels = Labels.none(flat.shape[0], flat.dtype)
         active = draw_active_set(
             tables, flat, labels, weight=weight, bias=bias, seed=None if trains else 0
         )
         if moving:
             tables.mark_dirty(active.rows, version_of(weight))
-        weight, bias, rows, sparse = active_layer(weight, bias, active.rows, layer.sparse)
+        weight, bias, rows, sparse = active_layer(weight, bias, active.rows, sparse)
         weight = F.embedding(rows, weight, sparse=sparse)
         with torch.autocast("cpu", enabled=False):
             values = flat @ weight.T
@@ -307,9 +312,9 @@ class SampledLogits:
             weight,
             target,
             linear_bias=bias,
-            tables=call.layer.tables,
+            tables=call.tables,
             scale=call.scale,
-            sparse=call.layer.sparse,
+            sparse=call.sparse,
             **options,
         )
         return joined(loss, self._graph)
@@ -326,9 +331,9 @@ class SampledLogits:
             weight,
             target,
             linear_bias=bias,
-            tables=call.layer.tables,
+            tables=call.tables,
             scale=call.scale,
-            sparse=call.layer.sparse,
+            sparse=call.sparse,
             **options,
         )
         return joined(loss, self._graph)
@@ -338,6 +343,12 @@ class SampledLogits:
     def _check_class_dim(self, name: str, dim: int | None) -> None:
         if dim not in (-1, self.ndim - 1):
             self._refuse(f"{name}(dim={dim})", "classes are the last dimension: dim=-1")
+
+    def _check_normalised(self, name: str) -> None:
+        if not self._call.normalised:
+            self._refuse(
+                f"{name} of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy"
+            )
 
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise NotImplementedError(
@@ -357,7 +368,7 @@ class SampledLogits:
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.mul, Tensor.mul) and args and isinstance(args[-1], SampledLogits):
@@ -387,7 +398,7 @@ def _dimensions_taken(item: Any) -> int:
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     if getattr(item, "dtype", None) in (torch.bool, torch.uint8, bool):
-        return item.ndim
+        return int(item.ndim)
     return 1
 
 
