@@ -36,20 +36,20 @@ from .linear_checks import (
 from .sampled_logits import SampledLogits
 from .tying import MarkLookedUp, check_tied
 
-# What an LSHLinear has, and an nn.Linear has not.
+# The attributes that an LSHLinear has and an nn.Linear lacks.
 _OWN_ATTRIBUTES = frozenset(("options", "sparse", "output", "eval_active", "tables", "calibration"))
 
 
 class LSHLinear(nn.Linear):
     """A drop-in for a huge ``nn.Linear`` output layer (SLIDE: Chen et al., MLSys 2020).
 
-    In training, ``layer(x)`` returns a :class:`SampledLogits`; the loss computed from it touches only
-    the labels' neurons, those that hash tables over the layer's own weight rows return for the batch,
-    and a random tail. In eval, ``layer(x)`` is the exact dense result.
+    In training, ``layer(x)`` returns a :class:`SampledLogits`. The loss computed from it reads only the
+    neurons of the labels, those that hash tables over the weight rows return for the batch, and a random
+    tail. In eval, ``layer(x)`` is the exact dense result.
 
-    With ``output="dense"`` it is a hidden layer, to stand before a ReLU: in training a tensor whose inactive
-    neurons are exactly zero and get no gradient (adaptive dropout: Spring & Shrivastava, KDD 2017). What
-    follows is then computed densely: :class:`LSHFeedForward` computes two layers over active neurons.
+    With ``output="dense"`` it is a hidden layer, used before a ReLU: in training it returns a tensor in which
+    inactive neurons are exactly zero and get no gradient (adaptive dropout: Spring & Shrivastava, KDD 2017).
+    Later layers compute densely; :class:`LSHFeedForward` computes two layers over the active neurons.
 
     Args:
         in_features: width d of an input, at least 1.
@@ -58,14 +58,14 @@ class LSHLinear(nn.Linear):
         options: how active neurons are found, see :class:`LSHOptions`.
         sparse: whether ``weight`` and ``bias`` get row-sparse gradients, as in ``nn.Embedding``: the fast
             path, for :mod:`slide_torch.optim`, ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``. With
-            False they are dense tensors, for any optimizer.
+            False gradients are dense, for any optimizer.
         output: what training returns: ``"sampled"``, a SampledLogits, for a loss; or ``"dense"``, a tensor,
-            for a hidden layer. There the ``"auto"`` options are those of
-            :meth:`LSHOptions.for_hidden_layer`, and without ``options`` the pattern is ``"per_sample"``.
-        eval_active: of a hidden layer, the neurons that are active in eval: ``"all"``, or ``"budget"``, those
-            that the tables return, as in training (the tables are those of the last rehash).
+            for a hidden layer, whose ``"auto"`` options are those of :meth:`LSHOptions.for_hidden_layer`
+            and whose default pattern is ``"per_sample"``.
+        eval_active: the active neurons of a hidden layer in eval: ``"all"``, or ``"budget"``, those that the
+            tables return, as in training (with the tables of the last rehash).
         device: must be the CPU.
-        dtype: float32 (default), float64 or bfloat16 (of which active rows are computed in float32, see
+        dtype: float32 (default), float64 or bfloat16 (active rows are then computed in float32, see
             docs/pytorch.md).
 
     Shape:
@@ -73,13 +73,14 @@ class LSHLinear(nn.Linear):
         - Output: (\\*, N): a SampledLogits in training (with ``output="dense"`` a tensor), a tensor in eval.
 
     Attributes:
-        weight: (N, d); bias: (N) or None; named, shaped and initialised as in ``nn.Linear``, whose state
-            dict is interchangeable with this one's.
+        weight: (N, d), named, shaped and initialised as in ``nn.Linear``. State dicts of the two layers are
+            interchangeable.
+        bias: (N), or None.
         tables: the :class:`HashTables`, built at the first training step and after loading.
 
-    Limits: losses are softmax and binary cross entropies; tables follow changes made by optimizer steps, by
-    ``load_state_dict`` and ``reset_parameters``: after writing to ``weight`` yourself call
-    :meth:`rehash`. The sizes are fixed: of a weight that has grown make a new layer with :meth:`from_linear`.
+    Limits: the losses are softmax and binary cross entropy. The tables follow changes made by optimizer
+    steps, ``load_state_dict`` and ``reset_parameters``; after any other write to ``weight`` call
+    :meth:`rehash`. The sizes are fixed: for a resized weight make a new layer with :meth:`from_linear`.
 
     Examples:
         >>> head = LSHLinear(128, 670_091, sparse=True)
@@ -119,7 +120,7 @@ class LSHLinear(nn.Linear):
         self.register_load_state_dict_post_hook(_invalidate_tables)
 
     def reset_parameters(self) -> None:
-        """Initialises as ``nn.Linear`` does; the tables follow at the next use."""
+        """Initialises as ``nn.Linear`` does; the tables are rebuilt at the next use."""
         if self.weight.device.type == "cpu":  # scattered rows on small pages cost a page walk each
             advise_hugepages_(self.weight.detach())
         super().reset_parameters()
@@ -127,7 +128,7 @@ class LSHLinear(nn.Linear):
             self.tables.invalidate()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Loads nothing where a shape does not fit: no bias of a layer whose weight is another."""
+        """Loads either all parameters or, where a shape does not fit, none."""
         errors = args[-1]
         own = {prefix + name: param for name, param in self.named_parameters(recurse=False)}
         wrong = [
@@ -166,8 +167,8 @@ class LSHLinear(nn.Linear):
         return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
-        r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
-        set drawn for it, with the tables' upkeep; None for all neurons, exactly, as in eval."""
+        r"""The input (\*, d) of a hidden layer as contiguous (B, d), and the active set drawn for it, with
+        the upkeep of the tables; None where every neuron is active, as in eval."""
         if not self.training and self.eval_active == "all":
             return None
         input = checked_input(input, self, self.tables)
@@ -183,14 +184,14 @@ class LSHLinear(nn.Linear):
         return flat, active
 
     def tie(self, embedding: nn.Embedding | nn.EmbeddingBag) -> LSHLinear:
-        """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
-        the embedding looks up in training: they move with it, whether they are active here or not.
+        """Uses the weight of ``embedding`` as this layer's weight. The rows that the embedding looks up in
+        training change whether they are active here or not, so the tables are told to rehash them.
 
-        (Under ``sparse=False`` every row is rehashed anyway, and assigning ``layer.weight =
-        embedding.weight`` does the same.)
+        (With ``sparse=False`` every row is rehashed anyway, and assigning ``layer.weight =
+        embedding.weight`` is enough.)
 
         Raises:
-            ValueError: it is no embedding of (out_features, in_features), or of another dtype.
+            ValueError: ``embedding`` is not an embedding of (out_features, in_features) in the layer's dtype.
         """
         check_tied(embedding, self.weight, (self.out_features, self.in_features))
         self.weight = embedding.weight
@@ -200,14 +201,14 @@ class LSHLinear(nn.Linear):
         return self
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
-        """Says how frequent classes are, for ``tail_distribution="frequencies"``: the tail is drawn in
-        proportion to ``counts ** power`` (Mikolov et al. 2013 found 0.75 best for words).
+        """Sets the class counts for ``tail_distribution="frequencies"``: the tail is drawn in proportion to
+        ``counts ** power`` (Mikolov et al. 2013 found 0.75 best for words).
 
-        It is no part of a state dict; :func:`sampler_state` keeps it.
+        They are not part of a state dict; :func:`sampler_state` saves them.
 
         Args:
-            counts: (N), positive: of the training data, say. A class that is never drawn could not be
-                corrected for, so where counts are zero give ``counts.clamp(min=1)``.
+            counts: (N), positive, for example the class counts of the training data. Correction needs every
+                class to be drawn sometimes, so replace zeros: ``counts.clamp(min=1)``.
             power: from 0 (uniform) to 1 (in proportion to the counts).
 
         Raises:
@@ -220,11 +221,10 @@ class LSHLinear(nn.Linear):
         self.tables.set_frequencies(counts, power)
 
     def rehash(self) -> None:
-        """Hashes every row anew with the present functions, as after writing to ``weight`` by hand.
+        """Hashes every row again with the current functions, for example after writing to ``weight``.
 
         Raises:
-            ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
-                changed.
+            ValueError: rows hold NaN or Inf, or the weight has been resized; nothing is changed.
         """
         check_parameters("LSHLinear.rehash", self, self.tables, called=False)
         check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
@@ -234,15 +234,14 @@ class LSHLinear(nn.Linear):
         """Draws new hash functions and hashes every row.
 
         Raises:
-            ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
-                changed.
+            ValueError: rows hold NaN or Inf, or the weight has been resized; nothing is changed.
         """
         check_parameters("LSHLinear.rebuild", self, self.tables, called=False)
         check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
     def stats(self) -> dict[str, float]:
-        """What tables and sampler are doing, see :meth:`HashTables.stats`."""
+        """Statistics of tables and sampler, see :meth:`HashTables.stats`."""
         return self.tables.stats()
 
     @torch.no_grad()
@@ -250,8 +249,8 @@ class LSHLinear(nn.Linear):
         r"""Share of the exact k largest logits of each input that the tables return within the budget; 1 if
         every neuron is active, 0 if nothing is retrieved. Costs a dense product with all neurons.
 
-        It changes nothing: before the first training step, when there are no tables, each call builds
-        some of its own, and throws them away.
+        It changes nothing. Before the first training step there are no tables yet, so each call builds its
+        own and discards them.
 
         Args:
             input: (\*, d), at least one, finite.
@@ -271,21 +270,20 @@ class LSHLinear(nn.Linear):
 
     @torch.no_grad()
     def predict(self, input: Tensor, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
-        r"""The k largest logits of each input and their neurons, without ever holding (\*, N).
+        r"""The k largest logits of each input and their neurons, without materialising all (\*, N) logits.
 
-        ``torch.topk(F.linear(input, weight, bias), k)``, faster and in memory that does not grow with N.
-        The same in training and eval. No gradient: nothing is recorded for autograd.
+        ``torch.topk(F.linear(input, weight, bias), k)``, but faster, and in memory that does not grow with N.
+        Training and eval mode give the same result. Nothing is recorded for autograd.
 
         Args:
-            input: (\*, d), of the weight's dtype; any floating-point one under autocast.
+            input: (\*, d), of the weight's dtype; of any floating-point dtype under autocast.
             k: from 1 to N.
-            exact: False looks only among the neurons of the few lists that :meth:`calibrate` found
-                to be enough for the recall asked of it, if need be of more lists to find k neurons. The
-                logits of what is found are exact.
+            exact: False searches only the lists of neurons that :meth:`calibrate` found to be enough for its
+                recall, and more lists where these hold fewer than k neurons. Returned logits are exact.
 
         Returns:
-            ``(values, indices)``: (\*, k) each, the second int64; descending, equal values by smaller index,
-            NaN first, as the largest, as in ``torch.topk``. Of bfloat16 parameters, float32 values.
+            ``(values, indices)``: (\*, k) each, indices int64; values in descending order, equal ones by
+            smaller index, NaN first, as in ``torch.topk``. Values are float32 for bfloat16 parameters.
 
         Raises:
             ValueError: shape or dtype of ``input``, or k, is wrong.
@@ -311,19 +309,19 @@ class LSHLinear(nn.Linear):
         generator: torch.Generator | None = None,
     ) -> float:
         r"""Prepares ``predict(exact=False)``: partitions the neurons into lists of neighbours (k-means on
-        weight rows and bias; kept until the weights change) and finds the fewest lists in which
-        ``recall`` of the exact k best neurons of ``input`` stand.
+        weight rows and bias; kept until the weights change) and finds the smallest number of lists that
+        hold the share ``recall`` of the exact k best neurons of ``input``.
 
-        Other inputs get that recall so far as ``input`` is like them: use some hundreds, held out. The
-        partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and some hundredths of
-        that. It is no part of a state dict, nor of a copy or pickle of the layer: calibrate where the layer
-        is used.
+        Recall on other inputs depends on how similar they are to ``input``: use a few hundred held-out
+        inputs. The partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and a few percent
+        more. It is not part of state dicts, copies or pickles of the layer: calibrate where the layer is
+        used.
 
         Args:
             input: (\*, d), at least one.
             k: from 1 to N.
-            recall: share to be found, above 0 and at most 1.
-            generator: source of the seed of k-means; torch's global generator if None.
+            recall: share to find, above 0 and at most 1.
+            generator: random generator for the seed of k-means; torch's global generator if None.
 
         Returns:
             The share found on ``input``, at least ``recall``.
@@ -344,17 +342,16 @@ class LSHLinear(nn.Linear):
     def log_prob(self, input: Tensor) -> Tensor:
         r"""Log-probabilities of all neurons, as ``nn.AdaptiveLogSoftmaxWithLoss.log_prob``; differentiable.
 
-        Exact under the model. Of a model trained with ``correction="none"`` they are not calibrated: see
-        docs/prediction.md.
+        They are exact for the layer's weights. A model trained with ``correction="none"`` is not calibrated,
+        see docs/prediction.md.
 
         Args:
-            input: (\*, d), of the weight's dtype; bfloat16 also for a float32 weight, and any floating-point
-                one under autocast.
+            input: (\*, d), of the weight's dtype, or bfloat16; of any floating-point dtype under autocast.
 
         Returns:
-            (\*, N), float32, also under autocast and of bfloat16 parameters (whose logits are
-            ``F.linear``'s, in bfloat16), or float64. Twice that is held for a moment: 1.4 GB for 256 inputs
-            and N = 670,091 in float32.
+            (\*, N), float32 or float64; float32 also under autocast and for bfloat16 parameters (whose logits
+            are computed by ``F.linear`` in bfloat16). Peak memory is twice that: 1.4 GB for 256 inputs and
+            N = 670,091 in float32.
 
         Raises:
             ValueError: shape or dtype of ``input`` is wrong.
@@ -365,7 +362,7 @@ class LSHLinear(nn.Linear):
         return predictor.log_prob(input, self.weight, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without the calibration: it belongs to the very memory of the weights."""
+        """Copies and pickles leave out the calibration, which is valid only for these weights in memory."""
         return {**self.__dict__, "calibration": None}
 
     @classmethod
@@ -378,19 +375,18 @@ class LSHLinear(nn.Linear):
         output: Literal["sampled", "dense"] = "sampled",
         eval_active: Literal["all", "budget"] = "all",
     ) -> LSHLinear:
-        """An LSHLinear that shares the very Parameters of ``linear``; other arguments as for the class.
+        """An LSHLinear that shares the Parameters of ``linear``; the other arguments are those of the class.
 
-        All else that hangs on ``linear`` is shared too: buffers, submodules and other parameters, attributes,
-        and its hooks: forward hooks and pre-hooks (which see a :class:`SampledLogits` as the output in
-        training), and those of state dicts. What cannot be taken along is refused.
+        Buffers, submodules, other parameters, attributes and hooks are shared too: forward hooks and
+        pre-hooks (whose output in training is a :class:`SampledLogits`), and those of state dicts.
 
         Args:
-            linear: an nn.Linear or an LSHLinear. Sizes are those of its weight.
+            linear: an nn.Linear or an LSHLinear; the sizes are those of its weight.
 
         Raises:
-            ValueError: an argument is wrong; or ``linear`` is of a subclass, has a parametrization,
-                weight_norm, spectral_norm, pruning, backward or load_state_dict hooks, or a forward of its
-                own. The message says what to do; nothing is changed.
+            ValueError: an argument is wrong; or ``linear`` has something that the new layer would lose: it is
+                of a subclass, or has a parametrization, weight_norm, spectral_norm, pruning, backward or
+                load_state_dict hooks, or its own forward. The message says what to do; nothing is changed.
         """
         where = "LSHLinear.from_linear: linear"
         if not isinstance(linear, nn.Linear):
@@ -417,7 +413,7 @@ class LSHLinear(nn.Linear):
         return layer
 
     def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` that shares this layer's Parameters, and all else that :meth:`from_linear` shares.
+        """An ``nn.Linear`` that shares this layer's Parameters and whatever :meth:`from_linear` shares.
 
         Raises:
             ValueError: as :meth:`from_linear`.

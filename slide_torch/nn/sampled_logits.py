@@ -27,29 +27,31 @@ from .torch_functions import HANDLERS
 
 @dataclass(eq=False, repr=False)
 class SampledLogits:
-    """The logits ``layer(input)`` of shape (\\*, N), not yet computed: which of them matter depends on
-    the labels, which only the loss knows.
+    """The logits ``layer(input)`` of shape (\\*, N), computed by the loss: which of them matter depends on
+    the labels.
 
-    It is not a tensor, but torch's functions accept it: ``F.cross_entropy(logits, target)`` and
-    ``nn.CrossEntropyLoss`` (see :func:`slide_torch.functional.lsh_linear_cross_entropy` for the forms of
-    target), ``F.binary_cross_entropy_with_logits`` and ``nn.BCEWithLogitsLoss``,
-    ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``, ``softmax``. Leading
-    dimensions can be reshaped and sliced, and the whole scaled by a positive number. What works on
-    classes without labels (``topk``, ``to_dense``, ...) sees the active ones only: those that the tables
-    return, and the tail; ``layer.eval()(input)`` gives all N.
+    It is not a tensor, but functions of torch accept it: ``F.cross_entropy(logits, target)`` and
+    ``nn.CrossEntropyLoss`` (for the forms of target see
+    :func:`slide_torch.functional.lsh_linear_cross_entropy`), ``F.binary_cross_entropy_with_logits`` and
+    ``nn.BCEWithLogitsLoss``, ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``,
+    ``softmax``. Leading dimensions can be reshaped and sliced, and the logits scaled by a positive number.
+    Functions without labels (``topk``, ``to_dense``, ...) see only the neurons that the tables return, and
+    the tail; ``layer.eval()(input)`` gives all N logits.
 
-    It belongs to the autograd graph as ``nn.Linear``'s output does. Gradients go where they would have gone
-    when ``layer(input)`` was called: made under ``torch.no_grad()`` it has none, whenever the loss is
-    computed. What looks for tensors in a module's output, as ``DistributedDataParallel`` and ``fully_shard``
-    do, finds one (it is a dataclass, and a node of ``torch.utils._pytree``). The loss reads input, weight and
-    bias, so that none may be changed before: that raises a RuntimeError.
+    It is part of the autograd graph as the output of an ``nn.Linear`` is. Gradients are recorded according to
+    the mode in which ``layer(input)`` was called: under ``torch.no_grad()`` there are none, wherever the loss
+    is computed. Code that looks for tensors in a module's output, such as ``DistributedDataParallel`` and
+    ``fully_shard``, finds one (it is a dataclass, and a node of ``torch.utils._pytree``). The loss reads
+    input, weight and bias; modifying one of them in place before raises a RuntimeError.
 
     Attributes:
-        shape, ndim, dtype, device: as those of the tensor it stands for; where parameters are bfloat16, dtype
-            is float32.
+        shape: the shape (\\*, N).
+        ndim: the number of dimensions.
+        dtype: the dtype of the logits; float32 for bfloat16 parameters.
+        device: the device of the input.
     """
 
-    # The one tensor that walkers find, and may replace; None where nothing gets a gradient.
+    # The one tensor that such code finds, and may replace; None where nothing gets a gradient.
     _graph: Tensor | None
     _call: ForwardCall
 
@@ -174,7 +176,7 @@ class SampledLogits:
         return self
 
     def float(self) -> SampledLogits:
-        """Itself: float32 logits stay so; float64 ones are more exact than asked for."""
+        """Itself: logits are float32 or float64."""
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> SampledLogits:
@@ -208,15 +210,16 @@ class SampledLogits:
             self._refuse(
                 "division by anything but a positive number", "scale the layer's input instead"
             )
-        return self * (1.0 / divisor)
+        scaled: SampledLogits = self * (1.0 / divisor)
+        return scaled
 
     __array_ufunc__ = None  # numpy's scalars leave the arithmetic to us
 
     # --- computed over the active set -----------------------------------------------------------------
 
     def log_softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> SampledLogits:
-        """Log-probabilities over the active set, as lazy as the logits: for ``F.nll_loss``, ``topk``,
-        ``to_dense``. With importance correction the estimate of those over all classes."""
+        """Log-probabilities over the active set, computed later like the logits: for ``F.nll_loss``,
+        ``topk``, ``to_dense``. With importance correction they estimate those over all classes."""
         self._check_class_dim("log_softmax", dim)
         if dtype is not None:
             self.to(dtype)
@@ -230,10 +233,11 @@ class SampledLogits:
     def topk(
         self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
     ) -> torch.return_types.topk:
-        """The k largest active logits of each row and their classes; -inf and -1 where fewer are
-        active. For looking: it is no training step to the tables, as ``to_dense`` is, and takes nothing from
-        torch's random state: ties and tail are always the same. (Before the first training step, when
-        there are no tables, each call builds some of its own, and throws them away.)"""
+        """The k largest active logits of each row and their classes; -inf and -1 where fewer are active.
+
+        Unlike ``to_dense`` it does not count as a training step of the tables, and leaves torch's random
+        state alone: ties and tail are always the same. (Before the first training step there are no tables
+        yet, so each call builds its own and discards them.)"""
         self._check_class_dim("topk", dim)
         if not largest:
             self._refuse("topk(largest=False)", "tables find large logits only")
@@ -256,8 +260,8 @@ class SampledLogits:
         return best if keepdim else best.squeeze(-1)
 
     def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
-        """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
-        that this layer exists to avoid."""
+        """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. It holds all N columns,
+        which the losses avoid."""
         rows, values = self._active_values(trains=True)
         values = values.masked_fill(values == -math.inf, fill)
         dense = values.new_full((values.shape[0], self._call.out_features), fill)
@@ -265,8 +269,11 @@ class SampledLogits:
 
     @torch.compiler.disable  # every step of it depends on data
     def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
-        """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
-        ``trains`` says that a loss may be made of them."""
+        """Active rows (U) and their logits (B, U), -inf where a row is not active for a sample.
+
+        Args:
+            trains: whether a loss may be computed from them.
+        """
         tables, sparse = self._call.tables, self._call.sparse
         input, weight, bias = self._call.tensors("SampledLogits", with_graph=self.requires_grad)
         flat = widened(input.reshape(-1, input.shape[-1]))
