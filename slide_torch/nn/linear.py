@@ -20,19 +20,7 @@ from ..sampling.recall import found_among
 from ..storage import check_in_memory
 from ..tables import HashTables
 from . import carry_over, hidden
-from .linear_checks import (
-    check_arguments,
-    check_not_parametrized,
-    check_parameters,
-    check_shapes,
-    checked_input,
-    checked_k,
-    checked_share,
-    flat_inputs,
-    options_of,
-    refuse_backward_hooks,
-    some_inputs,
-)
+from . import linear_checks as checks
 from .sampled_logits import SampledLogits
 from .tying import MarkLookedUp, check_tied
 
@@ -101,10 +89,10 @@ class LSHLinear(nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        in_features, out_features = check_arguments(
+        in_features, out_features = checks.check_arguments(
             in_features, out_features, options, device, dtype
         )
-        options = options_of(options, out_features, output, eval_active)
+        options = checks.options_of(options, out_features, output, eval_active)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._set_up(options, sparse, output, eval_active)
 
@@ -129,16 +117,9 @@ class LSHLinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Loads either all parameters or, where a shape does not fit, none."""
-        errors = args[-1]
-        own = {prefix + name: param for name, param in self.named_parameters(recurse=False)}
-        wrong = [
-            f"LSHLinear.load_state_dict: {name}: expected shape {tuple(own[name].shape)}, got "
-            f"{tuple(state_dict[name].shape)}: make the layer with the sizes that were saved"
-            for name in own
-            if name in state_dict and state_dict[name].shape != own[name].shape
-        ]
+        wrong = checks.wrong_shapes(self, state_dict, prefix)
         if wrong:
-            errors.extend(wrong)
+            args[-1].extend(wrong)  # the list of errors
         else:
             super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -154,7 +135,7 @@ class LSHLinear(nn.Linear):
         if not self.training:
             return F.linear(input, self.weight, self.bias)
         logits = SampledLogits.of(
-            checked_input(input, self, self.tables),
+            checks.checked_input(input, self, self.tables),
             self.weight,
             self.bias,
             self.tables,
@@ -163,7 +144,7 @@ class LSHLinear(nn.Linear):
         if logits.requires_grad:
             if self.sparse and fused_update.is_replica():
                 fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)
-            refuse_backward_hooks(self)
+            checks.refuse_backward_hooks(self)
         return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
@@ -171,7 +152,7 @@ class LSHLinear(nn.Linear):
         the upkeep of the tables; None where every neuron is active, as in eval."""
         if not self.training and self.eval_active == "all":
             return None
-        input = checked_input(input, self, self.tables)
+        input = checks.checked_input(input, self, self.tables)
         flat = input.reshape(-1, self.in_features).contiguous()
         active = hidden.draw(
             self.tables,
@@ -226,7 +207,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: rows hold NaN or Inf, or the weight has been resized; nothing is changed.
         """
-        check_parameters("LSHLinear.rehash", self, self.tables, called=False)
+        checks.check_parameters("LSHLinear.rehash", self, self.tables, called=False)
         check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
         self.tables.rehash(self.weight, self.bias)
 
@@ -236,7 +217,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: rows hold NaN or Inf, or the weight has been resized; nothing is changed.
         """
-        check_parameters("LSHLinear.rebuild", self, self.tables, called=False)
+        checks.check_parameters("LSHLinear.rebuild", self, self.tables, called=False)
         check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
@@ -260,8 +241,8 @@ class LSHLinear(nn.Linear):
             ValueError: an argument is wrong.
         """
         where, weight, bias = "LSHLinear.recall", self.weight, self.bias
-        k = checked_k(where, k, self.out_features)
-        flat = some_inputs(where, input, self, self.tables)
+        k = checks.checked_k(where, k, self.out_features)
+        flat = checks.some_inputs(where, input, self, self.tables)
         found = candidates(to_look_at(self.tables, weight, bias), weight, bias, flat)
         if found is None:
             return 1.0
@@ -290,8 +271,8 @@ class LSHLinear(nn.Linear):
             RuntimeError: ``exact=False`` without :meth:`calibrate`, or after the weights have changed.
         """
         where, weight, bias = "LSHLinear.predict", self.weight, self.bias
-        k = checked_k(where, k, self.out_features)
-        flat = flat_inputs(where, input, self, self.tables)
+        k = checks.checked_k(where, k, self.out_features)
+        flat = checks.flat_inputs(where, input, self, self.tables)
         if exact:
             values, indices = predictor.exact_topk(flat, weight, bias, k)
         else:
@@ -330,10 +311,10 @@ class LSHLinear(nn.Linear):
             ValueError: an argument is wrong, or weights hold NaN or Inf; nothing is changed.
         """
         where = "LSHLinear.calibrate"
-        k = checked_k(where, k, self.out_features)
-        flat = some_inputs(where, input, self, self.tables)
-        share = checked_share(f"{where}: recall", recall)
-        check_not_parametrized(where, self)
+        k = checks.checked_k(where, k, self.out_features)
+        flat = checks.some_inputs(where, input, self, self.tables)
+        share = checks.checked_share(f"{where}: recall", recall)
+        checks.check_not_parametrized(where, self)
         self.calibration = predictor.recalibrated(
             self.calibration, flat, self.weight, self.bias, k, share, generator
         )
@@ -358,7 +339,7 @@ class LSHLinear(nn.Linear):
         """
         if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
             input = input.to(self.weight.dtype)
-        flat_inputs("LSHLinear.log_prob", input, self, self.tables)
+        checks.flat_inputs("LSHLinear.log_prob", input, self, self.tables)
         return predictor.log_prob(input, self.weight, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -395,11 +376,11 @@ class LSHLinear(nn.Linear):
             linear, where, classes=(nn.Linear, LSHLinear, cls), own_hooks=(_invalidate_tables,)
         )
         weight, bias = linear.weight, linear.bias
-        check_shapes(where, weight, bias)
-        in_features, out_features = check_arguments(
+        checks.check_shapes(where, weight, bias)
+        in_features, out_features = checks.check_arguments(
             weight.shape[1], weight.shape[0], options, weight.device, weight.dtype
         )
-        options = options_of(options, out_features, output, eval_active)
+        options = checks.options_of(options, out_features, output, eval_active)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features = in_features

@@ -70,6 +70,17 @@ def check_shapes(where: str, weight: Tensor, bias: Tensor | None) -> None:
         )
 
 
+def wrong_shapes(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> list[str]:
+    """An error message for each parameter of ``layer`` that has another shape in ``state_dict``."""
+    own = {prefix + name: param for name, param in layer.named_parameters(recurse=False)}
+    return [
+        f"LSHLinear.load_state_dict: {name}: expected shape {tuple(own[name].shape)}, got "
+        f"{tuple(state_dict[name].shape)}: make the layer with the sizes that were saved"
+        for name in own
+        if name in state_dict and state_dict[name].shape != own[name].shape
+    ]
+
+
 def check_parameters(
     where: str, layer: nn.Linear, tables: HashTables, *, called: bool = True
 ) -> None:

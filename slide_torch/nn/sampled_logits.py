@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
-from ..active_set import Labels, SampleActiveSets
 from ..checks import checked_int
 from ..functional.binary_cross_entropy import lsh_linear_binary_cross_entropy
 from ..functional.cross_entropy import lsh_linear_cross_entropy
-from ..inference_mode import version_of
-from ..precision import active_layer, computed_dtype, widened
-from ..sampling.draw import draw_active_set, to_look_at
+from ..precision import computed_dtype
 from ..tables import HashTables
+from .active_logits import active_logits
 from .forward_call import ForwardCall, joined, stand_in
 from .torch_functions import HANDLERS
 
@@ -243,7 +241,7 @@ class SampledLogits:
             self._refuse("topk(largest=False)", "tables find large logits only")
         N = self._call.out_features
         k = checked_int(k, 0, N, "SampledLogits: topk: k")
-        rows, values = self._active_values(trains=False)
+        rows, values = self._active(trains=False)
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
         classes = rows[place].masked_fill(found == -math.inf, -1)
         found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
@@ -262,53 +260,16 @@ class SampledLogits:
     def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
         """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. It holds all N columns,
         which the losses avoid."""
-        rows, values = self._active_values(trains=True)
+        rows, values = self._active(trains=True)
         values = values.masked_fill(values == -math.inf, fill)
         dense = values.new_full((values.shape[0], self._call.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
-    @torch.compiler.disable  # every step of it depends on data
-    def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
-        """Active rows (U) and their logits (B, U), -inf where a row is not active for a sample.
-
-        Args:
-            trains: whether a loss may be computed from them.
-        """
-        tables, sparse = self._call.tables, self._call.sparse
-        input, weight, bias = self._call.tensors("SampledLogits", with_graph=self.requires_grad)
-        flat = widened(input.reshape(-1, input.shape[-1]))
-        moving = trains and torch.is_grad_enabled() and weight.requires_grad
-        tables.check_tail("SampledLogits")
-        if not trains:
-            tables = to_look_at(tables, weight, bias)
-        if tables.has_upkeep:
-            tables.maintain(weight, bias, advance=moving, all_rows_move=not sparse)
-        labels = Labels.none(flat.shape[0], flat.dtype)
-        active = draw_active_set(
-            tables, flat, labels, weight=weight, bias=bias, seed=None if trains else 0
+    def _active(self, *, trains: bool) -> tuple[Tensor, Tensor]:
+        rows, values = active_logits(
+            self._call, self._graph, with_graph=self.requires_grad, trains=trains
         )
-        if moving:
-            tables.mark_dirty(active.rows, version_of(weight))
-        weight, bias, rows, sparse = active_layer(weight, bias, active.rows, sparse)
-        weight = F.embedding(rows, weight, sparse=sparse)
-        with torch.autocast("cpu", enabled=False):
-            values = flat @ weight.T
-        if bias is not None:
-            values = values + bias.gather(0, rows, sparse_grad=sparse)
-        values = joined(values * self._call.scale, self._graph)
-        log_weight = active.log_weight
-        if isinstance(active, SampleActiveSets):
-            owns = torch.zeros(values.shape, dtype=torch.bool)
-            place = torch.searchsorted(active.rows, active.active.to(torch.int64))
-            sample = torch.arange(flat.shape[0]).repeat_interleave(active.offsets.diff())
-            owns[sample, place] = True
-            values = values.masked_fill(~owns, -math.inf)
-            if log_weight is not None:
-                log_weight = torch.zeros_like(values).index_put((sample, place), log_weight)
-        if self._call.normalised:
-            weighted = values if log_weight is None else values + log_weight
-            values = values - weighted.logsumexp(1, keepdim=True)
-        return active.rows, values
+        return rows, values
 
     def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
         """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
