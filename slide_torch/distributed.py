@@ -19,7 +19,7 @@ class _RowSparse(NamedTuple):
 
     Attributes:
         parameter: itself.
-        names: all that it has in the model; tied ones have several.
+        names: its names in the model; a tied parameter has several.
         layers: whose tables hash its rows.
     """
 
@@ -59,9 +59,11 @@ def _check_optimizers(function: str, parameters: list[_RowSparse]) -> None:
 
 @torch.no_grad()
 def prepare(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Call before ``DistributedDataParallel(model)``: row-sparse parameters of ``sparse=True`` layers
-    (LSHLinear, LSHFeedForward, ``nn.Embedding``, ``nn.EmbeddingBag``) are taken from rank 0 and left out of
-    its reduction, which knows dense gradients only; :func:`allreduce_row_gradients` reduces theirs.
+    """Prepares a model for ``DistributedDataParallel``; call it before wrapping the model.
+
+    The parameters of ``sparse=True`` layers (LSHLinear, LSHFeedForward, ``nn.Embedding``,
+    ``nn.EmbeddingBag``) are copied from rank 0 and excluded from its reduction, which supports dense
+    gradients only. :func:`allreduce_row_gradients` reduces their gradients.
 
     Returns:
         ``model``.
@@ -85,14 +87,14 @@ def prepare(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Modu
 def allreduce_row_gradients(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Averages row-sparse gradients over all processes; call between backward and step, on every rank.
 
-    Each rank sends its rows and their values only. Afterwards every rank has the same coalesced
-    gradient, bit for bit, and its tables know of the rows that others touched. Sampling stays each
-    rank's own: tables and active sets may differ.
+    Each rank sends only its rows and their values. Afterwards every rank has the same coalesced gradient,
+    bit for bit, and its tables rehash the rows that other ranks changed. Each rank samples on its own:
+    tables and active sets may differ.
 
     Raises:
         ValueError: a parameter of a ``sparse=True`` layer has a dense gradient.
-        RuntimeError: an optimizer with ``fuse_backward=True`` updates it inside backward, by this rank's own
-            gradient.
+        RuntimeError: an optimizer with ``fuse_backward=True`` updates it inside backward, with the gradient
+            of this rank alone.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module

@@ -37,7 +37,8 @@ from examples.common.output import print_table
 from examples.data import places
 from slide_torch import LSHOptions
 from slide_torch.options import FAMILIES
-from slide_torch.tuning.recall import Exact, build, measure
+from slide_torch.sampling.recall import Exact
+from slide_torch.tuning.measure import build, measure
 
 TOP = 10
 CODE_BITS = (9, 12, 15)
@@ -143,7 +144,7 @@ def main() -> None:
     results = []
     for how, held in weights(args):
         w, b, q = held["w"], held["b"], held["q"]
-        exact = Exact(w, b, q, TOP)
+        exact = Exact.of(w, b, q, TOP)
         count = min(args.budget, len(w))
         best = [F.linear(some, w, b).topk(count, dim=1).values.logsumexp(1) for some in q.split(16)]
         mass = (torch.cat(best) - exact.log_normalizer).exp().mean().item()

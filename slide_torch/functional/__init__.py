@@ -1,4 +1,4 @@
-"""Losses as functions."""
+"""Losses of a linear layer over active sets, as functions."""
 
 from .binary_cross_entropy import lsh_linear_binary_cross_entropy
 from .cross_entropy import lsh_linear_cross_entropy

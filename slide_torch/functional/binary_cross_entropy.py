@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..active_set import Labels, SharedActiveSet
-from ..precision import active_layer, widened
-from ..sampling.step import StepRequest
+from ..active_set import ActiveSet, Labels, SharedActiveSet
+from ..precision import widened
 from ..sampling.targets import INDEX_DTYPES, class_factors, is_probabilities
-from ..sampling.traced_step import draw
 from ..tables import HashTables
 from .checks import checked_input
+from .step import check_reduction, draw_step, reduced
+
+_NAME = "lsh_linear_binary_cross_entropy"
 
 
 def lsh_linear_binary_cross_entropy(
@@ -35,69 +36,94 @@ def lsh_linear_binary_cross_entropy(
 
     ``F.binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target)``, computed over
     an active set (see :func:`lsh_linear_cross_entropy`). With ``correction="importance"`` each neuron of the
-    tail counts the inverse of its inclusion probability (``(N - |S|) / n`` for n uniform ones, |S| active for
-    certain), so that loss and gradients are unbiased estimates of the dense ones. With ``"none"``
-    neurons that are not active count 0.
-    With every neuron active it is the same function.
+    tail is weighted by the inverse of its inclusion probability (``(N - |S|) / n`` for n uniform draws and
+    |S| neurons that are active for certain), so that loss and gradients are unbiased estimates of the dense
+    ones. With ``"none"`` inactive neurons count 0. With every neuron active it equals
+    ``F.binary_cross_entropy_with_logits``.
 
     Args:
         input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
-        target: targets, a sparse CSR tensor (B, N) or a dense floating-point (B, N), for a
-            two-dimensional input; classes whose target is 1, int64 (\\*, M), M < N, padded with
-            ``ignore_index``, or one each, int64 (\\*).
-        weight: (N), a factor of each class's loss.
-        pos_weight: (N), or a tensor of one number, a factor of the positive targets.
+        target: one of: targets, a sparse CSR tensor (B, N) or a dense floating-point tensor (B, N), for a
+            two-dimensional input; the classes whose target is 1, int64 (\\*, M), M < N, padded with
+            ``ignore_index``; or one class a row, int64 (\\*).
+        linear_bias: (N) or None.
+        tables: hash tables over ``linear_weight``, as for :func:`lsh_linear_cross_entropy`.
+        weight: (N), a factor for each class's loss.
+        pos_weight: (N), or a tensor of one number, a factor for the positive targets.
+        ignore_index: class index that counts as no label.
         reduction: ``"mean"``, over all B N elements, or ``"sum"``.
-        linear_bias, tables, ignore_index, scale, sparse, training, generator: as for
-            :func:`lsh_linear_cross_entropy`.
+        scale: positive factor of the logits.
+        sparse: whether ``linear_weight`` and ``linear_bias`` get row-sparse gradients.
+        training: whether this call counts as a training step in the schedule of the tables.
+        generator: random generator for the tail and for ties; torch's global generator if None.
 
     Returns:
-        A scalar; of bfloat16 parameters as :func:`lsh_linear_cross_entropy` has it.
+        A scalar; float32 for bfloat16 parameters, see :func:`lsh_linear_cross_entropy`.
 
     Raises:
-        ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
+        ValueError: an argument has a wrong shape, dtype, device or value; nothing has been changed.
         NotImplementedError: ``reduction="none"``, whose result would have N columns.
     """
-    name = "lsh_linear_binary_cross_entropy"
     input = checked_input(
-        name, input, linear_weight, linear_bias, tables, scale=scale, sparse=sparse
+        _NAME, input, linear_weight, linear_bias, tables, scale=scale, sparse=sparse
     )
     if reduction == "none":
         raise NotImplementedError(
-            f"{name}: reduction: expected 'mean' or 'sum', got 'none', which is a loss for each of all "
+            f"{_NAME}: reduction: expected 'mean' or 'sum', got 'none', which is a loss for each of all "
             "classes; only those of active ones are computed"
         )
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"{name}: reduction: expected 'mean' or 'sum', got {reduction!r}")
-    leading, neurons = input.shape[:-1], linear_weight.shape[0]
-    input = widened(input)
-    flat = input.reshape(-1, input.shape[-1])
-    class_weight = None if weight is None else class_factors(weight, neurons, input, name)
-    positive = None
-    if pos_weight is not None:
-        if isinstance(pos_weight, Tensor) and pos_weight.numel() == 1:
-            pos_weight = pos_weight.reshape(1).expand(neurons)
-        positive = class_factors(pos_weight, neurons, input, name, "pos_weight")
-    if isinstance(target, Tensor) and target.dim() == len(leading) + 1:
+    check_reduction(_NAME, reduction, ("mean", "sum"))
+    neurons = linear_weight.shape[0]
+    class_weight, positive = _factors(weight, pos_weight, neurons, widened(input))
+    if isinstance(target, Tensor) and target.dim() == input.dim():
         target = _without_repeats(target, ignore_index)
-    labels, active = draw(
-        StepRequest.of(
-            name,
-            tables,
-            flat,
-            linear_weight,
-            linear_bias,
-            target,
-            training=training,
-            sparse=sparse,
-            leading=leading,
-            ignore_index=ignore_index,
-            generator=generator,
-        )
+    step = draw_step(
+        _NAME,
+        input,
+        linear_weight,
+        linear_bias,
+        target,
+        tables,
+        ignore_index=ignore_index,
+        sparse=sparse,
+        training=training,
+        generator=generator,
     )
+    losses = ops.binary_cross_entropy(
+        step.input,
+        step.layer,
+        step.active,
+        _row_weight(step.active, class_weight),
+        *_label_values(step.labels, class_weight, positive, ones=not is_probabilities(target)),
+        scale,
+    )
+    # as in torch, the mean over no elements is NaN
+    return reduced(losses, reduction, input.shape[:-1], losses.shape[0] * neurons)
+
+
+def _factors(
+    weight: Tensor | None, pos_weight: Tensor | None, neurons: int, input: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """``weight`` and ``pos_weight``, each (N) in the dtype of ``input``, or None."""
+    class_weight = None if weight is None else class_factors(weight, neurons, input, _NAME)
+    if pos_weight is None:
+        return class_weight, None
+    if isinstance(pos_weight, Tensor) and pos_weight.numel() == 1:
+        pos_weight = pos_weight.reshape(1).expand(neurons)
+    return class_weight, class_factors(pos_weight, neurons, input, _NAME, "pos_weight")
+
+
+def _label_values(
+    labels: Labels, class_weight: Tensor | None, positive: Tensor | None, *, ones: bool
+) -> tuple[Labels, Tensor | None]:
+    """Labels with the factors of their logits, and what ``pos_weight`` adds to the factors of their softplus.
+
+    Args:
+        ones: whether targets are 1 for each label, instead of its probability.
+    """
     values = labels.probabilities
-    if not is_probabilities(target):
+    if ones:
         values = torch.ones_like(values)
     extra = None
     if positive is not None:
@@ -106,21 +132,22 @@ def lsh_linear_binary_cross_entropy(
     if class_weight is not None:
         values = values * class_weight[labels.ids]
         extra = None if extra is None else extra * class_weight[labels.ids]
+    return Labels(labels.offsets, labels.ids, values), extra
+
+
+def _row_weight(active: ActiveSet, class_weight: Tensor | None) -> Tensor | None:
+    """The factor of each active neuron's loss: importance correction and class weight."""
     row_weight = None if active.log_weight is None else active.log_weight.exp()
-    if class_weight is not None:
-        classes = active.rows if isinstance(active, SharedActiveSet) else active.active.long()
-        own = class_weight[classes]
-        row_weight = own if row_weight is None else row_weight * own
-    flat = flat.contiguous()
-    layer = active_layer(linear_weight, linear_bias, active.rows, sparse)
-    labels = Labels(labels.offsets, labels.ids, values)
-    losses = ops.binary_cross_entropy(flat, layer, active, row_weight, labels, extra, scale)
-    # as torch, the mean over no elements is NaN
-    return losses.sum() if reduction == "sum" else losses.sum() / (losses.shape[0] * neurons)
+    if class_weight is None:
+        return row_weight
+    classes = active.rows if isinstance(active, SharedActiveSet) else active.active.long()
+    own = class_weight[classes]
+    return own if row_weight is None else row_weight * own
 
 
 def _without_repeats(target: Tensor, ignore_index: int) -> Tensor:
-    """Padded lists of classes (\\*, M) with a class that is listed again ignored; other targets as such."""
+    """Padded lists of classes (\\*, M), in which a class that is listed again is ignored; other targets
+    unchanged."""
     if target.layout != torch.strided or target.dtype not in INDEX_DTYPES or target.shape[-1] < 2:
         return target
     ordered = target.to(torch.int64).sort(dim=-1).values

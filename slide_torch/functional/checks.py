@@ -1,4 +1,4 @@
-"""What the functional losses check of a layer and its input."""
+"""Checks of a layer and its input, for the functional losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checked_input(
     scale: float,
     sparse: bool,
 ) -> Tensor:
-    """The ``input`` that the loss ``name`` computes with, once layer, tables and scale are known to fit."""
+    """Checks what the loss ``name`` is given, except the target; returns the ``input`` to compute with."""
     input = autocast_input(input, weight)
     check_layer(input, weight, bias, tables, name)
     if sparse:
@@ -32,8 +32,8 @@ def checked_input(
 
 
 def autocast_input(input: Tensor, weight: Tensor) -> Tensor:
-    """Under autocast ``input`` in the dtype of ``weight``: earlier layers give it in bfloat16, and sampled
-    losses are computed at full precision. The cast's own gradient goes back in bfloat16."""
+    """Under autocast, ``input`` in the dtype of ``weight``: earlier layers return bfloat16, while sampled
+    losses are computed at full precision. The gradient of ``input`` keeps its dtype."""
     if torch.is_autocast_enabled("cpu") and input.is_floating_point():
         return input.to(weight.dtype)
     return input

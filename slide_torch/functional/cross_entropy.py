@@ -7,13 +7,11 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import fused_update
-from ..precision import active_layer, widened
-from ..sampling.step import StepRequest
 from ..sampling.targets import is_probabilities
-from ..sampling.traced_step import draw
 from ..tables import HashTables
 from .checks import checked_input
-from .smoothing import _smooth, check_smoothing
+from .smoothing import check_smoothing, smoothed
+from .step import check_reduction, draw_step, reduced
 
 _NAME = "lsh_linear_cross_entropy"
 
@@ -38,92 +36,78 @@ def lsh_linear_cross_entropy(
 
     ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target)``, computed over an active set:
     the labels, the neurons that the hash ``tables`` return for the inputs, and a random tail (see
-    :class:`slide_torch.LSHOptions`). With every neuron active it is the same function.
+    :class:`slide_torch.LSHOptions`). With every neuron active it equals ``F.cross_entropy``.
 
     Args:
         input: (\\*, d), float32, float64 or bfloat16.
         linear_weight: (N, d), the same dtype, contiguous.
-        target: class indices, int64 (\\*); several labels a row, int64 (\\*, M), M < N, padded with
-            ``ignore_index`` (the target is uniform over a row's labels); probabilities, a sparse CSR
-            tensor (B, N) or a dense floating-point (B, N), for a two-dimensional input.
+        target: one of: class indices, int64 (\\*); several labels a row, int64 (\\*, M), M < N, padded with
+            ``ignore_index`` (the target is uniform over a row's labels); for a two-dimensional input also
+            probabilities, a sparse CSR tensor (B, N) or a dense floating-point tensor (B, N).
         linear_bias: (N) or None.
-        tables: over ``linear_weight``; built at the first use and kept fresh as they are used.
+        tables: hash tables over ``linear_weight``. They are built at the first use and updated as
+            training goes on.
         weight: (N), a factor for each class, as in ``F.cross_entropy``.
-        ignore_index: class indices that count as no label.
+        ignore_index: class index that counts as no label.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``F.cross_entropy``. The mean is over rows
-            that have a label, weighted by ``weight`` (over all rows for probabilities).
-        label_smoothing: share of each target that is spread evenly over the classes, 0 to 1. The mean of
-            all N logits, which it pulls on, is estimated without bias from active rows and tail with
-            ``correction="importance"``; with ``"none"`` it is that of the active set, over which the softmax
-            is taken (refused for ``pattern="per_sample"``). A row without a label (of probabilities, with
-            zeros only) stays without loss.
-        scale: factor of the logits, positive (an inverse temperature).
+            with a label, weighted by ``weight`` (over all rows for probabilities).
+        label_smoothing: share of each target that is spread evenly over all classes, from 0 to 1. With
+            ``correction="importance"`` the mean of all N logits is estimated without bias from active rows
+            and tail; with ``"none"`` it is the mean over the active set, like the softmax (not available
+            for ``pattern="per_sample"``). A row without a label (for probabilities: of zeros only) has no
+            loss.
+        scale: positive factor of the logits (an inverse temperature).
         sparse: whether ``linear_weight`` and ``linear_bias`` get row-sparse gradients
             (``torch.sparse_coo``, coalesced) instead of dense ones.
-        training: whether this call counts as a training step for the tables' schedule.
-        generator: source of the tail and of ties; torch's global generator if None.
+        training: whether this call counts as a training step in the schedule of the tables.
+        generator: random generator for the tail and for ties; torch's global generator if None.
 
     Returns:
-        A scalar, or (\\*) for ``reduction="none"``; float32 where parameters are bfloat16: of these the
-        active rows are computed in float32, and their gradient rounded to bfloat16.
+        A scalar, or (\\*) for ``reduction="none"``; float32 for bfloat16 parameters, whose active rows are
+        computed in float32 and whose gradient is rounded to bfloat16.
 
     Raises:
-        ValueError: an argument's shape, dtype, device or value is wrong; nothing has been changed.
-        NotImplementedError: something of ``F.cross_entropy`` that sampling cannot honour.
+        ValueError: an argument has a wrong shape, dtype, device or value; nothing has been changed.
+        NotImplementedError: an option of ``F.cross_entropy`` that sampling does not support.
 
-    The tables are discrete: no gradient flows through the choice of neurons. Differentiable once, by
-    backward: forward-mode differentiation and the transforms of ``torch.func`` are refused.
+    No gradient flows through the choice of active neurons. The loss can be differentiated once, by backward;
+    forward-mode differentiation and the transforms of ``torch.func`` raise an error.
     """
     input = checked_input(
         _NAME, input, linear_weight, linear_bias, tables, scale=scale, sparse=sparse
     )
     if sparse and fused_update.is_replica():
         fused_update.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{_NAME}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    check_reduction(_NAME, reduction, ("mean", "sum", "none"))
     check_smoothing(label_smoothing, tables, linear_weight, sparse)
-    leading = input.shape[:-1]
-    input = widened(input)
-    flat = input.reshape(-1, input.shape[-1])
-    labels, active = draw(
-        StepRequest.of(
-            _NAME,
-            tables,
-            flat,
-            linear_weight,
-            linear_bias,
-            target,
-            training=training,
-            sparse=sparse,
-            leading=leading,
-            class_weight=weight,
-            ignore_index=ignore_index,
-            generator=generator,
-        )
+    step = draw_step(
+        _NAME,
+        input,
+        linear_weight,
+        linear_bias,
+        target,
+        tables,
+        class_weight=weight,
+        ignore_index=ignore_index,
+        sparse=sparse,
+        training=training,
+        generator=generator,
     )
-    flat = flat.contiguous()
+    labels, addition = step.labels, None
     total = labels.probabilities.sum()
-    layer = active_layer(linear_weight, linear_bias, active.rows, sparse)
-    smoothed = None
     if label_smoothing > 0:
-        total = torch.where(total == 0, torch.nan, total)  # as torch has it, not inf
-        labels, smoothed = _smooth(
-            labels,
+        total = torch.where(total == 0, torch.nan, total)  # NaN as in torch, not inf
+        labels, addition = smoothed(
+            step,
             label_smoothing,
-            active,
-            flat,
-            layer,
             weight,
             scale,
             neurons=linear_weight.shape[0],
-            copied=layer.weight is not linear_weight,
-            tail_varies=active.log_weight is not None and tables.options.tail_parts != ("uniform",),
+            copied=step.layer.weight is not linear_weight,
+            tail_varies=step.active.log_weight is not None
+            and tables.options.tail_parts != ("uniform",),
         )
-    losses = ops.cross_entropy(flat, layer, active, labels, scale)
-    if smoothed is not None:
-        losses = losses + smoothed
-    if reduction == "none":
-        return losses.reshape(leading)
-    if reduction == "sum":
-        return losses.sum()
-    return losses.mean() if is_probabilities(target) else losses.sum() / total
+    losses = ops.cross_entropy(step.input, step.layer, step.active, labels, scale)
+    if addition is not None:
+        losses = losses + addition
+    return reduced(losses, reduction, input.shape[:-1], None if is_probabilities(target) else total)

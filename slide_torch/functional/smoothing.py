@@ -9,6 +9,7 @@ from torch import Tensor
 from ..active_set import ActiveLayer, ActiveSet, Labels, SharedActiveSet
 from ..ops import fused_update
 from ..tables import HashTables
+from .step import DrawnStep
 
 _NAME = "lsh_linear_cross_entropy"
 
@@ -44,12 +45,9 @@ def check_smoothing(
         )
 
 
-def _smooth(
-    labels: Labels,
+def smoothed(
+    step: DrawnStep,
     smoothing: float,
-    active: ActiveSet,
-    input: Tensor,
-    layer: ActiveLayer,
     class_weight: Tensor | None,
     scale: float,
     *,
@@ -57,7 +55,7 @@ def _smooth(
     copied: bool,
     tail_varies: bool,
 ) -> tuple[Labels, Tensor]:
-    """Labels and an addition to the losses (B) that make these label-smoothed.
+    """Labels, and an addition to the losses (B), that make the cross entropy of ``step`` label-smoothed.
 
     With p the probabilities of a sample's labels (weighted, any sum), c the classes' mean weight, n the log
     normaliser, and s the smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``.
@@ -65,18 +63,40 @@ def _smooth(
     logits: what is left to add, ``s c sum q z - s mean(c z)``, is linear in the input, so that the mean takes
     one vector.
 
-    ``copied`` says that ``layer`` holds copies of the active rows, not all ``neurons``.
+    Args:
+        neurons: number N of all neurons.
+        copied: whether the layer of ``step`` holds copies of the active rows, not all N.
+        tail_varies: whether neurons of the tail differ in importance weight.
     """
+    input, labels, active, layer = step
     batch, dtype = input.shape[0], input.dtype
-    weight, bias, _, sparse = layer
     count = labels.offsets.diff()
     sample = torch.arange(batch).repeat_interleave(count, output_size=labels.ids.shape[0])
-    has_label = count > 0
     mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
     own = (smoothing * mean_weight / count.to(dtype))[sample]
-    scaled = labels.probabilities * (1 - smoothing) + own
+    probabilities = labels.probabilities * (1 - smoothing) + own
 
-    # what each active row counts in the mean over classes; any one sample's set estimates that mean
+    # products and sums, no matrix products: their order must not depend on the number of threads
+    label_rows, label_bias = _scaled_rows(layer, active, labels.ids, own, copied)
+    pulls = (label_rows * input[sample]).sum(1) + label_bias
+    rows, share = _class_shares(active, class_weight, dtype, neurons, tail_varies)
+    mean_rows, mean_bias = _scaled_rows(layer, active, rows, share, copied)
+    mean = (input * mean_rows.sum(0)).sum(1)
+    mean = mean + (mean_bias.sum() if isinstance(mean_bias, Tensor) else mean_bias)
+    addition = torch.zeros(batch, dtype=dtype).index_add(0, sample, pulls) - smoothing * mean
+    addition = torch.where(count > 0, addition, 0.0) * scale
+    return Labels(labels.offsets, labels.ids, probabilities), addition
+
+
+def _class_shares(
+    active: ActiveSet,
+    class_weight: Tensor | None,
+    dtype: torch.dtype,
+    neurons: int,
+    tail_varies: bool,
+) -> tuple[Tensor, Tensor]:
+    """Active rows and the share of each in an estimate of the mean over all classes. Where each sample has an
+    active set of its own, any one estimates that mean: the first sample's is taken."""
     if isinstance(active, SharedActiveSet):
         rows, log_weight = active.rows, active.log_weight
     else:
@@ -88,22 +108,17 @@ def _smooth(
     share = share / (neurons if tail_varies else share.sum())
     if class_weight is not None:
         share = share * class_weight.detach().to(dtype)[rows]
+    return rows, share
 
-    def logits(ids: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | float]:
-        """factors * (weight rows, biases) of ids."""
-        if copied:
-            places = torch.searchsorted(active.rows, ids)
-            of_bias = 0.0 if bias is None else bias.index_select(0, places) * factors
-            return weight.index_select(0, places) * factors[:, None], of_bias
-        of_bias = 0.0 if bias is None else bias.gather(0, ids, sparse_grad=sparse) * factors
-        return F.embedding(ids, weight, sparse=sparse) * factors[:, None], of_bias
 
-    # products and sums, no matrix products: their order must not depend on the number of threads
-    label_rows, label_bias = logits(labels.ids, own)
-    pulls = (label_rows * input[sample]).sum(1) + label_bias
-    mean_rows, mean_bias = logits(rows, share)
-    mean = (input * mean_rows.sum(0)).sum(1)
-    mean = mean + (mean_bias.sum() if isinstance(mean_bias, Tensor) else mean_bias)
-    addition = torch.zeros(batch, dtype=dtype).index_add(0, sample, pulls) - smoothing * mean
-    addition = torch.where(has_label, addition, 0.0) * scale
-    return Labels(labels.offsets, labels.ids, scaled), addition
+def _scaled_rows(
+    layer: ActiveLayer, active: ActiveSet, ids: Tensor, factors: Tensor, copied: bool
+) -> tuple[Tensor, Tensor | float]:
+    """Weight rows and biases of the neurons ``ids`` int64 (n), each times its factor; differentiable."""
+    weight, bias, _, sparse = layer
+    if copied:
+        places = torch.searchsorted(active.rows, ids)
+        of_bias = 0.0 if bias is None else bias.index_select(0, places) * factors
+        return weight.index_select(0, places) * factors[:, None], of_bias
+    of_bias = 0.0 if bias is None else bias.gather(0, ids, sparse_grad=sparse) * factors
+    return F.embedding(ids, weight, sparse=sparse) * factors[:, None], of_bias

@@ -1,4 +1,4 @@
-"""Modules."""
+"""The layers, and the logits that they return."""
 
 from .convert import convert_
 from .feed_forward import LSHFeedForward

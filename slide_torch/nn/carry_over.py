@@ -1,4 +1,4 @@
-"""What an nn.Linear has beside weight and bias: taken along when it becomes another layer, or refused."""
+"""Conversion of linear layers: what one has beside weight and bias is carried over, or an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-# Hooks that both layers hold together: what removes one from the old layer removes it from the new one.
+# Hooks that both layers share: removing one from the old layer removes it from the new one too.
 _SHARED_HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
@@ -20,7 +20,7 @@ _SHARED_HOOKS = (
 )
 
 
-# These would not do after a change of layer what they did before it.
+# Hooks that would behave differently in the new layer.
 _REFUSED_HOOKS = {
     "_backward_hooks": "backward hooks",
     "_backward_pre_hooks": "backward pre-hooks",
@@ -29,7 +29,7 @@ _REFUSED_HOOKS = {
 }
 
 
-# Forward pre-hooks that compute the weight anew before each forward, and what takes them away.
+# Forward pre-hooks that compute the weight before each forward, and the call that removes them.
 _WEIGHT_HOOKS: tuple[tuple[Any, str, str], ...] = (
     (WeightNorm, "weight_norm", "torch.nn.utils.remove_weight_norm(layer)"),
     (SpectralNorm, "spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"),
@@ -42,7 +42,8 @@ _OF_ANY_LINEAR = {*vars(nn.Module()), "in_features", "out_features", "_compiled_
 
 
 def computed_weight(layer: nn.Module) -> tuple[str, str] | None:
-    """What computes a parameter of ``layer`` anew before each of its forwards, and the call that ends it."""
+    """The name of a hook that computes a parameter before each forward of ``layer``, and the call that
+    removes it; None if there is none."""
     for hook in layer._forward_pre_hooks.values():
         for kind, name, remedy in _WEIGHT_HOOKS:
             if isinstance(hook, kind):
@@ -57,12 +58,12 @@ def check_carried(
     classes: tuple[type, ...] = (nn.Linear,),
     own_hooks: tuple[Any, ...] = (),
 ) -> None:
-    """Refuses a layer of which :func:`carry_over` would lose something.
+    """Checks that :func:`carry_over` would lose nothing of ``linear``.
 
     Args:
-        where: begins the message: function and argument.
-        classes: a layer of any other class may compute something else.
-        own_hooks: what such a layer has registered itself.
+        where: function and argument, for the message.
+        classes: the supported classes; any other may compute something else.
+        own_hooks: hooks that these classes register themselves.
 
     Raises:
         ValueError: the message names what would be lost, and what to do.
@@ -105,8 +106,8 @@ def check_carried(
 
 
 def check_names(linear: nn.Linear, layer: nn.Linear, where: str, own: frozenset[str]) -> None:
-    """Refuses attributes of ``linear`` that stand for something else in ``layer``, such as a ``forward`` that
-    was assigned to the instance.
+    """Checks that no attribute of ``linear`` has another meaning in ``layer``, such as a ``forward`` assigned
+    to the instance.
 
     Raises:
         ValueError: the message names them.
@@ -120,8 +121,8 @@ def check_names(linear: nn.Linear, layer: nn.Linear, where: str, own: frozenset[
 
 
 def carry_over(linear: nn.Linear, layer: nn.Linear, own: frozenset[str]) -> None:
-    """Gives ``layer`` the parameters, buffers, submodules and attributes of ``linear``, all but ``own``, and
-    its hooks, which both then hold together. Nothing is copied."""
+    """Gives ``layer`` the parameters, buffers, submodules and attributes of ``linear``, except ``own``, and
+    its hooks, which the two then share. Nothing is copied."""
     layer.training = linear.training
     for name in ("weight", "bias"):
         layer._parameters[name] = linear._parameters[name]
@@ -137,12 +138,12 @@ def carry_over(linear: nn.Linear, layer: nn.Linear, own: frozenset[str]) -> None
 
 
 def has_hooks(linear: nn.Linear) -> bool:
-    """Whether a layer has hooks that :func:`carry_over` takes along."""
+    """Whether a layer has hooks that :func:`carry_over` shares."""
     return any(getattr(linear, name) for name in _SHARED_HOOKS)
 
 
 def extras(linear: nn.Linear, own: frozenset[str] = frozenset()) -> list[str]:
-    """Names of all that a layer has and an nn.Linear, and ``own``, has not."""
+    """The names that ``linear`` has in addition to those of an nn.Linear and to ``own``."""
     names = itertools.chain(
         linear._parameters,
         linear._buffers,

@@ -1,4 +1,4 @@
-"""Swapping layers in a built model."""
+"""Replaces the layers of a built model."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ def convert_(
 ) -> nn.Module:
     """Replaces ``nn.Linear`` layers of ``model`` by :class:`LSHLinear`, in place.
 
-    The Parameters themselves are reused, so an optimizer made before stays valid; hooks, buffers and
-    attributes of a layer go along. A layer that stands in several places is replaced by one, and with
+    The Parameters are reused, so an optimizer made before stays valid; hooks, buffers and attributes of a
+    layer are kept. A layer that appears in several places is replaced by a single new one. With
     ``sparse=True`` an ``nn.Embedding`` of the model that shares its weight is tied to it
     (:meth:`LSHLinear.tie`).
 
     Args:
         model: any module; may itself be the layer.
-        filter_fn: called with each ``nn.Linear`` (no LSHLinear) and its qualified name; the layers for which
-            it returns true are replaced. By default those with at least ``min_out_features`` outputs.
-        options, sparse: passed to :meth:`LSHLinear.from_linear`.
+        filter_fn: called with each ``nn.Linear`` (except LSHLinears) and its qualified name; the layers for
+            which it returns true are replaced. By default those with at least ``min_out_features`` outputs.
+        options: passed to :meth:`LSHLinear.from_linear`.
+        sparse: passed to :meth:`LSHLinear.from_linear`.
+        min_out_features: smallest number of outputs that the default ``filter_fn`` replaces.
 
     Returns:
         ``model``, or its replacement where the model itself is the layer.
 
     Raises:
-        ValueError: no layer matched, or one that did cannot be replaced without losing something (it has a
-            parametrization, or is of a subclass, say: see :meth:`LSHLinear.from_linear`). The message names
-            it; nothing was changed.
+        ValueError: no layer matched, or a matching layer cannot be replaced without losing something, such as
+            a parametrization (see :meth:`LSHLinear.from_linear`). The message names it; nothing was changed.
     """
     if filter_fn is None:
 
         def filter_fn(module: nn.Module, name: str) -> bool:
             return isinstance(module, nn.Linear) and module.out_features >= min_out_features
 
-    # remove_duplicate=False: a layer that stands in two places is replaced in both, by one layer
+    # remove_duplicate=False: a layer that appears in two places is replaced in both
     linears = [
         (name, module)
         for name, module in model.named_modules(remove_duplicate=False)

@@ -16,28 +16,29 @@ from ..options import LSHOptions
 from ..storage import check_in_memory
 from . import carry_over, hidden
 from .linear import LSHLinear
-from .linear_checks import MOST_FEATURES, MOST_NEURONS
+from .linear_checks import MOST_FEATURES, MOST_NEURONS, check_parameters
 
 
 class LSHFeedForward(nn.Module):
-    r"""``activation(x @ W1.T + b1) @ W2 + b2``, computed for a part of its hidden neurons: the feed-forward
+    r"""``activation(x @ W1.T + b1) @ W2 + b2`` over some of its hidden neurons: the feed-forward
     of a transformer block, or a wide MLP (SLIDE: Chen et al., MLSys 2020; adaptive dropout: Spring &
     Shrivastava, KDD 2017).
 
-    In training hash tables over the rows of W1 return the hidden neurons that matter for an input; only their
-    rows of W1 and W2 are read and get a gradient. The rest counts as zero after the activation. In eval
-    every neuron is active, or the same budget.
+    In training, hash tables over the rows of W1 return the hidden neurons that matter for an input. Only
+    their rows of W1 and W2 are read and get a gradient; the other neurons count as zero after the activation.
+    In eval every neuron is active, or as many as in training.
 
     Args:
         in_features: width d of an input.
         hidden_features: number of hidden neurons N.
         out_features: width of an output; d if None.
-        activation: an elementwise function or module. It is given the active values only, in no particular
-            shape.
+        activation: an elementwise function or module. It is applied to the active values only, in an
+            unspecified shape.
         bias: whether both layers have a bias.
-        options: how active neurons are found; ``"auto"`` means what :meth:`LSHOptions.for_hidden_layer` says:
-            5% of the hidden neurons. If None, ``LSHOptions(pattern="per_sample")``: each input has a
-            set of its own; with ``pattern="shared"`` one set serves the batch, in dense blocks.
+        options: how active neurons are found; ``"auto"`` is resolved by
+            :meth:`LSHOptions.for_hidden_layer`, to 5% of the hidden neurons. If None,
+            ``LSHOptions(pattern="per_sample")``: a set for each input; with ``pattern="shared"`` the batch
+            shares one set, computed in dense blocks.
         sparse: whether W1, its bias and W2 get row-sparse gradients, for :mod:`slide_torch.optim`.
         eval_active: ``"all"`` or ``"budget"``, see :class:`LSHLinear`.
         device: must be the CPU.
@@ -49,13 +50,13 @@ class LSHFeedForward(nn.Module):
 
     Attributes:
         first: the :class:`LSHLinear` of W1 (N, d) and b1 (N), with the tables; its ``stats``, ``recall`` and
-            ``rehash`` are those of the whole.
-        second_weight: W2, (N, out_features): the transpose of an ``nn.Linear``'s weight, so that what belongs
-            to one hidden neuron is one row.
+            ``rehash`` describe the whole layer.
+        second_weight: W2, (N, out_features): the transpose of an ``nn.Linear``'s weight, so that each hidden
+            neuron has one row.
         second_bias: (out_features), or None.
 
     Raises:
-        ValueError: an argument is wrong, or an option that means nothing in a hidden layer.
+        ValueError: an argument is wrong, or an option does not apply to hidden layers.
 
     Examples:
         >>> block = LSHFeedForward(512, 65_536, sparse=True)
@@ -131,7 +132,7 @@ class LSHFeedForward(nn.Module):
         return self.second_weight.shape[1]
 
     def reset_parameters(self) -> None:
-        """Initialises as two ``nn.Linear`` do; the tables follow at the next use."""
+        """Initialises as two ``nn.Linear`` do; the tables are rebuilt at the next use."""
         self.first.reset_parameters()
         self._reset_second()
 
@@ -169,9 +170,9 @@ class LSHFeedForward(nn.Module):
         return output.reshape(*input.shape[:-1], self.out_features)
 
     def _check_parameters(self) -> None:
-        """Refuses parameters of other shapes than the layer was made with, or that hooks of ``first``, which
-        is not called, would bring up to date."""
-        self.first._check_parameters("LSHFeedForward: first", called=False)
+        """Checks the shapes of the parameters, and that none is computed by hooks of ``first``, which is
+        never called."""
+        check_parameters("LSHFeedForward: first", self.first, self.first.tables, called=False)
         weight, bias = self.second_weight, self.second_bias
         fits = weight.dim() == 2 and weight.shape[0] == self.hidden_features
         if not fits or (bias is not None and bias.shape != weight.shape[1:]):
@@ -193,8 +194,8 @@ class LSHFeedForward(nn.Module):
         sparse: bool = False,
         eval_active: Literal["all", "budget"] = "all",
     ) -> LSHFeedForward:
-        """An LSHFeedForward of the layers ``first`` and ``second`` of a model. It shares their Parameters but
-        for the weight of ``second``, which it holds transposed, in a Parameter of its own: make the optimizer
+        """An LSHFeedForward made of the layers ``first`` and ``second`` of a model. It shares their
+        Parameters, except the weight of ``second``, of which it holds a transposed copy: make the optimizer
         afterwards.
 
         Raises:

@@ -1,33 +1,51 @@
-"""What a forward in training leaves for the loss, and what stands for it in the autograd graph."""
+"""A forward in training, kept for the loss, and its stand-in in the autograd graph."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..storage import check_in_memory
-
-if TYPE_CHECKING:
-    from .linear import LSHLinear
+from ..tables import HashTables
 
 
 class ForwardCall:
-    """One call ``layer(input)`` in training.
+    """One call ``layer(input)`` in training: what a loss needs to compute its logits later.
 
-    The input, and the parameters of then (``torch.func.functional_call`` takes its own away again), are
-    without gradient where that call would have given them none. It is no tuple and no dataclass: what walks
-    a module's output must not find weights in it.
+    It holds the input and parameters of the call (``torch.func.functional_call`` takes its own away again),
+    detached where the call itself would record no gradient for them. It is neither a tuple nor a dataclass,
+    so that code that walks a module's output for tensors finds no weights in it.
+
+    Attributes:
+        input: (\\*, d).
+        weight: (N, d).
+        bias: (N), or None.
+        tables: hash tables over the weight.
+        sparse: whether weight and bias get row-sparse gradients.
+        scale: factor of the logits.
+        normalised: whether these are log-probabilities, not logits.
     """
 
-    def __init__(self, layer: LSHLinear, input: Tensor) -> None:
-        self.layer = layer
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tables: HashTables,
+        *,
+        sparse: bool,
+    ) -> None:
+        self.tables = tables
+        self.sparse = sparse
         records = torch.is_grad_enabled()
-        given = {"input": input, "weight": layer.weight, "bias": layer.bias}
-        self.input, self.weight, self.bias = (
-            t if t is None or (records and t.requires_grad) else t.detach() for t in given.values()
-        )
+
+        def kept(tensor: Tensor) -> Tensor:
+            return tensor if records and tensor.requires_grad else tensor.detach()
+
+        self.input, self.weight = kept(input), kept(weight)
+        self.bias = None if bias is None else kept(bias)
         self.scale = 1.0
         self.normalised = False
         # (name, tensor, version); inference tensors have no version, and compiled graphs look after theirs
@@ -35,9 +53,13 @@ class ForwardCall:
         if not torch.compiler.is_compiling():
             self._versions = tuple(
                 (name, tensor, tensor._version)
-                for name, tensor in given.items()
+                for name, tensor in (("input", input), ("weight", weight), ("bias", bias))
                 if tensor is not None and not tensor.is_inference()
             )
+
+    @property
+    def out_features(self) -> int:
+        return self.tables.out_features
 
     def replaced(self, **changes: Any) -> ForwardCall:
         """A copy with other attributes."""
@@ -62,18 +84,18 @@ class ForwardCall:
         """Input, weight and bias for a computation; without gradients unless ``with_graph``.
 
         Raises:
-            RuntimeError: one has been written to, or its memory is gone.
+            RuntimeError: one has been modified in place, or its memory has been freed.
         """
         check_in_memory(name, weight=self.weight, bias=self.bias)
         self.check_unchanged()
-        found = self.input, self.weight, self.bias
         if with_graph:
-            return found
-        return tuple(None if t is None else t.detach() for t in found)  # type: ignore[return-value]
+            return self.input, self.weight, self.bias
+        bias = None if self.bias is None else self.bias.detach()
+        return self.input.detach(), self.weight.detach(), bias
 
 
 class _StandIn(torch.autograd.Function):
-    """No numbers, that depend on tensors: a place in the graph after these."""
+    """An empty tensor that depends on the inputs: a node in the graph after them."""
 
     @staticmethod
     def forward(*inputs: Tensor | None) -> Tensor:
@@ -82,17 +104,18 @@ class _StandIn(torch.autograd.Function):
         return first.new_empty((0,))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
         ctx.count = len(inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[None, ...]:
-        return (None,) * ctx.count
+        count: int = ctx.count
+        return (None,) * count
 
 
 class _DualStandIn(_StandIn):
-    """With a rule for forward-mode differentiation, whose presence torch.compile refuses: what follows says
-    whether it has one."""
+    """With a rule for forward-mode differentiation, so that the operators after it decide whether they have
+    one. torch.compile accepts no function with such a rule."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -106,12 +129,13 @@ def stand_in(call: ForwardCall) -> Tensor | None:
     given = (call.input, call.weight, call.bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         function = _StandIn if torch.compiler.is_compiling() else _DualStandIn
-        return function.apply(*given)
+        output: Tensor = function.apply(*given)
+        return output
     return None
 
 
 def joined(values: Tensor, graph: Tensor | None) -> Tensor:
-    """``values``, whose backward also passes through the stand-in: hooks on it fire."""
+    """``values``, whose backward also passes through the stand-in, so that its hooks fire."""
     if graph is None or not (torch.is_grad_enabled() and values.requires_grad):
         return values
     return values + graph.sum().to(values.dtype)

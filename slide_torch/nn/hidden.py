@@ -1,4 +1,4 @@
-"""Hidden layers over active sets, step by step: draw one, go into its neurons, go out of them."""
+"""Hidden layers over active sets, step by step: draw a set, compute its neurons, go on from them."""
 
 from __future__ import annotations
 

@@ -7,41 +7,37 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..active_set import ActiveSet
-from ..checks import as_number, checked_int
-from ..functional.checks import autocast_input
 from ..ops import fused_update
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
-from ..precision import DTYPES, computed_dtype, topk_linear, widened
-from ..prediction.calibration import Calibration, state_of
-from ..prediction.calibration import calibrate as calibrated
-from ..prediction.partition import RowPartition
-from ..randomness import draw_seed
+from ..prediction import predictor
+from ..prediction.calibration import Calibration
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
+from ..sampling.recall import found_among
 from ..storage import check_in_memory
 from ..tables import HashTables
 from . import carry_over, hidden
-from .linear_checks import check_arguments, options_of
+from . import linear_checks as checks
 from .sampled_logits import SampledLogits
+from .tying import MarkLookedUp, check_tied
 
-# What an LSHLinear has, and an nn.Linear has not.
+# The attributes that an LSHLinear has and an nn.Linear lacks.
 _OWN_ATTRIBUTES = frozenset(("options", "sparse", "output", "eval_active", "tables", "calibration"))
 
 
 class LSHLinear(nn.Linear):
     """A drop-in for a huge ``nn.Linear`` output layer (SLIDE: Chen et al., MLSys 2020).
 
-    In training, ``layer(x)`` returns a :class:`SampledLogits`; the loss computed from it touches only
-    the labels' neurons, those that hash tables over the layer's own weight rows return for the batch,
-    and a random tail. In eval, ``layer(x)`` is the exact dense result.
+    In training, ``layer(x)`` returns a :class:`SampledLogits`. The loss computed from it reads only the
+    neurons of the labels, those that hash tables over the weight rows return for the batch, and a random
+    tail. In eval, ``layer(x)`` is the exact dense result.
 
-    With ``output="dense"`` it is a hidden layer, to stand before a ReLU: in training a tensor whose inactive
-    neurons are exactly zero and get no gradient (adaptive dropout: Spring & Shrivastava, KDD 2017). What
-    follows is then computed densely: :class:`LSHFeedForward` computes two layers over active neurons.
+    With ``output="dense"`` it is a hidden layer, used before a ReLU: in training it returns a tensor in which
+    inactive neurons are exactly zero and get no gradient (adaptive dropout: Spring & Shrivastava, KDD 2017).
+    Later layers compute densely; :class:`LSHFeedForward` computes two layers over the active neurons.
 
     Args:
         in_features: width d of an input, at least 1.
@@ -50,14 +46,14 @@ class LSHLinear(nn.Linear):
         options: how active neurons are found, see :class:`LSHOptions`.
         sparse: whether ``weight`` and ``bias`` get row-sparse gradients, as in ``nn.Embedding``: the fast
             path, for :mod:`slide_torch.optim`, ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``. With
-            False they are dense tensors, for any optimizer.
+            False gradients are dense, for any optimizer.
         output: what training returns: ``"sampled"``, a SampledLogits, for a loss; or ``"dense"``, a tensor,
-            for a hidden layer. There the ``"auto"`` options are those of
-            :meth:`LSHOptions.for_hidden_layer`, and without ``options`` the pattern is ``"per_sample"``.
-        eval_active: of a hidden layer, the neurons that are active in eval: ``"all"``, or ``"budget"``, those
-            that the tables return, as in training (the tables are those of the last rehash).
+            for a hidden layer, whose ``"auto"`` options are those of :meth:`LSHOptions.for_hidden_layer`
+            and whose default pattern is ``"per_sample"``.
+        eval_active: the active neurons of a hidden layer in eval: ``"all"``, or ``"budget"``, those that the
+            tables return, as in training (with the tables of the last rehash).
         device: must be the CPU.
-        dtype: float32 (default), float64 or bfloat16 (of which active rows are computed in float32, see
+        dtype: float32 (default), float64 or bfloat16 (active rows are then computed in float32, see
             docs/pytorch.md).
 
     Shape:
@@ -65,13 +61,14 @@ class LSHLinear(nn.Linear):
         - Output: (\\*, N): a SampledLogits in training (with ``output="dense"`` a tensor), a tensor in eval.
 
     Attributes:
-        weight: (N, d); bias: (N) or None; named, shaped and initialised as in ``nn.Linear``, whose state
-            dict is interchangeable with this one's.
+        weight: (N, d), named, shaped and initialised as in ``nn.Linear``. State dicts of the two layers are
+            interchangeable.
+        bias: (N), or None.
         tables: the :class:`HashTables`, built at the first training step and after loading.
 
-    Limits: losses are softmax and binary cross entropies; tables follow changes made by optimizer steps, by
-    ``load_state_dict`` and ``reset_parameters``: after writing to ``weight`` yourself call
-    :meth:`rehash`. The sizes are fixed: of a weight that has grown make a new layer with :meth:`from_linear`.
+    Limits: the losses are softmax and binary cross entropy. The tables follow changes made by optimizer
+    steps, ``load_state_dict`` and ``reset_parameters``; after any other write to ``weight`` call
+    :meth:`rehash`. The sizes are fixed: for a resized weight make a new layer with :meth:`from_linear`.
 
     Examples:
         >>> head = LSHLinear(128, 670_091, sparse=True)
@@ -92,10 +89,10 @@ class LSHLinear(nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        in_features, out_features = check_arguments(
+        in_features, out_features = checks.check_arguments(
             in_features, out_features, options, device, dtype
         )
-        options = options_of(options, out_features, output, eval_active)
+        options = checks.options_of(options, out_features, output, eval_active)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._set_up(options, sparse, output, eval_active)
 
@@ -111,7 +108,7 @@ class LSHLinear(nn.Linear):
         self.register_load_state_dict_post_hook(_invalidate_tables)
 
     def reset_parameters(self) -> None:
-        """Initialises as ``nn.Linear`` does; the tables follow at the next use."""
+        """Initialises as ``nn.Linear`` does; the tables are rebuilt at the next use."""
         if self.weight.device.type == "cpu":  # scattered rows on small pages cost a page walk each
             advise_hugepages_(self.weight.detach())
         super().reset_parameters()
@@ -119,17 +116,10 @@ class LSHLinear(nn.Linear):
             self.tables.invalidate()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Loads nothing where a shape does not fit: no bias of a layer whose weight is another."""
-        errors = args[-1]
-        own = {prefix + name: param for name, param in self.named_parameters(recurse=False)}
-        wrong = [
-            f"LSHLinear.load_state_dict: {name}: expected shape {tuple(own[name].shape)}, got "
-            f"{tuple(state_dict[name].shape)}: make the layer with the sizes that were saved"
-            for name in own
-            if name in state_dict and state_dict[name].shape != own[name].shape
-        ]
+        """Loads either all parameters or, where a shape does not fit, none."""
+        wrong = checks.wrong_shapes(self, state_dict, prefix)
         if wrong:
-            errors.extend(wrong)
+            args[-1].extend(wrong)  # the list of errors
         else:
             super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -144,19 +134,26 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        logits = SampledLogits.of(self, self._checked(input))
+        logits = SampledLogits.of(
+            checks.checked_input(input, self, self.tables),
+            self.weight,
+            self.bias,
+            self.tables,
+            sparse=self.sparse,
+        )
         if logits.requires_grad:
             if self.sparse and fused_update.is_replica():
                 fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)
-            _refuse_backward_hooks(self)
+            checks.refuse_backward_hooks(self)
         return logits
 
     def draw_active(self, input: Tensor) -> tuple[Tensor, ActiveSet] | None:
-        r"""What one call of a hidden layer computes: the input (\*, d) as contiguous (B, d), and the active
-        set drawn for it, with the tables' upkeep; None for all neurons, exactly, as in eval."""
+        r"""The input (\*, d) of a hidden layer as contiguous (B, d), and the active set drawn for it, with
+        the upkeep of the tables; None where every neuron is active, as in eval."""
         if not self.training and self.eval_active == "all":
             return None
-        flat = self._checked(input).reshape(-1, self.in_features).contiguous()
+        input = checks.checked_input(input, self, self.tables)
+        flat = input.reshape(-1, self.in_features).contiguous()
         active = hidden.draw(
             self.tables,
             flat,
@@ -167,57 +164,32 @@ class LSHLinear(nn.Linear):
         )
         return flat, active
 
-    def _checked(self, input: Tensor) -> Tensor:
-        """The input of a forward in training, in the weight's dtype under autocast."""
-        self._check_parameters("LSHLinear")
-        if input.dim() < 1 or input.shape[-1] != self.in_features:
-            raise ValueError(
-                f"LSHLinear: input: expected last dimension {self.in_features} (in_features), "
-                f"got shape {tuple(input.shape)}"
-            )
-        input = autocast_input(input, self.weight)
-        if input.dtype != self.weight.dtype or input.device != self.weight.device:
-            raise ValueError(
-                f"LSHLinear: input: expected {self.weight.dtype} on {self.weight.device}, the weight's, "
-                f"got {input.dtype} on {input.device}"
-            )
-        return input
-
     def tie(self, embedding: nn.Embedding | nn.EmbeddingBag) -> LSHLinear:
-        """Makes the weight of ``embedding`` this layer's weight too, and tells the tables of the rows that
-        the embedding looks up in training: they move with it, whether they are active here or not.
+        """Uses the weight of ``embedding`` as this layer's weight. The rows that the embedding looks up in
+        training change whether they are active here or not, so the tables are told to rehash them.
 
-        (Under ``sparse=False`` every row is rehashed anyway, and assigning ``layer.weight =
-        embedding.weight`` does the same.)
+        (With ``sparse=False`` every row is rehashed anyway, and assigning ``layer.weight =
+        embedding.weight`` is enough.)
 
         Raises:
-            ValueError: it is no embedding of (out_features, in_features), or of another dtype.
+            ValueError: ``embedding`` is not an embedding of (out_features, in_features) in the layer's dtype.
         """
-        shape = (self.out_features, self.in_features)
-        weight: Any = getattr(embedding, "weight", None)
-        if not isinstance(embedding, nn.Embedding | nn.EmbeddingBag) or (
-            tuple(weight.shape) != shape or weight.dtype != self.weight.dtype
-        ):
-            got = "" if weight is None else f" of {tuple(weight.shape)}, {weight.dtype}"
-            raise ValueError(
-                f"LSHLinear.tie: embedding: expected an nn.Embedding of {shape}, {self.weight.dtype}, "
-                f"got {type(embedding).__name__}{got}: make the layer with the embedding's sizes and dtype"
-            )
+        check_tied(embedding, self.weight, (self.out_features, self.in_features))
         self.weight = embedding.weight
         self.tables.invalidate()
         if self.sparse:
-            embedding.register_forward_hook(_MarkLookedUp(self.tables), with_kwargs=True)
+            embedding.register_forward_hook(MarkLookedUp(self.tables), with_kwargs=True)
         return self
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
-        """Says how frequent classes are, for ``tail_distribution="frequencies"``: the tail is drawn in
-        proportion to ``counts ** power`` (Mikolov et al. 2013 found 0.75 best for words).
+        """Sets the class counts for ``tail_distribution="frequencies"``: the tail is drawn in proportion to
+        ``counts ** power`` (Mikolov et al. 2013 found 0.75 best for words).
 
-        It is no part of a state dict; :func:`sampler_state` keeps it.
+        They are not part of a state dict; :func:`sampler_state` saves them.
 
         Args:
-            counts: (N), positive: of the training data, say. A class that is never drawn could not be
-                corrected for, so where counts are zero give ``counts.clamp(min=1)``.
+            counts: (N), positive, for example the class counts of the training data. Correction needs every
+                class to be drawn sometimes, so replace zeros: ``counts.clamp(min=1)``.
             power: from 0 (uniform) to 1 (in proportion to the counts).
 
         Raises:
@@ -230,13 +202,12 @@ class LSHLinear(nn.Linear):
         self.tables.set_frequencies(counts, power)
 
     def rehash(self) -> None:
-        """Hashes every row anew with the present functions, as after writing to ``weight`` by hand.
+        """Hashes every row again with the current functions, for example after writing to ``weight``.
 
         Raises:
-            ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
-                changed.
+            ValueError: rows hold NaN or Inf, or the weight has been resized; nothing is changed.
         """
-        self._check_parameters("LSHLinear.rehash", called=False)
+        checks.check_parameters("LSHLinear.rehash", self, self.tables, called=False)
         check_in_memory("LSHLinear.rehash", weight=self.weight, bias=self.bias)
         self.tables.rehash(self.weight, self.bias)
 
@@ -244,15 +215,14 @@ class LSHLinear(nn.Linear):
         """Draws new hash functions and hashes every row.
 
         Raises:
-            ValueError: rows hold NaN or Inf, or the weight is of another shape than the layer's; nothing is
-                changed.
+            ValueError: rows hold NaN or Inf, or the weight has been resized; nothing is changed.
         """
-        self._check_parameters("LSHLinear.rebuild", called=False)
+        checks.check_parameters("LSHLinear.rebuild", self, self.tables, called=False)
         check_in_memory("LSHLinear.rebuild", weight=self.weight, bias=self.bias)
         self.tables.rebuild(self.weight, self.bias)
 
     def stats(self) -> dict[str, float]:
-        """What tables and sampler are doing, see :meth:`HashTables.stats`."""
+        """Statistics of tables and sampler, see :meth:`HashTables.stats`."""
         return self.tables.stats()
 
     @torch.no_grad()
@@ -260,8 +230,8 @@ class LSHLinear(nn.Linear):
         r"""Share of the exact k largest logits of each input that the tables return within the budget; 1 if
         every neuron is active, 0 if nothing is retrieved. Costs a dense product with all neurons.
 
-        It changes nothing: before the first training step, when there are no tables, each call builds
-        some of its own, and throws them away.
+        It changes nothing. Before the first training step there are no tables yet, so each call builds its
+        own and discards them.
 
         Args:
             input: (\*, d), at least one, finite.
@@ -270,69 +240,44 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong.
         """
-        k = self._checked_k("recall", k)
-        input = self._some_inputs("recall", input)
-        check_in_memory("LSHLinear.recall", weight=self.weight, bias=self.bias)
-        tables = to_look_at(self.tables, self.weight, self.bias)
-        found = candidates(tables, self.weight, self.bias, input)
+        where, weight, bias = "LSHLinear.recall", self.weight, self.bias
+        k = checks.checked_k(where, k, self.out_features)
+        flat = checks.some_inputs(where, input, self, self.tables)
+        found = candidates(to_look_at(self.tables, weight, bias), weight, bias, flat)
         if found is None:
             return 1.0
-        offsets, active = found
-        best = topk_linear(input, *self._contiguous(), k)[1]
-        sample = torch.arange(input.shape[0]).repeat_interleave(offsets.diff())
-        keys = sample * self.out_features + active
-        wanted = torch.arange(input.shape[0]).unsqueeze(1) * self.out_features + best
-        return torch.isin(wanted, keys).float().mean().item()
+        _, best = predictor.exact_topk(flat, weight, bias, k)
+        return found_among(best, *found, self.out_features).float().mean().item()
 
     @torch.no_grad()
     def predict(self, input: Tensor, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
-        r"""The k largest logits of each input and their neurons, without ever holding (\*, N).
+        r"""The k largest logits of each input and their neurons, without materialising all (\*, N) logits.
 
-        ``torch.topk(F.linear(input, weight, bias), k)``, faster and in memory that does not grow with N.
-        The same in training and eval. No gradient: nothing is recorded for autograd.
+        ``torch.topk(F.linear(input, weight, bias), k)``, but faster, and in memory that does not grow with N.
+        Training and eval mode give the same result. Nothing is recorded for autograd.
 
         Args:
-            input: (\*, d), of the weight's dtype; any floating-point one under autocast.
+            input: (\*, d), of the weight's dtype; of any floating-point dtype under autocast.
             k: from 1 to N.
-            exact: False looks only among the neurons of the few lists that :meth:`calibrate` found
-                to be enough for the recall asked of it, if need be of more lists to find k neurons. The
-                logits of what is found are exact.
+            exact: False searches only the lists of neurons that :meth:`calibrate` found to be enough for its
+                recall, and more lists where these hold fewer than k neurons. Returned logits are exact.
 
         Returns:
-            ``(values, indices)``: (\*, k) each, the second int64; descending, equal values by smaller index,
-            NaN first, as the largest, as in ``torch.topk``. Of bfloat16 parameters, float32 values.
+            ``(values, indices)``: (\*, k) each, indices int64; values in descending order, equal ones by
+            smaller index, NaN first, as in ``torch.topk``. Values are float32 for bfloat16 parameters.
 
         Raises:
             ValueError: shape or dtype of ``input``, or k, is wrong.
             RuntimeError: ``exact=False`` without :meth:`calibrate`, or after the weights have changed.
         """
-        k = self._checked_k("predict", k)
-        flat = self._inputs("predict", input)
-        shape = (*input.shape[:-1], k)
-        weight, bias = self._contiguous()
+        where, weight, bias = "LSHLinear.predict", self.weight, self.bias
+        k = checks.checked_k(where, k, self.out_features)
+        flat = checks.flat_inputs(where, input, self, self.tables)
         if exact:
-            values, indices = topk_linear(flat, weight, bias, k)
+            values, indices = predictor.exact_topk(flat, weight, bias, k)
         else:
-            calibration = self.calibration
-            if calibration is None:
-                raise RuntimeError(
-                    "LSHLinear.predict: exact=False needs to know how far to look: call "
-                    "layer.calibrate(inputs, k, recall=0.95) first"
-                )
-            if calibration.state != state_of(self.weight, self.bias):
-                raise RuntimeError(
-                    "LSHLinear.predict: the weights have changed since layer.calibrate, whose recall is "
-                    "not known to hold any more: call it again, or predict(..., exact=True)"
-                )
-            values, indices = calibration.partition.topk(
-                flat,
-                weight,
-                bias,
-                k,
-                calibration.probes,
-                calibration.radius_weight,
-                calibration.rescored,
-            )
+            values, indices = predictor.approximate_topk(flat, weight, bias, k, self.calibration)
+        shape = (*input.shape[:-1], k)
         return values.view(shape), indices.view(shape)
 
     @torch.no_grad()
@@ -345,19 +290,19 @@ class LSHLinear(nn.Linear):
         generator: torch.Generator | None = None,
     ) -> float:
         r"""Prepares ``predict(exact=False)``: partitions the neurons into lists of neighbours (k-means on
-        weight rows and bias; kept until the weights change) and finds the fewest lists in which
-        ``recall`` of the exact k best neurons of ``input`` stand.
+        weight rows and bias; kept until the weights change) and finds the smallest number of lists that
+        hold the share ``recall`` of the exact k best neurons of ``input``.
 
-        Other inputs get that recall so far as ``input`` is like them: use some hundreds, held out. The
-        partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and some hundredths of
-        that. It is no part of a state dict, nor of a copy or pickle of the layer: calibrate where the layer
-        is used.
+        Recall on other inputs depends on how similar they are to ``input``: use a few hundred held-out
+        inputs. The partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and a few percent
+        more. It is not part of state dicts, copies or pickles of the layer: calibrate where the layer is
+        used.
 
         Args:
             input: (\*, d), at least one.
             k: from 1 to N.
-            recall: share to be found, above 0 and at most 1.
-            generator: source of the seed of k-means; torch's global generator if None.
+            recall: share to find, above 0 and at most 1.
+            generator: random generator for the seed of k-means; torch's global generator if None.
 
         Returns:
             The share found on ``input``, at least ``recall``.
@@ -365,118 +310,40 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong, or weights hold NaN or Inf; nothing is changed.
         """
-        k = self._checked_k("calibrate", k)
-        flat = self._some_inputs("calibrate", input)
-        share = as_number(recall)
-        if share is None or not 0 < share <= 1:
-            raise ValueError(
-                f"LSHLinear.calibrate: recall: expected a number above 0 and at most 1, got {recall!r}"
-            )
-        if parametrize.is_parametrized(self):
-            raise ValueError(
-                "LSHLinear.calibrate: weight: expected a Parameter, whose changes are noticed, got the "
-                "result of a parametrization: call torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        weight, bias = self._contiguous()
-        old = self.calibration
-        if old is not None and old.state == state_of(self.weight, self.bias):
-            partition = old.partition
-        else:
-            partition = RowPartition.build(weight, bias, seed=draw_seed(generator))
-        state = state_of(self.weight, self.bias)
-        self.calibration = calibrated(flat, weight, bias, k, share, partition, state)
+        where = "LSHLinear.calibrate"
+        k = checks.checked_k(where, k, self.out_features)
+        flat = checks.some_inputs(where, input, self, self.tables)
+        share = checks.checked_share(f"{where}: recall", recall)
+        checks.check_not_parametrized(where, self)
+        self.calibration = predictor.recalibrated(
+            self.calibration, flat, self.weight, self.bias, k, share, generator
+        )
         return self.calibration.recall
 
     def log_prob(self, input: Tensor) -> Tensor:
         r"""Log-probabilities of all neurons, as ``nn.AdaptiveLogSoftmaxWithLoss.log_prob``; differentiable.
 
-        Exact under the model. Of a model trained with ``correction="none"`` they are not calibrated: see
-        docs/prediction.md.
+        They are exact for the layer's weights. A model trained with ``correction="none"`` is not calibrated,
+        see docs/prediction.md.
 
         Args:
-            input: (\*, d), of the weight's dtype; bfloat16 also for a float32 weight, and any floating-point
-                one under autocast.
+            input: (\*, d), of the weight's dtype, or bfloat16; of any floating-point dtype under autocast.
 
         Returns:
-            (\*, N), float32, also under autocast and of bfloat16 parameters (whose logits are
-            ``F.linear``'s, in bfloat16), or float64. Twice that is held for a moment: 1.4 GB for 256 inputs
-            and N = 670,091 in float32.
+            (\*, N), float32 or float64; float32 also under autocast and for bfloat16 parameters (whose logits
+            are computed by ``F.linear`` in bfloat16). Peak memory is twice that: 1.4 GB for 256 inputs and
+            N = 670,091 in float32.
 
         Raises:
             ValueError: shape or dtype of ``input`` is wrong.
         """
         if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
             input = input.to(self.weight.dtype)
-        self._inputs("log_prob", input)
-        with torch.autocast("cpu", enabled=False):
-            logits = F.linear(input.to(self.weight.dtype), self.weight, self.bias)
-            return F.log_softmax(logits, dim=-1, dtype=computed_dtype(logits.dtype))
-
-    def _checked_k(self, method: str, k: Any) -> int:
-        N = self.out_features
-        return checked_int(k, 1, N, f"LSHLinear.{method}: k", " (out_features)")
-
-    def _some_inputs(self, method: str, input: Tensor) -> Tensor:
-        """As :meth:`_inputs`: at least one, and finite."""
-        flat = self._inputs(method, input)
-        if flat.shape[0] == 0:
-            raise ValueError(f"LSHLinear.{method}: input: expected at least one, got none")
-        if not bool(torch.isfinite(flat).all()):
-            raise ValueError(f"LSHLinear.{method}: input: expected finite numbers, got NaN or Inf")
-        return flat
-
-    def _inputs(self, method: str, input: Tensor) -> Tensor:
-        """Checks what prediction is given; returns inputs as contiguous (n, d), bfloat16 ones as float32."""
-        self._check_parameters(f"LSHLinear.{method}", called=False)
-        if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != self.in_features:
-            got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
-            raise ValueError(
-                f"LSHLinear.{method}: input: expected a tensor with last dimension {self.in_features} "
-                f"(in_features), got {got}"
-            )
-        check_in_memory(f"LSHLinear.{method}", weight=self.weight, bias=self.bias)
-        if self.weight.dtype not in DTYPES:
-            raise ValueError(
-                f"LSHLinear.{method}: weight: expected float32, float64 or bfloat16, got "
-                f"{self.weight.dtype}: convert the layer with .float()"
-            )
-        input = autocast_input(input, self.weight)
-        if input.dtype != self.weight.dtype or input.device != self.weight.device:
-            raise ValueError(
-                f"LSHLinear.{method}: input: expected {self.weight.dtype} on {self.weight.device}, the "
-                f"weight's, got {input.dtype} on {input.device}"
-            )
-        return widened(input).reshape(-1, self.in_features).contiguous()
-
-    def _check_parameters(self, where: str, *, called: bool = True) -> None:
-        """Refuses parameters of other shapes than the layer was made with, and outside a forward
-        (``called=False``) those that only a forward brings up to date."""
-        tables, weight, bias = self.tables, self.weight, self.bias
-        N, d = tables.out_features, tables.in_features
-        sizes = (self.out_features, self.in_features)
-        of_bias = None if bias is None else tuple(bias.shape)
-        wanted = (N,) if tables.has_bias else None
-        if tuple(weight.shape) != (N, d) or sizes != (N, d) or of_bias != wanted:
-            dense = "" if self.output == "sampled" else ", output='dense'"
-            raise ValueError(
-                f"{where}: weight: expected shape {(N, d)} and bias {wanted}, which the layer was made with, "
-                f"got {tuple(weight.shape)} and {of_bias}, (out_features, in_features) {sizes}: of resized "
-                "parameters make a new layer, LSHLinear.from_linear(layer, options=layer.options, "
-                f"sparse=layer.sparse{dense})"
-            )
-        computed = None if called else carry_over.computed_weight(self)
-        if computed is not None:
-            raise ValueError(
-                f"{where}: weight: expected a Parameter, got one that {computed[0]} computes anew at each "
-                f"forward only: call {computed[1]} first"
-            )
-
-    def _contiguous(self) -> tuple[Tensor, Tensor | None]:
-        bias = self.bias
-        return self.weight.contiguous(), None if bias is None else bias.contiguous()
+        checks.flat_inputs("LSHLinear.log_prob", input, self, self.tables)
+        return predictor.log_prob(input, self.weight, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without the calibration: it belongs to the very memory of the weights."""
+        """Copies and pickles leave out the calibration, which is valid only for these weights in memory."""
         return {**self.__dict__, "calibration": None}
 
     @classmethod
@@ -489,19 +356,18 @@ class LSHLinear(nn.Linear):
         output: Literal["sampled", "dense"] = "sampled",
         eval_active: Literal["all", "budget"] = "all",
     ) -> LSHLinear:
-        """An LSHLinear that shares the very Parameters of ``linear``; other arguments as for the class.
+        """An LSHLinear that shares the Parameters of ``linear``; the other arguments are those of the class.
 
-        All else that hangs on ``linear`` is shared too: buffers, submodules and other parameters, attributes,
-        and its hooks: forward hooks and pre-hooks (which see a :class:`SampledLogits` as the output in
-        training), and those of state dicts. What cannot be taken along is refused.
+        Buffers, submodules, other parameters, attributes and hooks are shared too: forward hooks and
+        pre-hooks (whose output in training is a :class:`SampledLogits`), and those of state dicts.
 
         Args:
-            linear: an nn.Linear or an LSHLinear. Sizes are those of its weight.
+            linear: an nn.Linear or an LSHLinear; the sizes are those of its weight.
 
         Raises:
-            ValueError: an argument is wrong; or ``linear`` is of a subclass, has a parametrization,
-                weight_norm, spectral_norm, pruning, backward or load_state_dict hooks, or a forward of its
-                own. The message says what to do; nothing is changed.
+            ValueError: an argument is wrong; or ``linear`` has something that the new layer would lose: it is
+                of a subclass, or has a parametrization, weight_norm, spectral_norm, pruning, backward or
+                load_state_dict hooks, or its own forward. The message says what to do; nothing is changed.
         """
         where = "LSHLinear.from_linear: linear"
         if not isinstance(linear, nn.Linear):
@@ -510,19 +376,11 @@ class LSHLinear(nn.Linear):
             linear, where, classes=(nn.Linear, LSHLinear, cls), own_hooks=(_invalidate_tables,)
         )
         weight, bias = linear.weight, linear.bias
-        if weight.dim() != 2:
-            raise ValueError(
-                f"{where}: expected a weight of 2 dimensions, got shape {tuple(weight.shape)}"
-            )
-        if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-            raise ValueError(
-                f"{where}: expected a bias of shape {tuple(weight.shape[:1])}, {weight.dtype}, as the weight "
-                f"has it, got {tuple(bias.shape)}, {bias.dtype}"
-            )
-        in_features, out_features = check_arguments(
+        checks.check_shapes(where, weight, bias)
+        in_features, out_features = checks.check_arguments(
             weight.shape[1], weight.shape[0], options, weight.device, weight.dtype
         )
-        options = options_of(options, out_features, output, eval_active)
+        options = checks.options_of(options, out_features, output, eval_active)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features = in_features
@@ -536,7 +394,7 @@ class LSHLinear(nn.Linear):
         return layer
 
     def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` that shares this layer's Parameters, and all else that :meth:`from_linear` shares.
+        """An ``nn.Linear`` that shares this layer's Parameters and whatever :meth:`from_linear` shares.
 
         Raises:
             ValueError: as :meth:`from_linear`.
@@ -558,42 +416,6 @@ class LSHLinear(nn.Linear):
             f"{super().extra_repr()}, sparse={self.sparse}{dense if self.output == 'dense' else ''}, "
             f"options={self.options}, built={self.tables.built}"
         )
-
-
-class _MarkLookedUp:
-    """Forward hook of a tied embedding; an object, so that copies of a model mark their own tables."""
-
-    def __init__(self, tables: HashTables) -> None:
-        self.tables = tables
-
-    @torch.compiler.disable
-    def __call__(self, embedding: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        weight: Any = embedding.weight
-        if weight.shape[0] != self.tables.out_features:  # resized: the layer refuses it itself
-            return
-        if embedding.training and torch.is_grad_enabled() and weight.requires_grad:
-            rows = args[0] if args else kwargs.get("input")
-            if not isinstance(rows, Tensor):
-                raise ValueError(
-                    "LSHLinear.tie: embedding: expected indices as its first argument or input=, got "
-                    f"{[type(a).__name__ for a in args]} and {sorted(kwargs)}: call it as nn.Embedding"
-                )
-            self.tables.mark_dirty(rows.flatten().to(torch.int64), weight._version)
-
-
-def _refuse_backward_hooks(layer: nn.Module) -> None:
-    """Module backward hooks would not be called, as there is no gradient of N logits to call them with."""
-    if layer._backward_hooks or layer._backward_pre_hooks or _any_global_backward_hook():
-        raise NotImplementedError(
-            "LSHLinear: backward hooks are not available in training, whose logits have no gradient tensor: "
-            "use input.register_hook or weight.register_hook, or hook the modules before, or one whose "
-            "forward returns the loss"
-        )
-
-
-def _any_global_backward_hook() -> bool:
-    module = torch.nn.modules.module
-    return bool(module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
 def _invalidate_tables(layer: nn.Module, incompatible_keys: Any) -> None:

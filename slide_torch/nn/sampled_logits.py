@@ -6,66 +6,72 @@ import builtins
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
-from ..active_set import Labels, SampleActiveSets
 from ..checks import checked_int
 from ..functional.binary_cross_entropy import lsh_linear_binary_cross_entropy
 from ..functional.cross_entropy import lsh_linear_cross_entropy
-from ..inference_mode import version_of
-from ..precision import active_layer, computed_dtype, widened
-from ..sampling.draw import draw_active_set, to_look_at
+from ..precision import computed_dtype
+from ..tables import HashTables
+from .active_logits import active_logits
 from .forward_call import ForwardCall, joined, stand_in
 from .torch_functions import HANDLERS
-
-if TYPE_CHECKING:
-    from .linear import LSHLinear
 
 
 @dataclass(eq=False, repr=False)
 class SampledLogits:
-    """The logits ``layer(input)`` of shape (\\*, N), not yet computed: which of them matter depends on
-    the labels, which only the loss knows.
+    """The logits ``layer(input)`` of shape (\\*, N), computed by the loss: which of them matter depends on
+    the labels.
 
-    It is not a tensor, but torch's functions accept it: ``F.cross_entropy(logits, target)`` and
-    ``nn.CrossEntropyLoss`` (see :func:`slide_torch.functional.lsh_linear_cross_entropy` for the forms of
-    target), ``F.binary_cross_entropy_with_logits`` and ``nn.BCEWithLogitsLoss``,
-    ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``, ``softmax``. Leading
-    dimensions can be reshaped and sliced, and the whole scaled by a positive number. What works on
-    classes without labels (``topk``, ``to_dense``, ...) sees the active ones only: those that the tables
-    return, and the tail; ``layer.eval()(input)`` gives all N.
+    It is not a tensor, but functions of torch accept it: ``F.cross_entropy(logits, target)`` and
+    ``nn.CrossEntropyLoss`` (for the forms of target see
+    :func:`slide_torch.functional.lsh_linear_cross_entropy`), ``F.binary_cross_entropy_with_logits`` and
+    ``nn.BCEWithLogitsLoss``, ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``,
+    ``softmax``. Leading dimensions can be reshaped and sliced, and the logits scaled by a positive number.
+    Functions without labels (``topk``, ``to_dense``, ...) see only the neurons that the tables return, and
+    the tail; ``layer.eval()(input)`` gives all N logits.
 
-    It belongs to the autograd graph as ``nn.Linear``'s output does. Gradients go where they would have gone
-    when ``layer(input)`` was called: made under ``torch.no_grad()`` it has none, whenever the loss is
-    computed. What looks for tensors in a module's output, as ``DistributedDataParallel`` and ``fully_shard``
-    do, finds one (it is a dataclass, and a node of ``torch.utils._pytree``). The loss reads input, weight and
-    bias, so that none may be changed before: that raises a RuntimeError.
+    It is part of the autograd graph as the output of an ``nn.Linear`` is. Gradients are recorded according to
+    the mode in which ``layer(input)`` was called: under ``torch.no_grad()`` there are none, wherever the loss
+    is computed. Code that looks for tensors in a module's output, such as ``DistributedDataParallel`` and
+    ``fully_shard``, finds one (it is a dataclass, and a node of ``torch.utils._pytree``). The loss reads
+    input, weight and bias; modifying one of them in place before raises a RuntimeError.
 
     Attributes:
-        shape, ndim, dtype, device: as those of the tensor it stands for; where parameters are bfloat16, dtype
-            is float32.
+        shape: the shape (\\*, N).
+        ndim: the number of dimensions.
+        dtype: the dtype of the logits; float32 for bfloat16 parameters.
+        device: the device of the input.
     """
 
-    # The one tensor that walkers find, and may replace; None where nothing gets a gradient.
+    # The one tensor that such code finds, and may replace; None where nothing gets a gradient.
     _graph: Tensor | None
     _call: ForwardCall
 
     @classmethod
-    def of(cls, layer: LSHLinear, input: Tensor) -> SampledLogits:
-        """The logits of ``layer`` for ``input`` (\\*, d), which fits it."""
-        call = ForwardCall(layer, input)
+    def of(
+        cls,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tables: HashTables,
+        *,
+        sparse: bool,
+    ) -> SampledLogits:
+        """The logits of ``input`` (\\*, d) for a layer of these parameters and tables, all checked."""
+        call = ForwardCall(input, weight, bias, tables, sparse=sparse)
         return cls(stand_in(call), call)
 
     # --- what it looks like ---------------------------------------------------------------------------
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self._call.input.shape[:-1], self._call.layer.out_features))
+        return torch.Size((*self._call.input.shape[:-1], self._call.out_features))
 
     @property
     def ndim(self) -> int:
@@ -114,7 +120,7 @@ class SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
         if shape is not None or (len(sizes) == 1 and not isinstance(sizes[0], int)):
             sizes = tuple(shape if shape is not None else sizes[0])
-        N = self._call.layer.out_features
+        N = self._call.out_features
         leading = self.shape[:-1].numel()
         known = math.prod([size for size in sizes[:-1] if size != -1])
         free = sizes[:-1].count(-1)
@@ -168,7 +174,7 @@ class SampledLogits:
         return self
 
     def float(self) -> SampledLogits:
-        """Itself: float32 logits stay so; float64 ones are more exact than asked for."""
+        """Itself: logits are float32 or float64."""
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> SampledLogits:
@@ -202,15 +208,16 @@ class SampledLogits:
             self._refuse(
                 "division by anything but a positive number", "scale the layer's input instead"
             )
-        return self * (1.0 / divisor)
+        scaled: SampledLogits = self * (1.0 / divisor)
+        return scaled
 
     __array_ufunc__ = None  # numpy's scalars leave the arithmetic to us
 
     # --- computed over the active set -----------------------------------------------------------------
 
     def log_softmax(self, dim: int = -1, dtype: torch.dtype | None = None) -> SampledLogits:
-        """Log-probabilities over the active set, as lazy as the logits: for ``F.nll_loss``, ``topk``,
-        ``to_dense``. With importance correction the estimate of those over all classes."""
+        """Log-probabilities over the active set, computed later like the logits: for ``F.nll_loss``,
+        ``topk``, ``to_dense``. With importance correction they estimate those over all classes."""
         self._check_class_dim("log_softmax", dim)
         if dtype is not None:
             self.to(dtype)
@@ -224,16 +231,17 @@ class SampledLogits:
     def topk(
         self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
     ) -> torch.return_types.topk:
-        """The k largest active logits of each row and their classes; -inf and -1 where fewer are
-        active. For looking: it is no training step to the tables, as ``to_dense`` is, and takes nothing from
-        torch's random state: ties and tail are always the same. (Before the first training step, when
-        there are no tables, each call builds some of its own, and throws them away.)"""
+        """The k largest active logits of each row and their classes; -inf and -1 where fewer are active.
+
+        Unlike ``to_dense`` it does not count as a training step of the tables, and leaves torch's random
+        state alone: ties and tail are always the same. (Before the first training step there are no tables
+        yet, so each call builds its own and discards them.)"""
         self._check_class_dim("topk", dim)
         if not largest:
             self._refuse("topk(largest=False)", "tables find large logits only")
-        N = self._call.layer.out_features
+        N = self._call.out_features
         k = checked_int(k, 0, N, "SampledLogits: topk: k")
-        rows, values = self._active_values(trains=False)
+        rows, values = self._active(trains=False)
         found, place = values.topk(min(k, rows.shape[0]), dim=1)
         classes = rows[place].masked_fill(found == -math.inf, -1)
         found = F.pad(found, (0, k - found.shape[1]), value=-math.inf)
@@ -246,57 +254,22 @@ class SampledLogits:
         if dim is None and self.ndim > 1:
             self._refuse("argmax() over all dimensions", "argmax(-1)")
         self._check_class_dim("argmax", -1 if dim is None else dim)
-        best = self.topk(1).indices
+        best: Tensor = self.topk(1).indices
         return best if keepdim else best.squeeze(-1)
 
     def to_dense(self, fill: builtins.float = -math.inf) -> Tensor:
-        """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. Takes the memory
-        that this layer exists to avoid."""
-        rows, values = self._active_values(trains=True)
+        """A tensor (\\*, N) of the active logits, ``fill`` elsewhere; differentiable. It holds all N columns,
+        which the losses avoid."""
+        rows, values = self._active(trains=True)
         values = values.masked_fill(values == -math.inf, fill)
-        dense = values.new_full((values.shape[0], self._call.layer.out_features), fill)
+        dense = values.new_full((values.shape[0], self._call.out_features), fill)
         return dense.index_copy(1, rows, values).reshape(self.shape)
 
-    @torch.compiler.disable  # every step of it depends on data
-    def _active_values(self, *, trains: bool) -> tuple[Tensor, Tensor]:
-        """Active rows (U) and their logits (B, U), -inf where a sample has not activated a row;
-        ``trains`` says that a loss may be made of them."""
-        layer = self._call.layer
-        tables = layer.tables
-        input, weight, bias = self._call.tensors("SampledLogits", with_graph=self.requires_grad)
-        flat = widened(input.reshape(-1, layer.in_features))
-        moving = trains and torch.is_grad_enabled() and weight.requires_grad
-        tables.check_tail("SampledLogits")
-        if not trains:
-            tables = to_look_at(tables, weight, bias)
-        if tables.has_upkeep:
-            tables.maintain(weight, bias, advance=moving, all_rows_move=not layer.sparse)
-        labels = Labels.none(flat.shape[0], flat.dtype)
-        active = draw_active_set(
-            tables, flat, labels, weight=weight, bias=bias, seed=None if trains else 0
+    def _active(self, *, trains: bool) -> tuple[Tensor, Tensor]:
+        rows, values = active_logits(
+            self._call, self._graph, with_graph=self.requires_grad, trains=trains
         )
-        if moving:
-            tables.mark_dirty(active.rows, version_of(weight))
-        weight, bias, rows, sparse = active_layer(weight, bias, active.rows, layer.sparse)
-        weight = F.embedding(rows, weight, sparse=sparse)
-        with torch.autocast("cpu", enabled=False):
-            values = flat @ weight.T
-        if bias is not None:
-            values = values + bias.gather(0, rows, sparse_grad=sparse)
-        values = joined(values * self._call.scale, self._graph)
-        log_weight = active.log_weight
-        if isinstance(active, SampleActiveSets):
-            owns = torch.zeros(values.shape, dtype=torch.bool)
-            place = torch.searchsorted(active.rows, active.active.to(torch.int64))
-            sample = torch.arange(flat.shape[0]).repeat_interleave(active.offsets.diff())
-            owns[sample, place] = True
-            values = values.masked_fill(~owns, -math.inf)
-            if log_weight is not None:
-                log_weight = torch.zeros_like(values).index_put((sample, place), log_weight)
-        if self._call.normalised:
-            weighted = values if log_weight is None else values + log_weight
-            values = values - weighted.logsumexp(1, keepdim=True)
-        return active.rows, values
+        return rows, values
 
     def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
         """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
@@ -307,9 +280,9 @@ class SampledLogits:
             weight,
             target,
             linear_bias=bias,
-            tables=call.layer.tables,
+            tables=call.tables,
             scale=call.scale,
-            sparse=call.layer.sparse,
+            sparse=call.sparse,
             **options,
         )
         return joined(loss, self._graph)
@@ -326,9 +299,9 @@ class SampledLogits:
             weight,
             target,
             linear_bias=bias,
-            tables=call.layer.tables,
+            tables=call.tables,
             scale=call.scale,
-            sparse=call.layer.sparse,
+            sparse=call.sparse,
             **options,
         )
         return joined(loss, self._graph)
@@ -338,6 +311,12 @@ class SampledLogits:
     def _check_class_dim(self, name: str, dim: int | None) -> None:
         if dim not in (-1, self.ndim - 1):
             self._refuse(f"{name}(dim={dim})", "classes are the last dimension: dim=-1")
+
+    def _check_normalised(self, name: str) -> None:
+        if not self._call.normalised:
+            self._refuse(
+                f"{name} of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy"
+            )
 
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise NotImplementedError(
@@ -357,7 +336,7 @@ class SampledLogits:
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.mul, Tensor.mul) and args and isinstance(args[-1], SampledLogits):
@@ -387,7 +366,7 @@ def _dimensions_taken(item: Any) -> int:
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     if getattr(item, "dtype", None) in (torch.bool, torch.uint8, bool):
-        return item.ndim
+        return int(item.ndim)
     return 1
 
 

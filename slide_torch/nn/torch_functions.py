@@ -1,19 +1,26 @@
-"""Which of torch's functions take a SampledLogits, and what they do with it."""
+"""The functions of torch that accept a SampledLogits, and what they do with it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .sampled_logits import SampledLogits
+
+class Logits(Protocol):
+    """The methods of a SampledLogits that torch's functions call here."""
+
+    def cross_entropy(self, target: Tensor, **options: Any) -> Tensor: ...
+    def binary_cross_entropy_with_logits(self, target: Tensor, **options: Any) -> Tensor: ...
+    def log_softmax(self, dim: int, dtype: torch.dtype | None) -> Logits: ...
+    def softmax(self, dim: int, dtype: torch.dtype | None) -> Tensor: ...
+    def _check_normalised(self, name: str) -> None: ...
 
 
 def _cross_entropy(
-    input: SampledLogits,
+    input: Logits,
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
@@ -36,7 +43,7 @@ def _cross_entropy(
 
 
 def _binary_cross_entropy(
-    input: SampledLogits,
+    input: Logits,
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
@@ -55,7 +62,7 @@ def _binary_cross_entropy(
 
 
 def _nll_loss(
-    input: SampledLogits,
+    input: Logits,
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
@@ -63,21 +70,18 @@ def _nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    if not input._call.normalised:
-        input._refuse(
-            "nll_loss of logits", "call F.log_softmax(logits, -1) first, or F.cross_entropy"
-        )
+    input._check_normalised("nll_loss")
     return _cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction)
 
 
 def _log_softmax(
-    input: SampledLogits, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> SampledLogits:
+    input: Logits, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Logits:
     return input.log_softmax(dim, dtype)
 
 
 def _softmax(
-    input: SampledLogits, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None
+    input: Logits, dim: int = -1, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
     return input.softmax(dim, dtype)
 

@@ -1,13 +1,13 @@
-"""Optimizers for models where some gradients are row-sparse: one optimizer for the whole model.
+"""Optimizers for models in which some gradients are row-sparse: one optimizer for the whole model.
 
 Row-sparse gradients (``torch.sparse_coo`` with one sparse dimension, as from ``nn.EmbeddingBag``
-with ``sparse=True``) update the touched rows only, in one pass over their memory. Dense gradients
-get torch's own update. State dicts load into, and from, the torch optimizer of the same name.
+with ``sparse=True``) update only their own rows, in one pass over the memory. Dense gradients use
+torch's own update. State dicts can be exchanged with the torch optimizer of the same name.
 
 Parameters in bfloat16 (contiguous, on the CPU) are updated in float32 and, with their states, rounded
-stochastically: up or down with the probability that makes the mean right, since rounded to nearest what
-moves by less than 1/512 of itself would never move. The random bits are a hash of step and element: no
-generator is drawn from, and the result is the same at any number of threads and on every replica.
+stochastically: up or down with probabilities that keep the mean exact. With rounding to nearest, an
+update smaller than 1/512 of a value would be lost. The random bits are a hash of step and element: no
+generator is used, and the result is the same at any number of threads and on every replica.
 """
 
 from .adagrad import Adagrad

@@ -13,42 +13,42 @@ from torch.optim.adam import adam
 
 from .. import ops
 from ..ops import fused_update
-from .base import _NOT_TRACED, RowGradient, RowOptimizer, check_number, refuse
+from .base import NOT_TRACED, RowGradient, RowOptimizer, check_number, refuse
 
 
 class Adam(RowOptimizer):
     r"""Adam with decoupled weight decay, for dense and row-sparse gradients.
 
-    On dense gradients it is :class:`torch.optim.AdamW` (with ``weight_decay=0``,
-    :class:`torch.optim.Adam`), on row-sparse ones :class:`torch.optim.SparseAdam`: the moments of
-    rows that are not touched stand still, and bias correction counts the steps of the parameter.
+    For dense gradients it is :class:`torch.optim.AdamW` (with ``weight_decay=0``,
+    :class:`torch.optim.Adam`), for row-sparse ones :class:`torch.optim.SparseAdam`: rows without a
+    gradient keep their values and moments, and bias correction counts the parameter's steps.
 
     Args:
         params: parameters, named parameters or parameter groups to optimize.
         lr: learning rate.
-        betas: decay of the running averages of the gradient and of its square.
+        betas: decay rates of the running averages of the gradient and of its square.
         eps: added to the denominator.
-        weight_decay: what is updated first shrinks by ``lr * weight_decay`` of itself; with a
-            row-sparse gradient that is the touched rows.
+        weight_decay: decoupled weight decay: each updated row is first multiplied by
+            ``1 - lr * weight_decay``. With a row-sparse gradient only the rows of the gradient decay.
         maximize: ascend instead of descend.
-        fuse_backward: update the weight of a layer with ``sparse=True`` inside ``backward()``, where
-            its gradient rows are still in the cache, instead of handing them over to :meth:`step`. The
-            result is the same bit for bit; the gradient (``weight.grad``) is never there to see, clip,
-            unscale or accumulate: hooks on the weight, ``create_graph=True`` and an enabled
-            ``GradScaler`` are refused. It needs one backward between two steps, and the loss to be the
-            weight's only use. A backward that is not asked for the weight's gradient
-            (``torch.autograd.grad(loss, input)``, ``backward(inputs=[...])``) leaves the weight alone, and
-            ``torch.autograd.grad(loss, weight)`` returns its gradient. Cross entropy without label
-            smoothing (which is refused) does so; binary cross entropy hands its gradient to :meth:`step` as
-            ever. Also an option of a parameter group.
-        moments_dtype: ``torch.bfloat16`` keeps both moments of float32 parameters in half the memory and
-            moves 16 instead of 24 bytes an element of an update. They are rounded stochastically: up or
-            down with the probability that makes the mean right, since rounded to nearest the second
-            moment would never move by less than 1/256 of itself, as ``1 - betas[1]`` asks. The random
-            bits are a hash of step and element: no generator is drawn from, and the result is the same
-            at any number of threads and on every replica of a model. Arithmetic and parameters stay
-            float32. ``None``: the dtype of the parameter; of a bfloat16 one, rounded so too. Also an option
-            of a parameter group.
+        fuse_backward: update the weight of a layer with ``sparse=True`` inside ``backward()``, while its
+            gradient rows are still in the cache, instead of in :meth:`step`. The result is identical, bit
+            for bit. There is no ``weight.grad`` to inspect, clip, unscale or accumulate, so hooks on the
+            weight, ``create_graph=True`` and an enabled ``GradScaler`` raise an error. Each step takes
+            exactly one backward, and the loss must be the only use of the weight. A backward that does not
+            compute the weight's gradient (``torch.autograd.grad(loss, input)``,
+            ``backward(inputs=[...])``) leaves the weight unchanged, and
+            ``torch.autograd.grad(loss, weight)`` returns the gradient. Supported for cross entropy without
+            label smoothing (with smoothing it raises an error); binary cross entropy still updates in
+            :meth:`step`. Can be set for each parameter group.
+        moments_dtype: ``torch.bfloat16`` stores both moments of float32 parameters in half the memory; an
+            update then moves 16 bytes an element instead of 24. The moments are rounded stochastically, up
+            or down with probabilities that keep their mean exact: with rounding to nearest, the second
+            moment would stop moving, because ``1 - betas[1]`` is below bfloat16's resolution of 1/256. The
+            random bits are a hash of step and element: no generator is used, and the result is the same at
+            any number of threads and on every replica of a model. Arithmetic and parameters stay float32.
+            ``None`` uses the parameter's dtype; moments of bfloat16 parameters are always rounded
+            stochastically. Can be set for each parameter group.
 
     Example::
 
@@ -75,9 +75,8 @@ class Adam(RowOptimizer):
         fuse_backward: bool = False,
         moments_dtype: torch.dtype | None = None,
     ) -> None:
-        self._fused: set[int] = (
-            set()
-        )  # ids of the parameters updated by backward since the last step
+        # ids of the parameters that backward has updated since the last step
+        self._fused: set[int] = set()
         super().__init__(
             params,
             lr=lr,
@@ -100,20 +99,16 @@ class Adam(RowOptimizer):
         if not group["decoupled_weight_decay"] and group["weight_decay"] != 0:
             got = f"the L2 penalty {group['weight_decay']} of torch.optim.Adam"
             refuse(name, "decoupled weight decay", got, "set its weight_decay to 0 before loading")
-
         if not isinstance(group["fuse_backward"], bool):
-            refuse(
-                f"{name}: fuse_backward",
-                "a bool",
-                repr(group["fuse_backward"]),
-                "pass True or False",
-            )
+            got = repr(group["fuse_backward"])
+            refuse(f"{name}: fuse_backward", "a bool", got, "pass True or False")
         if group["moments_dtype"] not in (None, torch.bfloat16):
             got = repr(group["moments_dtype"])
             refuse(f"{name}: moments_dtype", "None or torch.bfloat16", got, "pass one of them")
 
     def _state_dtype(self, group: dict[str, Any], param: Tensor) -> torch.dtype:
-        return group["moments_dtype"] or param.dtype
+        dtype: torch.dtype | None = group["moments_dtype"]
+        return dtype or param.dtype
 
     def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
         plain = param.dtype in (torch.float32, torch.bfloat16) and param.device.type == "cpu"
@@ -151,10 +146,11 @@ class Adam(RowOptimizer):
 
     @contextmanager
     def fused_step(self, param: Tensor) -> Iterator[dict[str, Any]]:
-        """For backward: states and scalars of this step of ``param``; it counts unless the block raises.
+        """Called by backward: the states and scalars of this step of ``param``. The step counts unless the
+        block raises.
 
         Raises:
-            RuntimeError: a second backward before :meth:`step`, or hooks that wait for a gradient.
+            RuntimeError: this is a second backward before :meth:`step`, or ``param`` has hooks.
         """
         name = "slide_torch.optim.Adam: fuse_backward"
         if param._backward_hooks or param._post_accumulate_grad_hooks:
@@ -201,10 +197,10 @@ class Adam(RowOptimizer):
             "maximize": group["maximize"],
         }
 
-    @torch.compiler.disable(reason=_NOT_TRACED)
+    @torch.compiler.disable(reason=NOT_TRACED)
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """As :meth:`RowOptimizer.step`; ends what ``fuse_backward`` has begun."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As :meth:`RowOptimizer.step`; it also completes the step that ``fuse_backward`` began."""
         found_inf, _ = vars(self).pop("found_inf", None), vars(self).pop("grad_scale", None)
         if found_inf is not None:
             raise RuntimeError(

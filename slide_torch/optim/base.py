@@ -1,4 +1,4 @@
-"""What the optimizers share: checks, states, rows."""
+"""What the optimizers share: checks, states and row gradients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from torch.optim import Optimizer
 from .. import ops
 from ..precision import DTYPES
 
-_NOT_TRACED = "optimizers of slide_torch.optim step outside compiled graphs"
+NOT_TRACED = "optimizers of slide_torch.optim step outside compiled graphs"
 
 
 class RowGradient(NamedTuple):
+    """A gradient of some rows of a parameter.
+
+    Attributes:
+        param: the parameter.
+        rows: int64 (rows), increasing; None for all rows.
+        values: their gradients, (rows, ...).
+    """
+
     param: Tensor
-    rows: Tensor | None  # None: all
+    rows: Tensor | None
     values: Tensor
 
 
@@ -36,7 +44,7 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
 
 
 def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Optimizer state shaped like ``tensor``; under huge pages where they pay."""
+    """Optimizer state shaped like ``tensor``, on huge pages where the CPU has them."""
     state = torch.empty_like(tensor, dtype=dtype, requires_grad=False)
     if state.device.type == "cpu" and state.is_contiguous():
         ops.advise_hugepages_(state)
@@ -49,7 +57,11 @@ def _rounds_stochastically(param: Tensor) -> bool:
 
 
 def _row_gradient(where: str, param: Tensor, grad: Tensor) -> RowGradient:
-    """Distinct rows, increasing, and their values; ValueError for what no kernel takes."""
+    """The distinct rows of a sparse gradient in increasing order, and their values.
+
+    Raises:
+        ValueError: no kernel supports such a gradient or parameter.
+    """
     if grad.layout != torch.sparse_coo:
         advice = "call to_dense() on it, or make it sparse_coo with one sparse dimension"
         refuse(where, "a strided or sparse_coo gradient", grad.layout, advice)
@@ -82,7 +94,7 @@ def _row_gradient(where: str, param: Tensor, grad: Tensor) -> RowGradient:
 
 
 class RowOptimizer(Optimizer):
-    """What the three share: collect and check every gradient, then update."""
+    """Base of the optimizers: a step collects and checks every gradient, then updates."""
 
     # Options in state dicts of torch's optimizer that have one value here.
     _fixed: ClassVar[dict[str, Any]] = {"differentiable": False}
@@ -146,12 +158,12 @@ class RowOptimizer(Optimizer):
             if "step" in of_param:
                 of_param["step"] = torch.tensor(float(of_param["step"]), dtype=torch.float32)
 
-    @torch.compiler.disable(reason=_NOT_TRACED)
+    @torch.compiler.disable(reason=NOT_TRACED)
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
 
-        All gradients are checked first: when one is refused, no parameter has changed.
+        All gradients are checked first: an error leaves every parameter unchanged.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -196,7 +208,7 @@ class RowOptimizer(Optimizer):
         return dense, row_sparse
 
     def _state_dtype(self, group: dict[str, Any], param: Tensor) -> torch.dtype:
-        """The dtype of all states of ``param`` but its step."""
+        """The dtype of the states of ``param`` except its step."""
         return param.dtype
 
     def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
@@ -215,7 +227,7 @@ class RowOptimizer(Optimizer):
 
     def _buffer(self, group: dict[str, Any], param: Tensor, key: str, fill: float = 0.0) -> Tensor:
         """A tensor of the state of ``param``, made at the first use."""
-        state = self.state[param]
+        state: dict[str, Tensor] = self.state[param]
         if key not in state:
             state[key] = _zeros_like(param, self._state_dtype(group, param))
             if fill != 0.0:
@@ -225,8 +237,10 @@ class RowOptimizer(Optimizer):
         return state[key]
 
     def _rounding_step(self, param: Tensor) -> int:
-        """What seeds the rounding of a bfloat16 parameter at this step; 0 for others, which count none."""
+        """Counts a step of a bfloat16 parameter and returns its number, which seeds the rounding; 0 for other
+        parameters, which count no steps here."""
         return int(self._steps(param).add_(1)) if param.dtype == torch.bfloat16 else 0
 
     def _steps(self, param: Tensor) -> Tensor:
-        return self.state[param].setdefault("step", torch.tensor(0.0, dtype=torch.float32))
+        state: dict[str, Tensor] = self.state[param]
+        return state.setdefault("step", torch.tensor(0.0, dtype=torch.float32))

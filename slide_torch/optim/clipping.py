@@ -1,4 +1,4 @@
-"""What is done to gradients between backward and step, for row-sparse and dense ones together."""
+"""Gradient clipping for row-sparse and dense gradients together."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def clip_grad_norm_(
     norm_type: float | str = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
-    """:func:`torch.nn.utils.clip_grad_norm_` that takes row-sparse gradients too, and gives the result that
-    it gives for the same gradients as dense tensors. Gradients are scaled in place.
+    """:func:`torch.nn.utils.clip_grad_norm_` with support for row-sparse gradients, for which the result is
+    the same as for dense ones. Gradients are scaled in place.
 
     Args:
-        parameters: whose gradients are clipped by their common norm.
-        max_norm: what the norm is at most afterwards, not negative.
+        parameters: the parameters whose gradients are clipped by their total norm.
+        max_norm: largest norm afterwards, not negative.
         norm_type: p of the p-norm, not negative; ``inf``, or ``"inf"``, for the largest absolute value.
-        error_if_nonfinite: whether to refuse a norm of NaN or Inf.
+        error_if_nonfinite: whether a norm of NaN or Inf raises an error.
 
     Returns:
-        The norm before.
+        The norm before clipping.
 
     Raises:
         ValueError: ``max_norm`` or ``norm_type`` is negative or no number; nothing is changed.
@@ -64,7 +64,7 @@ def _norm(name: str, value: object) -> float:
 
 
 def _values(parameter: Tensor) -> Tensor:
-    """The memory of a gradient's values, each entry once."""
+    """The values of a gradient, every entry once; a view."""
     grad = parameter.grad
     assert grad is not None
     if grad.layout != torch.sparse_coo:

@@ -14,9 +14,9 @@ from .base import RowGradient, RowOptimizer, check_number, refuse
 class SGD(RowOptimizer):
     r""":class:`torch.optim.SGD`, for dense and row-sparse gradients.
 
-    On row-sparse gradients, rows that are not touched stay as they are, momentum included (torch
-    goes on moving every row ever touched), and ``weight_decay`` is added to the gradient of the
-    touched rows (torch refuses it). Without either, the result is torch's.
+    With a row-sparse gradient, rows without a gradient keep their values and their momentum (torch keeps
+    moving every row that ever had one), and ``weight_decay`` is added to the rows of the gradient (torch
+    raises an error). Without momentum and weight decay the result is torch's.
 
     Args:
         params: parameters, named parameters or parameter groups to optimize.

@@ -1,1 +1,1 @@
-"""The best k neurons of an input."""
+"""Prediction: the best k neurons of an input, exact and approximate."""

@@ -1,4 +1,4 @@
-"""How far approximate prediction must look for a given recall."""
+"""Calibration of approximate prediction: how many lists to search for a given recall."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from ..inference_mode import version_of
 from ..precision import topk_linear
-from .partition import _INPUTS_AT_ONCE, RADIUS_WEIGHTS, RESCORED_PER_K, RowPartition
+from .partition import INPUTS_AT_ONCE, RADIUS_WEIGHTS, RESCORED_PER_K, RowPartition
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ``predict(exact=False)`` uses, and which weights it was made for.
+    """The parameters of ``predict(exact=False)``, and the weights that they are valid for.
 
     Attributes:
         partition: the lists.
-        probes: how many of them each input looks into.
-        radius_weight: how much a list's spread says for looking into it.
-        rescored: how many of the best by their codes are scored exactly.
-        recall: share of the exact top k found so on the inputs of the calibration.
-        state: address and version of weight and bias when it was made.
+        probes: number of lists to search for each input.
+        radius_weight: weight of a list's spread in the choice of lists.
+        rescored: number of the best rows by int8 codes that are scored exactly.
+        recall: share of the exact top k found on the inputs of the calibration.
+        state: address and version of weight and bias at the calibration.
     """
 
     partition: RowPartition
@@ -33,7 +33,7 @@ class Calibration:
 
 
 def state_of(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    """Differs after anything that torch knows to have written to weight or bias, or replaced them."""
+    """Changes whenever torch records a write to weight or bias, or either is replaced."""
     present = [weight] if bias is None else [weight, bias]
     return tuple(number for t in present for number in (t.data_ptr(), version_of(t)))
 
@@ -47,11 +47,11 @@ def calibrate(
     partition: RowPartition,
     state: tuple[int, ...],
 ) -> Calibration:
-    """The probes that find the share ``recall`` of the exact top k of ``input`` (n, d), at the weight of the
-    spread with which they have the fewest rows.
+    """The smallest number of probes that find the share ``recall`` of the exact top k of ``input`` (n, d),
+    with the radius weight that leads to the fewest rows.
 
-    How many lists hold that share is counted, without a search. What the int8 codes lose on the way is
-    measured by searches: as many rows are rescored as make it at most a tenth of what recall may miss.
+    The number of lists that hold this share is counted without a search. What rounding to int8 codes loses is
+    measured by searches: enough rows are rescored to keep it below a tenth of what the recall may miss.
     """
     _, best = topk_linear(input, weight, bias, k)
 
@@ -68,7 +68,7 @@ def calibrate(
 
     def found(probes: int, rescored: int) -> float:
         hits = 0
-        for x, rows in zip(input.split(_INPUTS_AT_ONCE), best.split(_INPUTS_AT_ONCE), strict=True):
+        for x, rows in zip(input.split(INPUTS_AT_ONCE), best.split(INPUTS_AT_ONCE), strict=True):
             mine = partition.topk(x, weight, bias, k, probes, radius_weight, rescored)[1]
             hits += int((mine.unsqueeze(2) == rows.unsqueeze(1)).sum())
         return hits / best.numel()

@@ -32,7 +32,7 @@ RADIUS_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 RESCORED_PER_K = 2  # rows scored exactly to find k, at first
 
 
-_INPUTS_AT_ONCE = 4096
+INPUTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,7 @@ class RowPartition:
         list_of[self.rows.long()] = torch.arange(self.lists).repeat_interleave(sizes)
         found = torch.zeros(self.lists, dtype=torch.int64)
         read = torch.zeros(self.lists, dtype=torch.int64)
-        for some, own in zip(
-            input.split(_INPUTS_AT_ONCE), rows.split(_INPUTS_AT_ONCE), strict=True
-        ):
+        for some, own in zip(input.split(INPUTS_AT_ONCE), rows.split(INPUTS_AT_ONCE), strict=True):
             order = self.probes(some, self.lists, radius_weight)
             place = torch.empty_like(order)
             place.scatter_(1, order, torch.arange(self.lists).expand_as(order))

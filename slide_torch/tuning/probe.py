@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import checked_int
@@ -13,52 +12,43 @@ from ..nn.linear import LSHLinear
 from ..precision import widened
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
-
-_ROWS_AT_ONCE = 8  # rows whose logits over all neurons are held together
+from ..sampling.recall import Exact, found_among, softmax_mass
 
 
 @torch.no_grad()
 def recall_and_mass(layer: LSHLinear, input: Tensor, k: int) -> tuple[float, float]:
-    """Of each row of ``input`` (B, d) the share of the exact k largest logits among the candidates within
-    the budget, and the softmax probability of the candidates; means over rows. Labels and tail do not
-    count."""
-    tables = to_look_at(layer.tables, layer.weight, layer.bias)
-    found = candidates(tables, layer.weight, layer.bias, widened(input))
+    """Share of the exact k largest logits among the candidates within the budget, and the softmax probability
+    of the candidates: means over the rows of ``input`` (B, d). Labels and tail do not count."""
+    weight, bias = layer.weight, layer.bias
+    inputs = widened(input)
+    found = candidates(to_look_at(layer.tables, weight, bias), weight, bias, inputs)
     if found is None:
         return 1.0, 1.0
-    offsets, ids = found
-    recall = mass = 0.0
-    for first in range(0, input.shape[0], _ROWS_AT_ONCE):
-        logits = widened(F.linear(input[first : first + _ROWS_AT_ONCE], layer.weight, layer.bias))
-        best = logits.topk(k, dim=1).indices
-        probabilities = logits.softmax(dim=1)
-        for i in range(logits.shape[0]):
-            own = ids[offsets[first + i] : offsets[first + i + 1]]
-            recall += torch.isin(best[i], own).float().mean().item()
-            mass += probabilities[i, own].sum().item()
-    return recall / input.shape[0], mass / input.shape[0]
+    exact = Exact.of(weight, bias, input, k)
+    recall = found_among(exact.top, *found, layer.out_features).float().mean()
+    mass = softmax_mass(weight, bias, inputs, exact.log_normalizer, *found).mean()
+    return recall.item(), mass.item()
 
 
 class RecallProbe:
-    """Measures recall and softmax mass of a layer's tables every so many training forwards.
+    """Measures recall and softmax mass of a layer's tables at regular intervals during training.
 
-    It hooks the layer's forward: of every ``every``-th training batch it compares what the tables return for
-    a few rows with the exact logits. Training itself is not changed by a bit, and no random number is
-    drawn. A measurement costs the dense logits of ``rows`` inputs, of which eight are held at a time; between
-    measurements a forward is counted. Without a probe nothing is hooked.
+    It hooks the layer's forward: at every ``every``-th training batch it compares what the tables return for
+    a few rows with the exact logits. Training is bit for bit the same as without it, and no random number
+    is drawn. A measurement computes the dense logits of ``rows`` inputs, 16 at a time; between measurements
+    a forward is only counted.
 
     Args:
-        layer: whose tables to watch.
+        layer: the layer whose tables to watch.
         every: training forwards from one measurement to the next. (A forward recomputed by activation
             checkpointing counts again.)
-        k: how many of the largest logits to look for, from 1 to N.
-        rows: how many inputs of the batch, its first ones.
+        k: number of largest logits to look for, from 1 to N.
+        rows: number of inputs to measure: the first ones of the batch.
 
     Attributes:
         last: the last measurement: ``{"recall@<k>": share of the exact top k within the budget,
-            "softmax_mass": probability of the candidates}``; empty before the first. Tables are built by
-            the first step's
-            loss, so the first forward never counts.
+            "softmax_mass": probability of the candidates}``; empty before the first one. The first forward
+            is never measured: its loss builds the tables.
         steps: training forwards seen.
 
     Raises:
@@ -91,10 +81,10 @@ class RecallProbe:
     def _look(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if not isinstance(layer, LSHLinear) or not layer.training:  # to_linear() takes hooks along
+        if not isinstance(layer, LSHLinear) or not layer.training:  # to_linear() keeps hooks
             return
         self.steps += 1
-        # not before there are tables: building them is the step's business, and takes random numbers
+        # the step builds the tables, with random numbers that no measurement may take
         ready = layer.tables.built or not layer.tables.uses_tables
         if self.steps % self.every == 0 and ready:
             self.measure(layer, args[0] if args else kwargs["input"])
@@ -103,7 +93,7 @@ class RecallProbe:
         r"""Measures now, on the first rows of ``input`` (\*, d); returns :attr:`last`.
 
         Raises:
-            ValueError: ``input`` is no tensor of that shape.
+            ValueError: ``input`` is not a tensor of that shape.
         """
         if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != layer.in_features:
             got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
@@ -119,7 +109,7 @@ class RecallProbe:
         return self.last
 
     def remove(self) -> None:
-        """Takes the hook away; :attr:`last` stays."""
+        """Removes the hook; :attr:`last` stays."""
         self._hook.remove()
 
     def __enter__(self) -> RecallProbe:

@@ -1,4 +1,4 @@
-"""What tune returns."""
+"""The result of tune."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..options import LSHOptions, ResolvedOptions
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one setting finds, and its cost.
+    """Recall and cost of one setting.
 
     Attributes:
         options: the setting, resolved.
@@ -17,11 +17,11 @@ class Measurement:
         softmax_mass: softmax probability of the candidates; mean over inputs.
         ids_read: ids read from buckets for an input, over all tables, with repetitions.
         rows_touched: rows of the weight read for an input: those that ``rerank`` scores, else the candidates.
-        us_query: microseconds an input, of a median block of 64.
-        build_seconds: a rebuild: new functions, all rows hashed, buckets.
-        rehash_seconds: a rehash of all rows. (One of dirty rows only costs less.)
-        cost: microseconds an input: ``us_query``, and a rehash of all rows spread over the inputs of a first
-            period.
+        us_query: microseconds an input, in the median block of 64 inputs.
+        build_seconds: duration of a rebuild: new functions, all rows hashed, buckets.
+        rehash_seconds: duration of a rehash of all rows. (A rehash of changed rows only takes less.)
+        cost: microseconds an input: ``us_query``, plus a rehash of all rows spread over the inputs of the
+            first period.
     """
 
     options: ResolvedOptions
@@ -37,20 +37,20 @@ class Measurement:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What :func:`tune` found; prints as a table.
+    """The result of :func:`tune`; prints as a table.
 
     Attributes:
-        options: the setting of least cost that reached the recall; if none did, that of the highest recall.
-        reached: whether it did, on the held-out inputs if there are any.
+        options: the cheapest setting that reached the recall; if none did, the one of the highest recall.
+        reached: whether it reached the recall, on the held-out inputs if there are any.
         recall: its recall there.
         softmax_mass: its softmax mass there.
-        held_out: inputs, none of which had a part in the choice, that these two are of; 0: they are of the
-            inputs that it was chosen on.
-        target: the recall asked for.
-        k: how many largest logits were looked for.
-        measured: every setting tried, on the inputs of the choice.
-        untried: settings that the time limit left out.
-        seconds: that it took.
+        held_out: number of held-out inputs that recall and mass were measured on; 0 if they were measured on
+            the inputs of the choice.
+        target: the recall to reach.
+        k: number of largest logits looked for.
+        measured: every setting tried, measured on the inputs of the choice.
+        untried: number of settings that were left out because time was up.
+        seconds: duration of the search.
     """
 
     options: LSHOptions

@@ -64,7 +64,8 @@ def test_measures_what_brute_force_finds(options):
     expected = brute_force(layer, options, x, 10, 3)
     assert (found.recall, found.softmax_mass) == pytest.approx(expected[:2], abs=1e-4)
     assert found.ids_read == expected[2]
-    assert found.options == options.resolve(N, d) == result.options
+    assert found.options == options.resolve(N, d)
+    assert result.options == found.options.unresolved()
     assert options.budget / 2 < found.rows_touched <= max(options.budget, found.options.rerank)
     assert found.cost > found.us_query > 0 and found.build_seconds > 0 < found.rehash_seconds
 
@@ -252,7 +253,7 @@ def test_probe_refuses(arguments, message):
 
 
 def test_probe_with_tqdm_and_tensorboard(tmp_path):
-    """The loop of docs/tuning.md."""
+    """The loop of docs/choosing.md."""
     from tqdm import tqdm
 
     layer, x = clustered()
