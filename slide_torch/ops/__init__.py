@@ -26,7 +26,6 @@ from .hashing import (
     simhash_dense,
     simhash_hadamard,
 )
-from .io import parse_xmc
 from .library import instruction_set
 from .linear import into_active, out_of_active
 from .losses import binary_cross_entropy, cross_entropy
