@@ -549,8 +549,8 @@ def test_a_search_sees_rows_as_the_last_step_left_them(sparse):
             lists = (tables.offsets[0].long(), tables.ids[0])
             codes, terms, places = ops.empty_codes(layer.weight, lists[0], room=True)
             ops.code_lists_(codes, terms, places, layer.weight, layer.bias, *lists)
-            assert torch.equal(tables.row_places, places)
-            assert torch.equal(tables.row_codes, codes) and torch.equal(tables.row_terms, terms)
+            assert torch.equal(tables.sq8.places, places)
+            assert torch.equal(tables.sq8.codes, codes) and torch.equal(tables.sq8.terms, terms)
         optimizer.step()
         optimizer.zero_grad()
     assert tables.rehashes >= 1
