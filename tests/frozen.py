@@ -36,7 +36,10 @@ from slide_torch import LSHFeedForward, LSHLinear, LSHOptions  # noqa: E402
 from slide_torch.functional import lsh_linear_binary_cross_entropy  # noqa: E402
 
 RECORD = Path(__file__).with_name("frozen.json")
-SAVED_STATES = Path(__file__).parent / "data" / "sampler_state_1.pt"
+# checkpoints in each format of sampler states
+SAVED_STATES = {
+    format: Path(__file__).parent / "data" / f"sampler_state_{format}.pt" for format in (1, 2)
+}
 
 # --- names and signatures --------------------------------------------------------------------------------
 
@@ -56,15 +59,11 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
 INTERNAL = {
     "HashTables": {
         *(
-            "check_tail",
-            "fixed_proposal",
-            "has_upkeep",
-            "maintain",
-            "mark_dirty",
-            "meet",
-            "of_handle",
+            *("check_tail", "has_upkeep", "maintain", "mark_dirty", "meet", "of_handle"),
+            *("read_with", "record", "require_built", "searches", "take_up", "uses_kernel"),
         ),
-        *("record", "searches", "uses_kernel"),
+        *("codes", "dirty", "ids", "offsets", "sq8"),
+        *("steps", "rehashes", "rebuilds", "upkeep_seconds"),
     },
     "LSHLinear": {"draw_active"},
     "SampledLogits": {"__init__"},
@@ -404,7 +403,7 @@ def run(case: Case) -> list[str]:
 
 # --- states ----------------------------------------------------------------------------------------------
 
-# whose checkpoints of format 1 are kept: one that searches rows in int8, one with all else that is saved
+# whose checkpoints are kept: one that searches rows in int8, one with all else that is saved
 SAVED = {
     "search": Case(
         {"budget": 4, "tail": 8, "K": 3, "rehash_every": 3, "correction": "importance"},
@@ -439,23 +438,17 @@ def train_small(layer: LSHLinear, optimizer: Any, steps: range) -> None:
 
 
 def save_states() -> None:
-    """Writes the checkpoints anew: only for a new format, beside the old file."""
+    """Writes the checkpoints of format 1 in the present format, into a file beside theirs."""
     found = {}
-    for name, case in SAVED.items():
-        layer, optimizer = small(case)
-        train_small(layer, optimizer, range(SAVED_STEPS))
-        found[name] = {
-            "model": layer.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "sampler": slide_torch.sampler_state(layer),
-        }
-    SAVED_STATES.parent.mkdir(exist_ok=True)
-    torch.save(found, SAVED_STATES)
+    for name in SAVED:
+        layer, _, saved = resumed(name)
+        found[name] = {**saved, "sampler": slide_torch.sampler_state(layer)}
+    torch.save(found, SAVED_STATES[max(SAVED_STATES)])
 
 
-def resumed(name: str) -> tuple[LSHLinear, Any, dict[str, Any]]:
+def resumed(name: str, format: int = 1) -> tuple[LSHLinear, Any, dict[str, Any]]:
     """The layer and the optimizer that take up a kept checkpoint, and the checkpoint."""
-    saved = torch.load(SAVED_STATES, weights_only=True)[name]
+    saved = torch.load(SAVED_STATES[format], weights_only=True)[name]
     layer, optimizer = small(SAVED[name])
     layer.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
@@ -463,8 +456,8 @@ def resumed(name: str) -> tuple[LSHLinear, Any, dict[str, Any]]:
     return layer, optimizer, saved
 
 
-def resume(name: str) -> list[str]:
-    layer, optimizer, _ = resumed(name)
+def resume(name: str, format: int = 1) -> list[str]:
+    layer, optimizer, _ = resumed(name, format)
     train_small(layer, optimizer, range(SAVED_STEPS, SAVED_STEPS + 12))
     return [digest(layer.parameters()), digest(layer.tables.tensors().values())]
 
@@ -603,7 +596,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--bits"]:
         print(json.dumps(bits(*map(int, sys.argv[2:]))))
     elif sys.argv[1:] == ["--write"]:
-        if not SAVED_STATES.exists():
+        if not SAVED_STATES[max(SAVED_STATES)].exists():
             save_states()
         write()
     else:

@@ -485,8 +485,11 @@ def test_defective_input_spoils_its_own_row_only(pattern, everything, value):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_defective_weights_at_a_rehash(bad):
-    layer, x, y = make(rehash_every=1)
+@pytest.mark.parametrize("schedule", ["growing", "drift"])
+def test_defective_weights_at_a_rehash(bad, schedule):
+    layer, x, y = make(rehash_every=1, schedule=schedule, drift=0.0)
+    if schedule == "drift":  # rows of the drift sample among them
+        layer.tables.schedule.drift_sample_codes.add_(1)
     with torch.no_grad():
         layer.weight[[3, 41], 0] = bad
     message = r"weight: expected finite rows, got NaN or Inf in 2 of them \(3, 41\)"

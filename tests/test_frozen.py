@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import frozen
 import pytest
 import torch
+from helpers import in_format_1
 
 from slide_torch import sampler_state
 
@@ -40,14 +41,25 @@ def equal(a, b):
     return a == b
 
 
+@pytest.mark.parametrize("format", frozen.SAVED_STATES)
 @pytest.mark.parametrize("name", frozen.SAVED)
-def test_a_sampler_state_of_format_1_is_taken_up_as_it_was(name):
-    layer, _, saved = frozen.resumed(name)
-    state = sampler_state(layer)[""]
-    assert saved["sampler"][""]["format"] == 1
-    assert saved["sampler"][""]["schedule"]["steps"] == frozen.SAVED_STEPS
-    for key in saved["sampler"][""].keys() - {"format"}:
-        assert equal(saved["sampler"][""][key], state[key]), key
+def test_a_sampler_state_is_taken_up_as_it_was(name, format):
+    layer, _, saved = frozen.resumed(name, format)
+    saved, state = saved["sampler"][""], sampler_state(layer)[""]
+    assert saved["format"] == format and state["format"] == max(frozen.SAVED_STATES)
+    assert saved["schedule"]["steps"] == frozen.SAVED_STEPS
+    if format == 1:
+        state = in_format_1(state)
+    assert saved.keys() == state.keys()
+    for key in saved:
+        assert equal(saved[key], state[key]), key
+
+
+@pytest.mark.parametrize("name", frozen.SAVED)
+def test_sampler_states_of_all_formats_resume_alike(name):
+    """Those of format 1 have recorded bits, below."""
+    of_formats = [frozen.resume(name, format) for format in frozen.SAVED_STATES]
+    assert all(found == of_formats[0] for found in of_formats)
 
 
 @pytest.fixture(scope="module")

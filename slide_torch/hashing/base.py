@@ -150,7 +150,7 @@ class HashFamily(nn.Module, abc.ABC):
         """
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         if weight.dtype == torch.bfloat16:
-            parts = blocks(weight.shape[0]) if rows is None else rows.split(ROWS_AT_ONCE)
+            parts = blocks(weight.shape[0]) if rows is None else torch.split(rows, ROWS_AT_ONCE)
             found = [self.row_codes(*some_rows(weight, bias, part)) for part in parts]
             return torch.cat(found, 1)
         mean_row = None if self.mean_row is None else self.mean_row.to(weight.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..options import ResolvedOptions
@@ -33,7 +34,7 @@ def make_family(
     )
 
 
-_FAMILIES: dict[str, Any] = {
+_FAMILIES: dict[str, Callable[..., HashFamily]] = {
     "simhash": SimHash,
     "dwta": DWTA,
     "minhash": MinHash,

@@ -72,7 +72,7 @@ def draw_tail(
     )
     if own == count:
         return Tail(drawn, of_drawn)
-    both, place = torch.cat([ids, drawn]).unique(return_inverse=True)
+    both, place = torch.unique(torch.cat([ids, drawn]), return_inverse=True)
     of_kernel = torch.empty(both.shape, dtype=torch.float64)
     of_kernel[place] = torch.cat([of_fixed, of_drawn])
     return Tail(both, 1 - (1 - inclusion[both.long()]) * (1 - of_kernel))

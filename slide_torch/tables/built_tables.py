@@ -80,7 +80,7 @@ class BuiltTables(NamedTuple):
                 sq8 = SQ8Rows.for_buckets(rows[0], self.offsets[0])
             lists = self.offsets[0].long()
             if not self.family.describes:  # then nobody needs the means of empty buckets
-                lists = lists.unique_consecutive()
+                lists = torch.unique_consecutive(lists)
             means = sq8.write_buckets_(*rows, lists, self.ids[0])
             self.family.describe([means], self.offsets)
             return self._replace(sq8=sq8)

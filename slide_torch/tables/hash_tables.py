@@ -305,7 +305,8 @@ class HashTables:
         elif self._built is None:
             self.rehash(weight, bias)
         elif due:
-            self._renew_if_drifted(self.family, weight, bias, all_rows_move, generator)
+            with self.schedule.upkeep():
+                self._renew_if_drifted(self.family, weight, bias, all_rows_move, generator)
         if self.uses_kernel and self.tail.kernel_sums is None:
             with self.schedule.upkeep():
                 self.tail.compute_kernel_sums(weight, bias)
@@ -322,8 +323,7 @@ class HashTables:
         """Rehashes or rebuilds at the end of a period: under ``schedule="drift"`` only if the codes of the
         drift sample have changed by enough; if not, the next look is a period away."""
         schedule = self.schedule
-        with schedule.upkeep():
-            drift = schedule.look_at_drift(family, weight, bias)
+        drift = schedule.look_at_drift(family, weight, bias)
         if drift is not None and drift <= self.options.drift:
             schedule.period += self.options.rehash_every
         elif schedule.rebuilds_next:
@@ -343,7 +343,7 @@ class HashTables:
         rows = self.pending.rows() if self.pending.have_changed(version_of(weight)) else None
         if self.sq8 is not None and rows is not None:
             own_bias = None if bias is None else bias.detach()
-            self.sq8.rewrite_rows_(weight.detach(), own_bias, rows.unique())
+            self.sq8.rewrite_rows_(weight.detach(), own_bias, torch.unique(rows))
 
     def meet(self, seed: int, version: int, *, moving: bool) -> Literal["before", "after"] | None:
         """When a step that drew ``seed`` at the weight's ``version`` has its upkeep: before it draws.

@@ -25,7 +25,7 @@ class PendingRows:
         if self.have_changed(version):
             self._batches, self._version = [], version
         elif len(self._batches) == MOST_BATCHES:  # fully_shard keeps the version as it was
-            self._batches = [torch.cat(self._batches).unique()]
+            self._batches = [torch.unique(torch.cat(self._batches))]
         self._batches.append(rows)
 
     def have_changed(self, version: int) -> bool:

@@ -197,7 +197,7 @@ def _check_schedule(state: dict[str, Any]) -> None:
         ("period", 1, math.inf),
         ("drift", 0, 1),
     ):
-        value = schedule.get(name)
+        value: Any = schedule.get(name)
         if not _is_number(value) or not low <= value <= high:
             _damaged(f"schedule.{name}", f"a finite number from {low} to {high}", value)
     if not isinstance(last, dict) or not all(_is_number(value) for value in last.values()):

@@ -53,6 +53,7 @@ class Schedule:
         self.period = float(options.rehash_every)
         self.since_rehash = 0
         self.drift_sample_codes: Tensor | None = None
+        self._in_upkeep = False
 
     @property
     def is_over(self) -> bool:
@@ -67,10 +68,18 @@ class Schedule:
 
     @contextmanager
     def upkeep(self) -> Iterator[None]:
-        """Adds the time of what is done inside to ``upkeep_seconds``, unless it raises."""
+        """Adds the time of what is done inside to ``upkeep_seconds``, unless it raises. Inside of another one
+        it counts nothing itself."""
+        if self._in_upkeep:
+            yield
+            return
+        self._in_upkeep = True
         started = time.perf_counter()
-        yield
-        self.upkeep_seconds += time.perf_counter() - started
+        try:
+            yield
+            self.upkeep_seconds += time.perf_counter() - started
+        finally:
+            self._in_upkeep = False
 
     def advance(self, steps: int) -> None:
         self.steps += steps
