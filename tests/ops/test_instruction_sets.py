@@ -12,6 +12,8 @@ from helpers import LEVELS, ROOT, run_at_level, supported_levels
 
 from slide_torch import ops
 
+OPS = torch.ops.slide_torch
+
 # sizes that are multiples of no vector width, of no tile, of no block of 64 or 256 rows
 N, D, B, BINS = 301, 45, 21, 8
 HIDDEN = ("output", "x", "weight", "bias", "second")
@@ -94,10 +96,10 @@ def losses_and_gradients(i):
         layer = leaves(i)
         *active, log_weight, offsets, places, targets = arguments
         losses = {
-            "": getattr(ops, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False),
-            "binary ": getattr(ops, f"{pattern}_binary_cross_entropy")(
+            "": getattr(OPS, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False)[0],
+            "binary ": getattr(OPS, f"{pattern}_binary_cross_entropy")(
                 *layer, *active, log_weight.abs(), offsets, places, targets, None, 0.5, False
-            ),
+            )[0],
         }
         for kind, loss in losses.items():
             values = (loss.detach(), *torch.autograd.grad(loss.sum(), layer))
@@ -112,8 +114,8 @@ def hidden_layers(i):
     for pattern, (arguments, *_) in active_sets(i).items():
         active = arguments[:1] if pattern == "shared" else arguments[:5]
         layer = [*leaves(i), i["weight"].flip(1).requires_grad_()]
-        values = getattr(ops, f"{pattern}_linear")(*layer[:3], *active, False)
-        rows = getattr(ops, f"{pattern}_weighted_rows")
+        values = getattr(OPS, f"{pattern}_linear")(*layer[:3], *active, False)
+        rows = getattr(OPS, f"{pattern}_weighted_rows")
         out = rows(values.tanh(), layer[3].contiguous(), *active, False)
         gradients = torch.autograd.grad((out * i["x"]).sum(), layer)
         for name, value in zip(HIDDEN, (out.detach(), *gradients), strict=True):
