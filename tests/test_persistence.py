@@ -146,7 +146,10 @@ def test_without_the_sampler_the_run_goes_on_but_not_alike():
 
 @pytest.mark.parametrize(
     "case, learnt",
-    [("kmeans", {"mean_row", "centroids", "buckets"}), ("augment_norms", {"mean_row", "norm_bound"})],
+    [
+        ("kmeans", {"mean_row", "centroids", "buckets"}),
+        ("augment_norms", {"mean_row", "norm_bound"}),
+    ],
 )
 def test_what_was_learnt_from_the_rows_is_saved(case, learnt):
     """Mean row, bound of norms, centroids: a seed alone does not remake them."""
@@ -348,7 +351,11 @@ DAMAGES = [
         with_value("changing", torch.tensor([-1])),
         r"\['changing'\]: expected values from 0",
     ),
-    ("search", with_value("sq8_terms", None), r"\['sq8_terms'\]: expected a CPU tensor float32 .* got None"),
+    (
+        "search",
+        with_value("sq8_terms", None),
+        r"\['sq8_terms'\]: expected a CPU tensor float32 .* got None",
+    ),
     ("search", without("sq8_terms"), "expected the keys .*, got none of sq8_terms"),
     ("search", with_change("sq8_codes", lambda t: t[:9]), r"\['sq8_codes'\]: expected at least 26"),
     ("search", with_change("sq8_places", filled(0, 10**6)), r"\['sq8_places'\]: expected those"),
