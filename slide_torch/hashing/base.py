@@ -133,7 +133,8 @@ class HashFamily(nn.Module, abc.ABC):
 
     def _norm_bound(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = hashed_rows(weight.detach(), bias, evenly_spaced_rows(weight), self.mean_row)
-        return rows.double().norm(dim=1).quantile(0.9)
+        norms: Tensor = rows.double().norm(dim=1)
+        return norms.quantile(0.9)
 
     def row_codes(
         self, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None

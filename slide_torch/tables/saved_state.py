@@ -137,15 +137,16 @@ def _in_present_format(state: Any) -> dict[str, Any]:
             f"{_WHERE}: state: expected what sampler_state returned (format 1 or 2), got "
             f"{_short(version)}"
         )
+    given: dict[str, Any] = state
     if version == FORMAT:
-        return state
-    state = dict.fromkeys(_OPTIONAL) | _with_names(state, _RENAMED)
-    if isinstance(state.get("functions"), dict):
-        state["functions"] = _with_names(state["functions"], _RENAMED_FUNCTIONS)
-    if isinstance(state.get("schedule"), dict):
-        counters = _with_names(state["schedule"], _RENAMED_COUNTERS)
-        state["schedule"] = _OPTIONAL_COUNTERS | counters
-    return state
+        return given
+    renamed = dict.fromkeys(_OPTIONAL) | _with_names(given, _RENAMED)
+    if isinstance(renamed.get("functions"), dict):
+        renamed["functions"] = _with_names(renamed["functions"], _RENAMED_FUNCTIONS)
+    if isinstance(renamed.get("schedule"), dict):
+        counters = _with_names(renamed["schedule"], _RENAMED_COUNTERS)
+        renamed["schedule"] = _OPTIONAL_COUNTERS | counters
+    return renamed
 
 
 def _with_names(old: dict[Any, Any], renamed: dict[str, str]) -> dict[Any, Any]:

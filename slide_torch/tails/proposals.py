@@ -84,7 +84,8 @@ class FixedProposal:
         # a sum that was rounded up to the end belongs to the last interval that has a length
         points.clamp_(max=float(np.nextafter(strata, 0)))
         drawn = torch.searchsorted(self.edges, points, right=True).sub_(1).to(torch.int32)
-        return torch.unique(torch.cat([self.certain, drawn]))
+        ids: Tensor = torch.unique(torch.cat([self.certain, drawn]))
+        return ids
 
 
 def log_uniform_shares(neurons: int) -> np.ndarray:

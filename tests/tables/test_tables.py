@@ -360,6 +360,14 @@ def test_drift_schedule_draws_nothing_and_is_off_by_default():
     assert tables.schedule.drift_checks == 4 and torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("options", [dict(K=4, L=6), dict(K=4, L=1, rerank=20)])
+def test_tables_that_are_not_built_are_not_drawn_from(options):
+    tables = HashTables(LSHOptions(budget=5, **options), 400, 16, has_bias=False)
+    x = torch.randn(3, 16)
+    with pytest.raises(RuntimeError, match="expected built tables, got none: call rebuild"):
+        draw_active_set(tables, x, Labels.none(3, x.dtype), weight=torch.randn(400, 16))
+
+
 def test_stats_tell_the_memory():
     tables, _ = make_tables(LSHOptions(K=4, L=6))
     sizes = [t.nbytes for t in tables.tensors().values()]
