@@ -11,7 +11,7 @@ from ..precision import widened
 from ..sampling.targets import INDEX_DTYPES, class_factors, is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
-from .step import check_reduction, draw_step, reduced
+from .step import check_reduction, draw_for_loss, reduced
 
 _NAME = "lsh_linear_binary_cross_entropy"
 
@@ -78,7 +78,7 @@ def lsh_linear_binary_cross_entropy(
     class_weight, positive = _factors(weight, pos_weight, neurons, widened(input))
     if isinstance(target, Tensor) and target.dim() == input.dim():
         target = _without_repeats(target, ignore_index)
-    step = draw_step(
+    step = draw_for_loss(
         _NAME,
         input,
         linear_weight,

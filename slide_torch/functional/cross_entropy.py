@@ -11,7 +11,7 @@ from ..sampling.targets import is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
 from .smoothing import check_smoothing, smoothed
-from .step import check_reduction, draw_step, reduced
+from .step import check_reduction, draw_for_loss, reduced
 
 _NAME = "lsh_linear_cross_entropy"
 
@@ -80,7 +80,7 @@ def lsh_linear_cross_entropy(
         fused_update.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
     check_reduction(_NAME, reduction, ("mean", "sum", "none"))
     check_smoothing(label_smoothing, tables, linear_weight, sparse)
-    step = draw_step(
+    step = draw_for_loss(
         _NAME,
         input,
         linear_weight,

@@ -30,7 +30,7 @@ class DrawnStep(NamedTuple):
     layer: ActiveLayer
 
 
-def draw_step(
+def draw_for_loss(
     name: str,
     input: Tensor,
     weight: Tensor,

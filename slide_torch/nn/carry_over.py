@@ -73,7 +73,8 @@ def check_carried(
         raise ValueError(f"{where}: expected a plain nn.Linear, got one with {found}: {remedy}")
 
     if parametrize.is_parametrized(linear):
-        names = ", ".join(linear.parametrizations)  # type: ignore[arg-type]
+        parametrizations: Any = linear.parametrizations
+        names = ", ".join(parametrizations)
         remedy = "call torch.nn.utils.parametrize.remove_parametrizations(layer, name) first"
         refuse(f"a parametrization of {names}", remedy)
     if type(linear) not in classes:

@@ -128,7 +128,7 @@ def stand_in(call: ForwardCall) -> Tensor | None:
     gradient."""
     given = (call.input, call.weight, call.bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        function = _StandIn if torch.compiler.is_compiling() else _DualStandIn
+        function: Any = _StandIn if torch.compiler.is_compiling() else _DualStandIn
         output: Tensor = function.apply(*given)
         return output
     return None

@@ -105,7 +105,7 @@ class LSHLinear(nn.Linear):
             options, self.out_features, self.in_features, has_bias=self.bias is not None
         )
         self.calibration: Calibration | None = None
-        self.register_load_state_dict_post_hook(_invalidate_tables)
+        nn.Module.register_load_state_dict_post_hook(self, _invalidate_tables)
 
     def reset_parameters(self) -> None:
         """Initialises as ``nn.Linear`` does; the tables are rebuilt at the next use."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adagrad import adagrad
 
 from .. import ops
-from .base import RowGradient, RowOptimizer, check_number, refuse
+from .base import RowGradient, RowOptimizer, check_number, gradients, refuse
 
 
 class Adagrad(RowOptimizer):
@@ -60,7 +60,7 @@ class Adagrad(RowOptimizer):
     def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
         adagrad(
             params,
-            [param.grad for param in params],  # type: ignore[misc]
+            gradients(params),
             [self._sum(group, param) for param in params],
             [self._steps(param) for param in params],
             fused=fused,

@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 
 from .. import ops
 from ..ops import fused_update
-from .base import NOT_TRACED, RowGradient, RowOptimizer, check_number, refuse
+from .base import NOT_TRACED, RowGradient, RowOptimizer, check_number, gradients, refuse
 
 
 class Adam(RowOptimizer):
@@ -220,7 +220,7 @@ class Adam(RowOptimizer):
             return
         adam(
             params,
-            [param.grad for param in params],  # type: ignore[misc]
+            gradients(params),
             [self._buffer(group, param, "exp_avg") for param in params],
             [self._buffer(group, param, "exp_avg_sq") for param in params],
             [],

@@ -43,6 +43,11 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
         refuse(name, "a finite number", repr(value), f"it must be {limits}")
 
 
+def gradients(params: list[Tensor]) -> list[Tensor]:
+    """The gradients of ``params``, each of which has one."""
+    return [param.grad for param in params if param.grad is not None]
+
+
 def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Optimizer state shaped like ``tensor``, on huge pages where the CPU has them."""
     state = torch.empty_like(tensor, dtype=dtype, requires_grad=False)

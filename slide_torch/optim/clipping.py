@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,9 @@ def clip_grad_norm_(
     return total
 
 
-def _norm(name: str, value: object) -> float:
+def _norm(name: str, value: Any) -> float:
     try:
-        number = float(value)  # type: ignore[arg-type]  # torch too takes a string
+        number = float(value)  # a string too, as in torch
     except (TypeError, ValueError, RuntimeError):
         number = math.nan
     # (the norm of a negative p depends on entries that are zero, which row-sparse gradients have not)

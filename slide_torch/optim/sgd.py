@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from .. import ops
-from .base import RowGradient, RowOptimizer, check_number, refuse
+from .base import RowGradient, RowOptimizer, check_number, gradients, refuse
 
 
 class SGD(RowOptimizer):
@@ -71,7 +71,7 @@ class SGD(RowOptimizer):
             buffers = [self.state.get(param, {}).get("momentum_buffer") for param in part]
             sgd(
                 part,
-                [param.grad for param in part],  # type: ignore[misc]
+                gradients(part),
                 buffers,
                 fused=fused,
                 foreach=False,

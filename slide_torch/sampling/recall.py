@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..precision import some_rows, widened
+from ..precision import blocks, some_rows
 
 ROWS_AT_ONCE = 16  # inputs whose logits over all neurons are held together
 
@@ -26,13 +26,20 @@ class Exact(NamedTuple):
 
     @staticmethod
     def of(weight: Tensor, bias: Tensor | None, input: Tensor, k: int) -> Exact:
-        """The answers for ``input`` (n, d), of the weight's dtype."""
+        """The answers for ``input`` (n, d), in the dtype that is computed in."""
         tops, normalizers = [], []
         for some in input.split(ROWS_AT_ONCE):  # no inputs are one empty part
-            logits = widened(F.linear(some, weight, bias))
+            logits = _dense_logits(weight, bias, some)
             tops.append(logits.topk(k, dim=1).indices)
             normalizers.append(logits.logsumexp(1))
         return Exact(torch.cat(tops), torch.cat(normalizers))
+
+
+def _dense_logits(weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
+    if weight.dtype != torch.bfloat16:
+        return F.linear(input, weight, bias)
+    parts = [F.linear(input, *some_rows(weight, bias, block)) for block in blocks(weight.shape[0])]
+    return torch.cat(parts, 1)
 
 
 def found_among(top: Tensor, offsets: Tensor, candidates: Tensor, neurons: int) -> Tensor:

@@ -20,13 +20,13 @@ def recall_and_mass(layer: LSHLinear, input: Tensor, k: int) -> tuple[float, flo
     """Share of the exact k largest logits among the candidates within the budget, and the softmax probability
     of the candidates: means over the rows of ``input`` (B, d). Labels and tail do not count."""
     weight, bias = layer.weight, layer.bias
-    inputs = widened(input)
-    found = candidates(to_look_at(layer.tables, weight, bias), weight, bias, inputs)
+    input = widened(input)
+    found = candidates(to_look_at(layer.tables, weight, bias), weight, bias, input)
     if found is None:
         return 1.0, 1.0
     exact = Exact.of(weight, bias, input, k)
     recall = found_among(exact.top, *found, layer.out_features).float().mean()
-    mass = softmax_mass(weight, bias, inputs, exact.log_normalizer, *found).mean()
+    mass = softmax_mass(weight, bias, input, exact.log_normalizer, *found).mean()
     return recall.item(), mass.item()
 
 

@@ -3,6 +3,7 @@ what may not change before the loss, what walks a module's output, and weights w
 
 import dataclasses
 import gc
+import weakref
 
 import pytest
 import torch
@@ -39,6 +40,27 @@ def make(options=SAMPLED, **arguments):
 
 
 # --- recorded at the forward ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", DIFFERENTIABLE)
+def test_logits_outlive_their_layer(use):
+    """They hold what the loss needs, not the module."""
+    layer, x = make()
+    weight, logits, alive = layer.weight, layer(x), weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert alive() is None
+    USES[use](logits).backward()
+    if use != "topk":
+        assert weight.grad.abs().sum() > 0 and x.grad.abs().sum() > 0
+
+
+def test_gradients_are_sparse_or_dense_as_the_layer_was_when_called():
+    layer, x = make(sparse=True)
+    logits = layer(x)
+    layer.sparse = False
+    USES["cross_entropy"](logits).backward()
+    assert layer.weight.grad.layout == torch.sparse_coo
 
 
 @pytest.mark.parametrize("use", USES)

@@ -10,6 +10,7 @@ from torch import nn
 from slide_torch import LSHLinear, LSHOptions, RecallProbe, sampler_state, tune
 from slide_torch.optim import Adam
 from slide_torch.sampling.candidates import candidates
+from slide_torch.sampling.recall import Exact, found_among, softmax_mass
 from slide_torch.tables.hash_tables import HashTables
 
 N, d = 2000, 24
@@ -78,7 +79,8 @@ def test_finds_a_setting_that_reaches_the_recall_on_held_out_inputs():
     # what is no matter of retrieval is the layer's
     for name in ("budget", "schedule", "correction", "pattern", "tail"):
         assert getattr(result.options, name) == getattr(layer.options.resolve(N, d), name)
-    assert result.options in [m.options for m in result.measured if m.recall >= 0.9]
+    good = [m.options.unresolved() for m in result.measured if m.recall >= 0.9]
+    assert result.options in good
     tuned = LSHLinear.from_linear(layer.to_linear(), options=result.options)
     assert tuned.recall(x, 10) > 0.8
     printed = str(result)
@@ -95,8 +97,8 @@ def test_chooses_the_cheapest_of_those_that_reach_the_recall():
     result = tune(layer, x, 0.5, settings=[too_few, *costly])
     missed, *good = result.measured
     assert all(m.recall > 0.8 for m in good) and missed.recall < 0.3
-    assert result.reached and result.options == min(good, key=lambda m: m.cost).options
-    assert missed.cost < good[0].cost and result.options != good[0].options
+    assert result.reached and result.options == min(good, key=lambda m: m.cost).options.unresolved()
+    assert missed.cost < good[0].cost and result.options != good[0].options.unresolved()
 
 
 def test_says_so_where_no_setting_reaches_the_recall():
@@ -104,7 +106,7 @@ def test_says_so_where_no_setting_reaches_the_recall():
     settings = [LSHOptions(K=9, L=2), LSHOptions(K=9, L=8)]
     result = tune(layer, x, 1.0, settings=settings)
     assert not result.reached and result.held_out == 0
-    assert result.options == settings[1].resolve(N, d)
+    assert result.options == settings[1].resolve(N, d).unresolved()
     assert result.recall == max(m.recall for m in result.measured) < 1
     assert "NO SETTING REACHED 1" in str(result) and "inputs of the choice" in str(result)
 
@@ -223,6 +225,32 @@ def test_probe_equals_brute_force():
     probabilities = F.linear(x[:30], layer.weight, layer.bias).softmax(1)
     mass = sum(probabilities[i, ids[offsets[i] : offsets[i + 1]]].sum() for i in range(30)) / 30
     assert found["softmax_mass"] == pytest.approx(mass.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_recall_and_mass_of_every_row_and_of_none(dtype):
+    """Recall has one definition: layer, probe and brute force find the same."""
+    layer, x = clustered(LSHOptions(budget=20, K=4, L=10), dtype=dtype)
+    x = x.to(dtype)
+    train(layer, x, 1)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    inputs = x[:30].to(torch.promote_types(dtype, torch.float32))
+    exact = Exact.of(weight, bias, inputs, 10)
+    offsets, ids = candidates(layer.tables, weight, bias, inputs)
+    found = found_among(exact.top, offsets, ids, N)
+    rows = [ids[offsets[i] : offsets[i + 1]].tolist() for i in range(30)]
+    assert found.tolist() == [
+        [top in own for top in tops] for tops, own in zip(exact.top.tolist(), rows, strict=True)
+    ]
+    recall = pytest.approx(found.double().mean().item(), abs=1e-6)
+    assert RecallProbe(layer, rows=30).measure(layer, x)["recall@10"] == recall
+    assert layer.recall(x[:30], 10) == recall
+    everything = torch.arange(N).repeat(30)
+    arguments = weight, bias, inputs, exact.log_normalizer
+    mass = softmax_mass(*arguments, torch.arange(31) * N, everything)
+    assert mass.tolist() == pytest.approx([1.0] * 30, rel=1e-4)
+    none = softmax_mass(*arguments, torch.zeros(31, dtype=torch.int64), everything[:0])
+    assert none.tolist() == [0.0] * 30
 
 
 def test_probe_of_layers_that_look_nothing_up():
