@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..storage import check_in_memory
 from ..tables import HashTables
 
@@ -24,6 +25,7 @@ class ForwardCall:
         bias: (N), or None.
         tables: hash tables over the weight.
         sparse: whether weight and bias get row-sparse gradients.
+        transformed: whether this is differentiated in other ways than backward, without a stand-in.
         scale: factor of the logits.
         normalised: whether these are log-probabilities, not logits.
     """
@@ -39,10 +41,13 @@ class ForwardCall:
     ) -> None:
         self.tables = tables
         self.sparse = sparse
+        # other ways to differentiate go by the tensors themselves; losses refuse them
+        self.transformed = ops.transform_of(input, weight, bias) is not None
         records = torch.is_grad_enabled()
 
         def kept(tensor: Tensor) -> Tensor:
-            return tensor if records and tensor.requires_grad else tensor.detach()
+            recorded = records and tensor.requires_grad
+            return tensor if recorded or self.transformed else tensor.detach()
 
         self.input, self.weight = kept(input), kept(weight)
         self.bias = None if bias is None else kept(bias)
@@ -50,7 +55,7 @@ class ForwardCall:
         self.normalised = False
         # (name, tensor, version); inference tensors have no version, and compiled graphs look after theirs
         self._versions: tuple[tuple[str, Tensor, int], ...] = ()
-        if not torch.compiler.is_compiling():
+        if not self.transformed and not torch.compiler.is_compiling():
             self._versions = tuple(
                 (name, tensor, tensor._version)
                 for name, tensor in (("input", input), ("weight", weight), ("bias", bias))
@@ -88,7 +93,7 @@ class ForwardCall:
         """
         check_in_memory(name, weight=self.weight, bias=self.bias)
         self.check_unchanged()
-        if with_graph:
+        if with_graph or self.transformed:
             return self.input, self.weight, self.bias
         bias = None if self.bias is None else self.bias.detach()
         return self.input.detach(), self.weight.detach(), bias
@@ -113,22 +118,14 @@ class _StandIn(torch.autograd.Function):
         return (None,) * count
 
 
-class _DualStandIn(_StandIn):
-    """With a rule for forward-mode differentiation, so that the operators after it decide whether they have
-    one. torch.compile accepts no function with such a rule."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        given = next(tangent for tangent in tangents if tangent is not None)
-        return given.new_empty((0,))
-
-
 def stand_in(call: ForwardCall) -> Tensor | None:
     """An empty tensor in the graph where the output of ``call`` would be; None where it would have no
     gradient."""
     given = (call.input, call.weight, call.bias)
+    if call.transformed:
+        return None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        function: Any = _StandIn if torch.compiler.is_compiling() else _DualStandIn
+        function: Any = _StandIn
         output: Tensor = function.apply(*given)
         return output
     return None

@@ -40,7 +40,7 @@ from .rows import (
     widened_rows,
 )
 from .topk import code_lists_, empty_codes, list_centers, recode_rows_, topk_linear, topk_lists
-from .transforms import refuse_transforms
+from .transforms import refuse_transforms, transform_of
 from .xmc import parse_xmc
 
 __all__ = [
@@ -80,6 +80,7 @@ __all__ = [
     "topk_linear",
     "topk_lists",
     "touch_rows_",
+    "transform_of",
     "transpose_active",
     "union_active",
     "update_codes_",
