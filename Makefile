@@ -46,9 +46,9 @@ fuzz-sanitized: $(VENV)/installed-dev
 		LDFLAGS="-fsanitize=$(SANITIZERS)" \
 		$(BIN)/python setup.py -q build_ext --build-temp build/sanitized/objects --build-lib build/sanitized
 	cd slide_torch && find . -name '*.py' -exec cp --parents {} ../build/sanitized/slide_torch \;
-	SLIDE_TORCH_FUZZ_SECONDS=$(FUZZ_SECONDS) OMP_WAIT_POLICY=passive PYTHONPATH=build/sanitized \
+	SLIDE_TORCH_FUZZ_SECONDS=$(FUZZ_SECONDS) OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/build/sanitized \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 LD_PRELOAD="$(PRELOAD)" \
-		$(BIN)/python -m pytest tests/fuzz
+		$(BIN)/pytest tests/fuzz
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
 BENCHMARKS := step_time kernels scaling retrieval prediction sampling xmc_read
