@@ -48,9 +48,9 @@ fuzz-sanitized: $(VENV)/installed-dev
 		LDFLAGS="-fsanitize=$(SANITIZERS)" \
 		$(BIN)/python setup.py -q build_ext --build-temp build/sanitized/objects --build-lib build/sanitized
 	cd slide_torch && find . -name '*.py' -exec cp --parents {} ../build/sanitized/slide_torch \;
-	$(FUZZ) PYTHONPATH=build/sanitized \
+	$(FUZZ) PYTHONPATH=$(CURDIR)/build/sanitized \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 LD_PRELOAD="$(PRELOAD)" \
-		$(BIN)/python -m pytest tests/fuzz
+		$(BIN)/pytest tests/fuzz
 
 # Speed, retrieval: a record and a picture each (docs/benchmarks.md says what they claim); some 40 minutes on two cores.
 BENCHMARKS := $(addprefix speed.,step_time kernels scaling prediction xmc_read) accuracy.retrieval accuracy.sampling

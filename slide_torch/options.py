@@ -269,6 +269,17 @@ class LSHOptions:
             return 1
         return self.bin_size.bit_length() - (family != "cross_polytope")
 
+    @property
+    def code_bits(self) -> int:
+        """Bits of one table's code.
+
+        Raises:
+            ValueError: K is ``"auto"``.
+        """
+        if self.K == "auto":
+            raise ValueError("LSHOptions.code_bits: K: expected an int, got 'auto': call resolve first")
+        return self.K * self.bits_per_hash
+
     def for_hidden_layer(self, out_features: int) -> LSHOptions:
         """These options with what ``"auto"`` means in a hidden layer: a budget of 5% of its neurons, for the
         whole batch too where that shares its active set, and no tail.
@@ -373,11 +384,6 @@ class ResolvedOptions(LSHOptions):
             raise ValueError(
                 f"ResolvedOptions: {left[0]}: expected a value, got 'auto': use LSHOptions.resolve"
             )
-
-    @property
-    def code_bits(self) -> int:
-        """Bits of one table's code."""
-        return self.K * self.bits_per_hash
 
     def unresolved(self, **changes: Any) -> LSHOptions:
         """The same as :class:`LSHOptions`, with ``changes``, which may be ``"auto"``."""

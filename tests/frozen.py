@@ -66,7 +66,7 @@ INTERNAL = {
         *("steps", "rehashes", "rebuilds", "upkeep_seconds"),
     },
     "LSHLinear": {"draw_active"},
-    "SampledLogits": {"__init__"},
+    "SampledLogits": {"__init__", "of"},
     "Adam": {"fused_step"},
 }
 

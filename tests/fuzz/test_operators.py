@@ -170,7 +170,7 @@ def one_call(seed, case, samples, schemas, verbose=False):
     for i in {choose.randrange(len(values)) for _ in range(choose.randrange(4))} if values else ():
         if (name, schema[i].name) not in TRUSTED:
             values[i] = mutated(choose, str(schema[i].type), values[i])
-    # two arguments that are written to must not be one tensor, and expanded ones must not change twice
+    # what a refused call must leave as it was
     written = [
         (a.name, values[i], values[i].clone())
         for i, a in enumerate(schema)
