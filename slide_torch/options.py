@@ -277,7 +277,9 @@ class LSHOptions:
             ValueError: K is ``"auto"``.
         """
         if self.K == "auto":
-            raise ValueError("LSHOptions.code_bits: K: expected an int, got 'auto': call resolve first")
+            raise ValueError(
+                "LSHOptions.code_bits: K: expected an int, got 'auto': call resolve first"
+            )
         return self.K * self.bits_per_hash
 
     def for_hidden_layer(self, out_features: int) -> LSHOptions:

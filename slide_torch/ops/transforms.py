@@ -31,5 +31,6 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     if got is not None:
         raise NotImplementedError(
             f"{name}: expected backward() or torch.autograd.grad, got {got}: what is computed over "
-            "active sets is differentiable by these only; the output of a layer in eval mode, all logits, by every other"
+            "active sets is differentiable by these only; the output of a layer in eval mode, all logits, by "
+            "every other"
         )

@@ -277,7 +277,7 @@ def test_batches_of_nothing_and_of_bad_size(places):
     assert list(batches(nothing, 4)) == []
     assert list(batches(places.test, 10_000, drop_last=True)) == []
     with pytest.raises(
-        ValueError, match="batches: batch_size must be an integer of at least 1, got 0"
+        ValueError, match="batches: batch_size: expected an integer of at least 1, got 0"
     ):
         next(batches(places.test, 0))
 
