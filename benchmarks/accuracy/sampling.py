@@ -37,7 +37,7 @@ from examples.common.output import print_table
 from examples.data import places
 from slide_torch import HashTables, LSHOptions
 from slide_torch.functional import lsh_linear_cross_entropy
-from slide_torch.sampling.step import draw_step
+from slide_torch.sampling.step import StepRequest, draw_step
 from slide_torch.sampling.targets import as_labels
 
 UNCORRECTED = ("in-batch alone", "uniform", "SimHash + uniform")
@@ -127,21 +127,18 @@ class Contender:
 
     def draw(self, batch):
         x, labels = batch
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            return draw_step(
-                self.tables,
-                x,
-                self.weight.detach(),
-                self.bias.detach(),
-                labels,
-                x.shape[:1],
-                None,
-                -100,
-                moving=False,
-                sparse=True,
-                generator=generator,
-            )[1]
+        request = StepRequest.of(
+            "draw",
+            self.tables,
+            x,
+            self.weight,
+            self.bias,
+            labels,
+            training=False,
+            sparse=True,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return draw_step(request)[1]
 
     def run(self, batch, seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """Losses, gradients of input and weight (row-sparse), milliseconds."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from benchmarks.common.record import finish
 from benchmarks.common.timing import alternate
 from examples.common.output import print_table
 from examples.data import places
-from slide_torch.prediction import partition
+from slide_torch.prediction import calibration, partition
 
 from .prediction import recall_of
 
@@ -32,6 +33,11 @@ SWEPT = {
     "SAMPLE_PER_LIST": (64, 256),
     "RESCORED_PER_K": (1, 2, 4),
 }
+
+
+def home_of(name: str) -> ModuleType:
+    """The module that reads the constant."""
+    return partition if hasattr(partition, name) else calibration
 
 
 def main() -> None:
@@ -61,17 +67,18 @@ def sweep(args: argparse.Namespace) -> list[dict]:
     best = head.predict(queries, args.k)[1]
     settings, results = [], []
     for name, values in SWEPT.items():
-        default = getattr(partition, name)
+        home = home_of(name)
+        default = getattr(home, name)
         for value in values:
             if value == default and any(r["default"] for r in results):
                 continue  # the defaults once
-            setattr(partition, name, value)
+            setattr(home, name, value)
             head.calibration = None
             started = time.perf_counter()
             generator = torch.Generator().manual_seed(args.seed)
             head.calibrate(ours, args.k, args.recall, generator=generator)
             seconds = time.perf_counter() - started
-            setattr(partition, name, default)
+            setattr(home, name, default)
             found = head.predict(queries, args.k, exact=False)[1]
             settings.append(head.calibration)
             results.append(
@@ -115,7 +122,9 @@ def paint(axes: Any, results: list[dict], batch: int) -> None:
     """Queries per second along each constant's values."""
     for name in SWEPT:
         own = [r for r in results if r["constant"] == name or r["default"]]
-        own.sort(key=lambda r: r["value"] if r["constant"] == name else getattr(partition, name))
+        own.sort(
+            key=lambda r: r["value"] if r["constant"] == name else getattr(home_of(name), name)
+        )
         speed = [r[f"queries_per_second_{batch}"] for r in own]
         axes.plot(range(len(own)), speed, marker="o", label=name)
     axes.set_ylabel(f"queries per second, batch {batch}")

@@ -15,22 +15,8 @@ from ..precision import blocks, code_lists_, some_rows, widened
 
 # benchmarks/speed/prediction_sweep.py tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
-
-
 SAMPLE_PER_LIST = 64  # rows that k-means learns from, at most
-
-
 ITERATIONS = 10
-
-
-# How much a list's spread, as against its mean row, may say for probing it: calibration takes the best.
-# Too small a weight hides the few long rows of a wide list behind lists of long rows: what is best differs by
-# the weights' history, and reading three times the rows is the price of a wrong one.
-RADIUS_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
-
-
-RESCORED_PER_K = 2  # rows scored exactly to find k, at first
-
 
 INPUTS_AT_ONCE = 4096
 

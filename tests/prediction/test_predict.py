@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from helpers import coded_lists
 
 from slide_torch import LSHLinear, ops
-from slide_torch.prediction.partition import RADIUS_WEIGHTS, RowPartition
+from slide_torch.prediction.calibration import RADIUS_WEIGHTS
+from slide_torch.prediction.partition import RowPartition
 
 DTYPES = (torch.float32, torch.float64)
 

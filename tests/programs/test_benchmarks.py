@@ -183,8 +183,8 @@ def test_prediction(random_layer, tmp_path):
 
 
 def test_prediction_sweep(random_layer, tmp_path):
-    constants = prediction_sweep.constants
-    before = {name: getattr(constants, name) for name in prediction_sweep.SWEPT}
+    home_of = prediction_sweep.home_of
+    before = {name: getattr(home_of(name), name) for name in prediction_sweep.SWEPT}
     record = random_layer(prediction_sweep, tmp_path / "record.json", "--batches", 16)
     tried = {(r["constant"], str(r["value"])) for r in record["settings"] if not r["default"]}
     others = {
@@ -195,7 +195,7 @@ def test_prediction_sweep(random_layer, tmp_path):
     }
     assert tried == others and sum(r["default"] for r in record["settings"]) == 1
     assert min(r["queries_per_second_16"] for r in record["settings"]) > 0
-    assert before == {name: getattr(constants, name) for name in prediction_sweep.SWEPT}
+    assert before == {name: getattr(home_of(name), name) for name in prediction_sweep.SWEPT}
 
 
 PROGRAMS = [

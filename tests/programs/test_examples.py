@@ -173,9 +173,9 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(numbers, tmp_path):
     program = f"""
 import resource, signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(EXAMPLES)!r})
+sys.path.insert(0, {str(EXAMPLES.parent)!r})
 import torch
-from classifier import save_checkpoint
+from examples.common.checkpoint import save_checkpoint
 path = Path("run.pt")
 save_checkpoint(path, {{"steps": 1}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
