@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +68,23 @@ class Shard:
         ends = [min((r + 1) * self.chunk, self.neurons) for r in range(self.ranks)]
         return [end - r * self.chunk for r, end in enumerate(ends)]
 
-    def as_dtensor(self, rows: Tensor) -> Tensor:
-        """This rank's ``rows`` (n, ...) as a DTensor (N, ...), whose memory they are."""
-        from torch.distributed.tensor import DTensor, Placement, Replicate
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """How DTensors lie on the mesh that hold the rows."""
+        from torch.distributed.tensor import Replicate
         from torch.distributed.tensor import Shard as ShardOf
 
+        return (*[Replicate()] * (self.mesh.ndim - 1), ShardOf(0))
+
+    def as_dtensor(self, rows: Tensor) -> Tensor:
+        """This rank's ``rows`` (n, ...) as a DTensor (N, ...), whose memory they are."""
+        from torch.distributed.tensor import DTensor
+
         whole = torch.Size((self.neurons, *rows.shape[1:]))
-        placements: list[Placement] = [Replicate()] * (self.mesh.ndim - 1)
         found: Tensor = DTensor.from_local(
             rows,
             self.mesh,
-            [*placements, ShardOf(0)],
+            self.placements,
             run_check=False,
             shape=whole,
             stride=torch.empty(whole, device="meta").stride(),
@@ -89,8 +96,7 @@ class Shard:
         if not isinstance(tensor, Tensor) or tensor.dim() == 0 or len(tensor) != self.neurons:
             return tensor
         if hasattr(tensor, "to_local"):
-            placements = self.as_dtensor(tensor.new_empty(0)).placements  # type: ignore[attr-defined]
-            if tensor.placements == placements and tensor.device_mesh == self.mesh:
+            if tensor.placements == self.placements and tensor.device_mesh == self.mesh:
                 return tensor.to_local()
             tensor = tensor.full_tensor()
         return tensor[self.first : self.last]
