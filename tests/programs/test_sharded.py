@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import time
 import traceback
 from datetime import timedelta
@@ -495,3 +496,39 @@ def test_on_two_ranks(case, outcomes):
 def test_on_three_ranks(case, outcomes):
     for rank, found in enumerate(outcomes[3]):
         assert found.get(case.__name__, "not reached") == "", f"rank {rank}"
+
+
+def work_until_killed(rank, file, result, folder):
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=5)
+    dist.init_process_group("gloo", f"file://{file}", timeout=limit, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model, optimizer = new_model(mesh)
+    error = ""
+    try:
+        for step in range(6):
+            if step == 3:
+                model_state, _ = get_state_dict(model, optimizer)
+                checkpoint.save({"model": model_state}, checkpoint_id=folder)
+                torch.save(model[1].to_linear().weight, f"{result}{rank}.weight")
+            if step == 4 and rank == 1:
+                os._exit(0)  # as if killed: nothing is said to the others
+            train_some(model, optimizer, 1, first=step)
+    except RuntimeError as caught:
+        error = str(caught)
+    torch.save(error, f"{result}{rank}.error")
+    os._exit(0)  # the group cannot be left in order
+
+
+def test_a_rank_that_dies(tmp_path):
+    """The other ends with an error, and the last checkpoint is whole."""
+    began = time.monotonic()
+    result, folder = str(tmp_path / "result"), str(tmp_path / "checkpoint")
+    run(work_until_killed, 2, str(tmp_path / "store"), result, folder, limit=60)
+    assert time.monotonic() - began < 60
+    assert torch.load(f"{result}0.error", weights_only=True) != ""
+    model = model_of(seed=3)
+    states = {"model": model.state_dict()}
+    checkpoint.load(states, checkpoint_id=folder, no_dist=True)
+    model.load_state_dict(states["model"])
+    assert torch.equal(model[1].weight, torch.load(f"{result}0.weight", weights_only=True))
