@@ -245,7 +245,7 @@ class ShardedLSHLinear(LSHLinear):
         return linear.train(self.training)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register()
 
     def _register(self) -> None:
