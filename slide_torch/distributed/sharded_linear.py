@@ -52,7 +52,7 @@ class ShardedLSHLinear(LSHLinear):
         )
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, **options: Any) -> NoReturn:  # type: ignore[override]
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> NoReturn:
         raise TypeError(
             "ShardedLSHLinear.from_linear: expected LSHLinear.from_linear, then shard_(layer, mesh)"
         )
