@@ -3,8 +3,8 @@
 #include "simd-inl.h"
 // what several kernels use
 #include "dot-inl.h"
-#include "heap-inl.h"
 #include "matmul-inl.h"
+#include "offer-inl.h"
 #include "prefetch-inl.h"
 //
 #include "binary-inl.h"

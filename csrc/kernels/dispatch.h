@@ -125,13 +125,23 @@ struct TopkProblem {
   int64_t batch;
 };
 
-// The best k so far of each sample: values and ids (B, k), a heap with the worst at its root, which begins as -inf with
-// the largest id.
+// A candidate of a search.
+template <class T>
+struct Entry {
+  T value;
+  int64_t id;
+};
+
+// The best k so far of each sample, and others that are not sorted out yet: held (B) of entries (B, room), room > k.
+// What is below limits (B) is not among the best; keep_best sorts out the entries of one sample, and raises its limit.
 template <class T>
 struct Best {
-  T* values;
-  int64_t* ids;
+  Entry<T>* entries;
+  T* limits;
+  int64_t* held;
+  int64_t room;
   int64_t k;
+  void (*keep_best)(const Best&, int64_t sample);
 };
 
 // Rows of int8 codes lie in blocks of so many.

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../csrc/common/reservoirs.h"
 #include "../../csrc/kernels/dispatch.h"
 #include "../../csrc/sampling/collisions.h"
 
@@ -255,16 +256,25 @@ void hidden_layers(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   });
 }
 
-// Calls body(values, ids, range) for four ranges, each with heaps of `best` for every sample of its own.
+// Calls body(reservoirs, range, ranges) for four ranges, each with reservoirs of `best` for every sample of its own;
+// returns all their values, in order.
 template <class T, class F>
-std::vector<T> ranged_heaps(int threads, int64_t batch, int64_t best, const F& body) {
+std::vector<T> ranged_search(int threads, int64_t batch, int64_t best, const F& body) {
   const int64_t ranges = 4;
-  std::vector<T> values(ranges * batch * best, -std::numeric_limits<T>::infinity());
-  std::vector<int64_t> ids(values.size(), std::numeric_limits<int64_t>::max());
+  std::vector<Reservoirs<T>> reservoirs(ranges);
   parallel(threads, ranges, 1, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r)
-      body(Best<T>{values.data() + r * batch * best, ids.data() + r * batch * best, best}, r, ranges);
+    for (int64_t r = first; r < last; ++r) {
+      reservoirs[r].clear(batch, best);
+      body(reservoirs[r].best(), r, ranges);
+    }
   });
+  std::vector<T> values(batch * best);
+  std::vector<int64_t> ids(batch * best);
+  std::vector<Entry<T>> entries;
+  for (int64_t b = 0; b < batch; ++b) {
+    gather(reservoirs, b, entries);
+    write_best(entries, best, values.data() + b * best, ids.data() + b * best);
+  }
   return values;
 }
 
@@ -277,8 +287,8 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   k.pack_transposed(x.data(), batch, d, 0, panels, packed.data());
   const TopkProblem<T> s{weight.data(), bias.data(), x.data(), d, batch};
   compare("topk_rows", [&](int threads) {
-    return ranged_heaps<T>(threads, batch, best, [&](const Best<T>& heaps, int64_t r, int64_t ranges) {
-      k.topk_rows(s, packed.data(), heaps, N * r / ranges, N * (r + 1) / ranges);
+    return ranged_search<T>(threads, batch, best, [&](const Best<T>& reservoirs, int64_t r, int64_t ranges) {
+      k.topk_rows(s, packed.data(), reservoirs, N * r / ranges, N * (r + 1) / ranges);
     });
   });
   std::vector<int32_t> ids(batch);
@@ -303,12 +313,12 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     const std::vector<float> scales(batch, 0.5F);
     const CodedProblem coded{inputs.data(), scales.data(), pairs};
     compare("topk_coded", [&](int threads) {
-      return ranged_heaps<float>(threads, batch, best, [&](const Best<float>& heaps, int64_t r, int64_t ranges) {
+      return ranged_search<float>(threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
         const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges;
         const int64_t begin = first * kBlockRows, end = std::min(N, last * kBlockRows);
         kernels().topk_coded(coded, codes.data() + first * pairs * 2 * kBlockRows,
                              terms.data() + first * 2 * kBlockRows, rows.data() + begin, end - begin, codes.data(),
-                             samples.data(), batch, heaps);
+                             samples.data(), batch, reservoirs);
       });
     });
   }
