@@ -57,12 +57,6 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "rerank(Tensor offsets, Tensor active, Tensor label_offsets, Tensor label_positions, Tensor tail, Tensor input, "
       "Tensor weight, Tensor? bias, int budget) -> (Tensor offsets, Tensor active, Tensor tail_starts)");
 
-  // sampling/kernel_tree.cpp
-  m.def("kernel_sums(Tensor weight, Tensor? bias, int leaves) -> Tensor");
-  m.def(
-      "kernel_draw(Tensor sums, Tensor weight, Tensor? bias, Tensor queries, float alpha, int count, Tensor asked, "
-      "int seed) -> (Tensor ids, Tensor inclusion, Tensor asked_inclusion)");
-
   // losses/cross_entropy.cpp
   m.def(
       "shared_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weight, "

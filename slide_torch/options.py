@@ -13,7 +13,7 @@ MAX_TABLES = 254
 MAX_COUNT = 1 << 40  # multiples of it fit into the operators' 64 bits
 MAX_CENTROID_BITS = 16
 FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
-TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies", "quadratic_kernel")
+TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -43,12 +43,8 @@ class LSHOptions:
         tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
             replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
             decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
-            ``"quadratic_kernel"``: shares of ``kernel_alpha z^2 + 1``, z the logit, averaged over (at
-            most 16) inputs of the batch (Blanc & Rendle 2018); it costs upkeep and memory, about
-            half the weight's. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn
-            in as many strata of equal probability as the tail is long; a class drawn twice leaves the tail
-            shorter.
-        kernel_alpha: of the quadratic kernel.
+            A tuple of names: the mean of their shares. All but ``"uniform"`` alone are drawn in as many
+            strata of equal probability as the tail is long; a class drawn twice leaves the tail shorter.
         correction: ``"none"`` takes the softmax over the active set as it is, which learns to rank in
             the fewest steps but gives no probabilities over all classes. ``"importance"`` weights each
             neuron of the tail by the inverse of its inclusion probability, so that loss and gradient estimate
@@ -91,8 +87,7 @@ class LSHOptions:
             ``"auto"``: 8 times the mean bucket, at least 128.
         schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
             ``"drift"``: looks every ``rehash_every`` steps at 512 rows, and rehashes once more than a share
-            ``drift`` of their codes has changed since the last rehash. (The quadratic kernel's sums are
-            renewed with the tables; where there are none, at each look.)
+            ``drift`` of their codes has changed since the last rehash.
         drift: that share, from 0 to 1; 0 rehashes at any change.
         rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
             from one look to the next. ``"auto"``: 50; 25 for ``"kmeans"``, whose candidates are worth it.
@@ -129,7 +124,6 @@ class LSHOptions:
     rehash_growth: float | Literal["auto"] = "auto"
     rebuild_every: int | Literal["auto"] = "auto"
     tail_distribution: str | tuple[str, ...] = "uniform"
-    kernel_alpha: float = 100.0
 
     def __post_init__(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
@@ -199,13 +193,6 @@ class LSHOptions:
                 f"LSHOptions: tail: expected at least {len(parts)} with tail_distribution="
                 f"{self.tail_distribution!r}, got {self.tail}"
             )
-        alpha = as_number(self.kernel_alpha)
-        if alpha is None or not 0 < alpha <= 1e6:
-            raise ValueError(
-                "LSHOptions: kernel_alpha: expected a number above 0 and at most 1e6, "
-                f"got {self.kernel_alpha!r}"
-            )
-        self._settle("kernel_alpha", alpha)
         if self.family == "exact" and self.rerank not in (0, "auto"):
             raise ValueError(
                 "LSHOptions: rerank: expected 0 with family='exact', whose candidates are the best already, "

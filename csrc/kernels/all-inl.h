@@ -11,7 +11,6 @@
 #include "hashing-inl.h"
 #include "memory-inl.h"
 #include "optim-inl.h"
-#include "outer-inl.h"
 #include "rerank-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
@@ -62,8 +61,6 @@ constexpr RealKernels<T> kernels_of() {
       .sample_softplus = sample_softplus<T>,
       .sample_sigmoid = sample_sigmoid<T>,
       .score_rows = score_rows<T>,
-      .outer_sum = outer_sum<T>,
-      .dot_product = dot_product<T>,
       .topk_rows = topk_rows<T>,
       .code_rows = code_rows<T>,
       .recode_rows = recode_rows<T>,

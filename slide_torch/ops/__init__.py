@@ -5,8 +5,6 @@ Shapes: N neurons of width d, a batch of B inputs, U active neurons ("rows", str
 
 from .active_set import (
     build_tables,
-    kernel_draw,
-    kernel_sums,
     rerank,
     retrieve,
     sample_tail,
@@ -59,8 +57,6 @@ __all__ = [
     "hashed_rows",
     "instruction_set",
     "into_active",
-    "kernel_draw",
-    "kernel_sums",
     "list_centers",
     "mean_row",
     "minhash",

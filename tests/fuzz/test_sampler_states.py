@@ -20,8 +20,8 @@ CASES = (
     {"family": "kmeans", "K": 9, "L": 1, "probes": 20},
     {"K": 17, "L": 1, "rerank": 20, "augment_norms": True},
     {"K": 2, "L": 2, "schedule": "drift", "drift": 0.0},
-    {"K": 2, "L": 2, "tail": 8, "tail_distribution": ("frequencies", "quadratic_kernel")},
-    {"tail": 8, "tail_distribution": "quadratic_kernel", "budget": 0},
+    {"K": 2, "L": 2, "tail": 8, "tail_distribution": ("uniform", "frequencies")},
+    {"tail": 8, "tail_distribution": "frequencies", "budget": 0},
 )
 _TRAINED = {}
 

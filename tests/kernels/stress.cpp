@@ -312,16 +312,6 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
       });
     });
   }
-  const int64_t width = d + 1, size = width * (width + 1) / 2;
-  compare("outer_sum", [&](int threads) {
-    const int64_t leaves = 4;
-    std::vector<T> sums(leaves * size);
-    parallel(threads, leaves, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i)
-        k.outer_sum(weight.data(), bias.data(), d, N * i / leaves, N * (i + 1) / leaves, sums.data() + i * size);
-    });
-    return sums;
-  });
 }
 
 void retrieval(std::mt19937& random, int64_t N) {

@@ -141,21 +141,11 @@ def best(i):
     return found
 
 
-def kernel(i):
-    """Sums of outer products, and the probabilities that follow for all rows."""
-    layer = (i["weight"], i["bias"])
-    sums = ops.kernel_sums(*layer, 8)
-    everything = torch.arange(N, dtype=torch.int32)
-    shares = ops.kernel_draw(sums, *layer, i["x"][:9], 3.0, 1, everything, 0)[2]
-    return {"kernel sums": sums, "kernel shares": shares}
-
-
 def compute():
     result = {"level": ops.instruction_set()}
     for name, dtype in DTYPES.items():
         i = inputs(dtype)
         result[name] = {**codes(i, 3), **codes(i, 20), **losses_and_gradients(i), **best(i)}
-        result[name].update(kernel(i))
         result[name] |= hidden_layers(i)
     return result
 
@@ -241,23 +231,6 @@ def test_best(level, dtype):
     for name in names:
         error = (found[name].double() - expected[: len(found[name])]).abs().max()
         assert error / expected.abs().max() < 7 * torch.finfo(DTYPES[dtype]).eps, name
-
-
-@pytest.mark.parametrize("level", supported_levels())
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_kernel(level, dtype):
-    """Sums of at most 301 products: 20 units of the largest. Shares are ratios of such sums."""
-    found = result_of(level)[dtype]
-    i = {k: v.double() for k, v in inputs(torch.float32).items() if k in ("x", "weight", "bias")}
-    rows = torch.cat([i["weight"], i["bias"][:, None]], 1)
-    first, second = torch.triu_indices(D + 1, D + 1)
-    eps = torch.finfo(DTYPES[dtype]).eps
-    for sums, part in ((found["kernel sums"][0], rows), (found["kernel sums"][1], rows[: N // 2])):
-        expected = (part.T @ part)[first, second]
-        assert (sums.double() - expected).abs().max() < 20 * eps * expected.abs().max()
-    shares = 3 * torch.nn.functional.linear(i["x"][:9], i["weight"], i["bias"]).square() + 1
-    shares = (shares / shares.sum(1, keepdim=True)).mean(0)
-    assert (found["kernel shares"] - shares).abs().max() < 100 * eps * shares.max()
 
 
 def hash_values(i):
