@@ -12,7 +12,7 @@ MAX_CODE_BITS = 24
 MAX_TABLES = 254
 MAX_COUNT = 1 << 40  # multiples of it fit into the operators' 64 bits
 MAX_CENTROID_BITS = 16
-FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
+FAMILIES = ("simhash", "dwta", "cross_polytope", "kmeans")
 TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies")
 
 
@@ -51,9 +51,8 @@ class LSHOptions:
             those of the full softmax (Horvitz & Thompson 1952, Bengio & Senécal 2008); it needs a tail.
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
             projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
-            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"minhash"``:
-            densified one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for
-            sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
+            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011).
+            ``"cross_polytope"``: the largest coordinate of a rotated vector
             (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
             angle: most of the largest logits in few buckets, for more upkeep. ``"exact"`` hashes nothing:
             the candidates are the largest logits themselves, at the cost of all N: a reference. ``"auto"``:
@@ -65,18 +64,18 @@ class LSHOptions:
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
             inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
-            norms; longer rows get 0. Not for ``"minhash"``. (No option normalises rows: no family's code
+            norms; longer rows get 0. (No option normalises rows: no family's code
             depends on a vector's length.)
-        K: hashes per table. A SimHash is one bit, a DWTA or MinHash hash log2(``bin_size``) bits, a
+        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits, a
             cross-polytope hash one more; ``"kmeans"`` has 2^K centroids a table. A table's code may have at
             most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
             where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
             ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
-        bin_size: coordinates that one hash of ``"dwta"``, ``"minhash"`` or ``"cross_polytope"`` compares; a
+        bin_size: coordinates that one hash of ``"dwta"`` or ``"cross_polytope"`` compares; a
             power of two.
         probes: buckets that a query reads in each table: beside its own those that it missed by least
-            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 80 for
+            (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; 80 for
             ``"kmeans"``.
         rerank: score this many of the candidates, those that collide most often (labels counted), exactly
             and keep the ``budget`` best; 0 keeps the budget by collision counts. With one table and the
@@ -106,9 +105,7 @@ class LSHOptions:
     batch_budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["auto", "simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = (
-        "auto"
-    )
+    family: Literal["auto", "simhash", "dwta", "cross_polytope", "kmeans", "exact"] = "auto"
     projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
     center: bool = True
     augment_norms: bool = False
@@ -206,17 +203,6 @@ class LSHOptions:
                 f"{most_bits}: expected K of at most {most_bits // self.bits_per_hash}, "
                 f"got {self.K}"
             )
-        if self.family == "minhash":
-            if self.probes not in (1, "auto"):
-                raise ValueError(
-                    "LSHOptions: probes: a MinHash tells nothing about which buckets it missed by "
-                    f"least: expected 1 with family='minhash', got {self.probes}"
-                )
-            if self.augment_norms:
-                raise ValueError(
-                    "LSHOptions: augment_norms: a MinHash sees only which coordinates are positive: "
-                    "expected False with family='minhash', got True"
-                )
         if self.L != "auto" and self.probes != "auto" and self.L * self.probes > MAX_TABLES:
             raise ValueError(
                 f"LSHOptions: probes: expected L * probes of at most {MAX_TABLES}, got "
@@ -249,7 +235,7 @@ class LSHOptions:
 
     @property
     def bits_per_hash(self) -> int:
-        """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA and MinHash, one more
+        """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA, one more
         for cross-polytope."""
         family = self.settled_family
         if family in ("simhash", "kmeans", "exact"):
@@ -355,7 +341,7 @@ class ResolvedOptions(LSHOptions):
     budget: int
     batch_budget: int
     tail: int
-    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"]
+    family: Literal["simhash", "dwta", "cross_polytope", "kmeans", "exact"]
     projection: Literal["hadamard", "gaussian", "sparse"]
     K: int
     L: int

@@ -310,7 +310,6 @@ SAMPLES = {
     "simhash_hadamard": lambda: probing(hadamard),
     "simhash_dense": lambda: probing(dense),
     "dwta": lambda: [*probing(winners), *hash_samples(wide_winners)],
-    "minhash": lambda: hash_samples(winners),
     "cross_polytope": lambda: probing(polytope),
     "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
     "hashed_rows": lambda: [

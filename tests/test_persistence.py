@@ -76,7 +76,6 @@ CASES = {
     "per_sample": {"pattern": "per_sample", "correction": "importance"},
     "dwta": {"family": "dwta", "K": 1, "rebuild_every": 2},
     "gaussian": {"projection": "gaussian", "rebuild_every": 2},
-    "minhash": {"family": "minhash", "K": 1},
     "cross_polytope": {"family": "cross_polytope", "K": 1, "probes": 2},
     "kmeans": {"family": "kmeans", "L": 2, "probes": 2, "rerank": 20, "rebuild_every": 3},
     "search": {"family": "kmeans", "L": 1, "probes": 3, "rerank": 20},
@@ -408,6 +407,29 @@ def test_damage_is_refused_before_anything_changes(case, damage, message):
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
     assert model[-1].stats()["steps"] == 4
     assert train(model, optimizer, range(4, 9)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("family", "minhash"),
+        ("tail_distribution", "quadratic_kernel"),
+        ("tail_distribution", ["uniform", "quadratic_kernel"]),
+    ],
+)
+@pytest.mark.parametrize("format", [1, 2])
+def test_states_of_removed_options_are_refused(option, value, format):
+    model, optimizer = make()
+    train(model, optimizer, range(4))
+    state = copy.deepcopy(sampler_state(model))
+    if format == 1:
+        state = {name: in_format_1(each) for name, each in state.items()}
+    state["3"]["options"][option] = value
+    name = value if isinstance(value, str) else value[-1]
+    message = rf"options\.{option}: .*got '{name}', which was removed: make the layer with another"
+    with pytest.raises(ValueError, match=message):
+        load_sampler_state(model, state)
+    assert model[-1].stats()["steps"] == 4
 
 
 @pytest.mark.parametrize(

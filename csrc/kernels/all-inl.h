@@ -25,8 +25,7 @@ constexpr HashKernels<T, Code> hash_kernels() {
   return {
       .simhash_hadamard = simhash_hadamard<T, Code>,
       .simhash_dense = simhash_dense<T, Code>,
-      .dwta = bin_winners<T, Code, LargestWins>,
-      .minhash = bin_winners<T, Code, FirstPositiveWins>,
+      .dwta = dwta<T, Code>,
       .cross_polytope = cross_polytope<T, Code>,
       .nearest_centroids = nearest_centroids<T, Code>,
   };

@@ -7,7 +7,7 @@ import reference
 import torch
 
 from slide_torch import LSHOptions, ops
-from slide_torch.hashing.bins import DWTA
+from slide_torch.hashing.dwta import DWTA
 from slide_torch.hashing.make import make_family
 from slide_torch.hashing.simhash import SimHash
 

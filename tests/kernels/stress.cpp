@@ -80,11 +80,10 @@ void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_hadamard(in, rotate, out, b, e, s); });
   family("simhash_dense", width * lanes,
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_dense(in, projection.data(), out, b, e, s); });
-  for (const auto bins : {k.dwta, k.minhash})
-    family("bin winners", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
-      std::vector<int32_t> winners(K * L * lanes);
-      bins(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
-    });
+  family("dwta", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
+    std::vector<int32_t> winners(K * L * lanes);
+    k.dwta(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
+  });
   family("cross_polytope", (width + D + K * bin) * lanes,
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.cross_polytope(in, rotate, bin, out, b, e, s); });
   family("nearest_centroids", (width + centroids) * columns, [&](const auto& out, int64_t b, int64_t e, T* s) {
