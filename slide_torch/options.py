@@ -57,9 +57,8 @@ class LSHOptions:
             angle: most of the largest logits in few buckets, for more upkeep. ``"exact"`` hashes nothing:
             the candidates are the largest logits themselves, at the cost of all N: a reference. ``"auto"``:
             ``"kmeans"`` with the shared pattern if neither K nor L is given, else ``"simhash"``.
-        projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
-            or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
-            Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
+        projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015) or ``"gaussian"``.
+            ``"auto"``: Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
@@ -106,7 +105,7 @@ class LSHOptions:
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
     family: Literal["auto", "simhash", "dwta", "cross_polytope", "kmeans", "exact"] = "auto"
-    projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
+    projection: Literal["auto", "hadamard", "gaussian"] = "auto"
     center: bool = True
     augment_norms: bool = False
     K: int | Literal["auto"] = "auto"
@@ -127,7 +126,7 @@ class LSHOptions:
         _check_choice("correction", self.correction, ("none", "importance"))
         _check_choice("family", self.family, ("auto", *(*FAMILIES, "exact")))
         _check_choice("schedule", self.schedule, ("growing", "drift"))
-        _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
+        _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian"))
         for name, low, high in (
             ("budget", 0, MAX_COUNT),
             ("batch_budget", 0, MAX_COUNT),
@@ -342,7 +341,7 @@ class ResolvedOptions(LSHOptions):
     batch_budget: int
     tail: int
     family: Literal["simhash", "dwta", "cross_polytope", "kmeans", "exact"]
-    projection: Literal["hadamard", "gaussian", "sparse"]
+    projection: Literal["hadamard", "gaussian"]
     K: int
     L: int
     probes: int

@@ -219,7 +219,6 @@ def families() -> dict[str, Case]:
     own: dict[str, dict[str, Any]] = {
         "simhash hadamard": {},
         "simhash gaussian": {"projection": "gaussian"},
-        "simhash sparse": {"projection": "sparse"},
         "simhash, norms augmented": {"augment_norms": True},
         "simhash, not centered, int32 codes": {"center": False, "K": 17, "L": 3},
         "simhash, probes, rerank": {"probes": 3, "rerank": 60},

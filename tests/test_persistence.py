@@ -413,6 +413,7 @@ def test_damage_is_refused_before_anything_changes(case, damage, message):
     "option, value",
     [
         ("family", "minhash"),
+        ("projection", "sparse"),
         ("tail_distribution", "quadratic_kernel"),
         ("tail_distribution", ["uniform", "quadratic_kernel"]),
     ],

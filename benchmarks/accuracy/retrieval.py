@@ -102,7 +102,7 @@ def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
             {"probes": 4, "rerank": 4 * budget},
         ]
         if family == "simhash":
-            variants += [{"projection": "gaussian"}, {"projection": "sparse"}]
+            variants += [{"projection": "gaussian"}]
         yield from (LSHOptions(family=family, **variant, **common) for variant in variants)
 
 

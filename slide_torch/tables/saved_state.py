@@ -46,7 +46,11 @@ _NOT_IN_CODES = {
 }
 
 # Values of options that earlier versions had.
-_REMOVED = {"tail_distribution": ("quadratic_kernel",), "family": ("minhash",)}
+_REMOVED = {
+    "tail_distribution": ("quadratic_kernel",),
+    "family": ("minhash",),
+    "projection": ("sparse",),
+}
 
 _INT_COUNTERS = ("steps", "rehashes", "rebuilds", "drift_checks", "since_rehash")
 _LAST = {"active_per_sample", "union", "ids_read"}

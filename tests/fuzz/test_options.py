@@ -11,7 +11,7 @@ CHOICES = {
     "pattern": ["shared", "per_sample"],
     "correction": ["none", "importance"],
     "family": ["auto", "exact", *FAMILIES],
-    "projection": ["auto", "hadamard", "gaussian", "sparse"],
+    "projection": ["auto", "hadamard", "gaussian"],
     "center": [True, False],
     "augment_norms": [True, False],
     "schedule": ["growing", "drift"],

@@ -15,7 +15,6 @@ from slide_torch.hashing.cross_polytope import CrossPolytope
 from slide_torch.options import FAMILIES
 from slide_torch.sampling.draw import draw_active_set
 
-
 # --- what holds for every family ------------------------------------------------------------------
 
 

@@ -280,8 +280,8 @@ def test_dwta_codes(level, dtype):
 @pytest.mark.parametrize("level", supported_levels())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_other_codes(level, dtype):
-    """Rotations and products round, so that codes of cross-polytopes and centroids differ now and then, between
-    float64 levels hardly ever."""
+    """Rotations and products round, so that codes of cross-polytopes and centroids differ now and then,
+    between float64 levels hardly ever."""
     found, first = result_of(level)[dtype], result_of(supported_levels()[0])[dtype]
     for K in (3, 20):
         for name in (f"polytope{K}", f"centroids{K}"):
