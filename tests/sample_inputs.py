@@ -184,18 +184,6 @@ def predict_samples(kind):
                 yield weight, bias, offsets, rows
 
 
-def kernel_samples(kind):
-    for dtype in DTYPES:
-        for bias in (None, randn(N, dtype=dtype)):
-            weight = randn(N, D, dtype=dtype)
-            if kind == "sums":
-                yield weight, bias, 4
-            else:
-                asked = torch.tensor([0, 3, 39]).int()
-                sums, queries = ops.kernel_sums(weight, bias, 4), randn(B, D, dtype=dtype)
-                yield sums, weight, bias, queries, 2.0, 7, asked, 3
-
-
 def linear_samples(pattern, grad=True):
     for dtype in DTYPES:
         for bias in (None, randn(N, dtype=dtype, grad=grad)):
@@ -292,7 +280,7 @@ DRAWN_FROM = [
         {**SMALL, "tail_distribution": "log_uniform", "correction": "importance"},
         {
             **SMALL,
-            "tail_distribution": "quadratic_kernel",
+            "tail_distribution": "log_uniform",
             "correction": "importance",
             "pattern": "per_sample",
         },
@@ -322,7 +310,6 @@ SAMPLES = {
     "simhash_hadamard": lambda: probing(hadamard),
     "simhash_dense": lambda: probing(dense),
     "dwta": lambda: [*probing(winners), *hash_samples(wide_winners)],
-    "minhash": lambda: hash_samples(winners),
     "cross_polytope": lambda: probing(polytope),
     "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
     "hashed_rows": lambda: [
@@ -351,8 +338,6 @@ SAMPLES = {
     ],
     "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
-    "kernel_sums": lambda: kernel_samples("sums"),
-    "kernel_draw": lambda: kernel_samples("draw"),
     "shared_cross_entropy": lambda: both_ways(loss_samples("shared")),
     "shared_cross_entropy_backward": lambda: backward_samples("shared"),
     "shared_cross_entropy_backward_adam_": lambda: fused_samples("shared"),

@@ -106,12 +106,9 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
   });
 }
 
-namespace {
-
-// dwta and minhash: the same but for who wins a bin.
-Tensor bin_winners(const char* op, bool minhash, const Tensor& input, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& rows, const std::optional<Tensor>& center, const Tensor& coordinates,
-                   int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
+Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+            Tensor coordinates, int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
+  constexpr const char* op = "dwta";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const RowArgs<T> args(op, input, bias, rows, center, norm_bound);
@@ -129,21 +126,9 @@ Tensor bin_winners(const char* op, bool minhash, const Tensor& input, const std:
                         [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(width * lanes);
                           std::vector<int32_t> won(functions.hashes() * lanes);
-                          (minhash ? k.minhash : k.dwta)(in, winners, out, b, e, scratch.data(), won.data());
+                          k.dwta(in, winners, out, b, e, scratch.data(), won.data());
                         });
   });
-}
-
-}  // namespace
-
-Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
-            Tensor coordinates, int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
-  return bin_winners("dwta", false, input, bias, rows, center, coordinates, K, L, norm_bound, probes);
-}
-
-Tensor minhash(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
-               Tensor coordinates, int64_t K, int64_t L) {
-  return bin_winners("minhash", true, input, bias, rows, center, coordinates, K, L, std::nullopt, 1);
 }
 
 Tensor cross_polytope(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
@@ -204,7 +189,6 @@ STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("simhash_hadamard", TORCH_BOX(&simhash_hadamard));
   m.impl("simhash_dense", TORCH_BOX(&simhash_dense));
   m.impl("dwta", TORCH_BOX(&dwta));
-  m.impl("minhash", TORCH_BOX(&minhash));
   m.impl("cross_polytope", TORCH_BOX(&cross_polytope));
   m.impl("nearest_centroids", TORCH_BOX(&nearest_centroids));
 }

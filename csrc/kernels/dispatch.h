@@ -216,8 +216,6 @@ struct HashKernels {
                         T* scratch);
   void (*dwta)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
                T* scratch, int32_t* winners);
-  void (*minhash)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
-                  T* scratch, int32_t* winners);
   void (*cross_polytope)(const HashInput<T>&, const HadamardFunctions<T>&, int64_t bin, const HashOutput<Code>&,
                          int64_t begin, int64_t end, T* scratch);
   void (*nearest_centroids)(const HashInput<T>&, const Centroids<T>&, const HashOutput<Code>&, int64_t begin,
@@ -262,8 +260,6 @@ struct RealKernels {
   void (*sample_sigmoid)(const T* logits, const T* weight, int64_t count, T scale, T* gradient);
   void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
                      T* scores);
-  void (*outer_sum)(const T* weight, const T* bias, int64_t features, int64_t begin, int64_t end, T* sums);
-  T (*dot_product)(const T* a, const T* b, int64_t n);
   void (*topk_rows)(const TopkProblem<T>&, const T* packed, const Best<T>&, int64_t begin, int64_t end);
   void (*code_rows)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, int8_t* codes,
                     float* terms, int8_t* scratch);

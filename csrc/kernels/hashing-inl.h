@@ -160,7 +160,7 @@ void simhash_hadamard(const HashInput<T>& in, const HadamardFunctions<T>& f, con
   }
 }
 
-// SimHash by an explicit (hashes * tables, width) matrix: Gaussian or sparse signs.
+// SimHash by an explicit (hashes * tables, width) matrix of Gaussian numbers.
 template <class T, class Code>
 void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput<Code>& out, int64_t begin, int64_t end,
                    T* scratch) {
@@ -254,35 +254,6 @@ inline uint32_t mix(uint32_t h) {  // a 32-bit finaliser: every input bit reache
   return h ^ (h >> 16);
 }
 
-// Winner-take-all (Yagnik et al. 2011): the place of the largest coordinate; one that is zero counts as absent.
-struct LargestWins {
-  template <class T>
-  static IntVec<T> present(Vec<T> value) {
-    return value != Vec<T>{};
-  }
-  template <class T>
-  static IntVec<T> better(Vec<T> value, Vec<T> best) {
-    return value > best;
-  }
-  static int32_t borrow(int32_t winner, int64_t, int64_t) { return winner; }
-};
-
-// One-permutation MinHash (Li et al. 2012) of the set of positive coordinates: the first place that is in the set.
-struct FirstPositiveWins {
-  template <class T>
-  static IntVec<T> present(Vec<T> value) {
-    return value > Vec<T>{};
-  }
-  template <class T>
-  static IntVec<T> better(Vec<T>, Vec<T>) {
-    return IntVec<T>{};
-  }
-  // A borrowed minimum must not equal the bin's own by being at the same place of another bin.
-  static int32_t borrow(int32_t winner, int64_t source, int64_t bin) {
-    return static_cast<int32_t>(mix(static_cast<uint32_t>(source * bin + winner) + 0x9e3779b9U) & (bin - 1));
-  }
-};
-
 // Offers the runner-up of each hash of one table, as far as it is behind the winner.
 template <class T>
 inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first_bin, int64_t hashes, int64_t lane,
@@ -308,11 +279,10 @@ inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first
 }
 
 // Fills the empty bins (-1) of one row, whose winners are `stride` apart: each borrows from a bin that its own number
-// determines, so equal vectors borrow equally (densification: Shrivastava 2017; Chen & Shrivastava 2018). A row with no
+// determines, so equal vectors borrow equally (densification: Shrivastava 2017). A row with no
 // coordinate at all gets zeros. Bins borrow from those that were full before any borrowing: filled ones are marked
 // below -1 until the end.
-template <class Winner>
-inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int64_t bin) {
+inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins) {
   int64_t full = 0;
   for (int64_t b = 0; b < bins; ++b) full += winners[b * stride] >= 0;
   for (int64_t b = 0; b < bins; ++b) {
@@ -326,7 +296,7 @@ inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int6
         source = probe % bins;
       }
       while (winners[source * stride] < 0) source = source + 1 == bins ? 0 : source + 1;
-      borrowed = Winner::borrow(winners[source * stride], source, bin);
+      borrowed = winners[source * stride];
     }
     winners[b * stride] = -2 - borrowed;
   }
@@ -334,10 +304,11 @@ inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int6
     if (winners[b * stride] < 0) winners[b * stride] = -2 - winners[b * stride];
 }
 
-// Hashes by bins of chosen coordinates: the place of the winner in each.
-template <class T, class Code, class Winner>
-void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin,
-                 int64_t end, T* scratch, int32_t* winners) {
+// Densified winner-take-all (Yagnik et al. 2011; Chen & Shrivastava 2018): the place of the largest coordinate of each
+// bin; one that is zero counts as absent.
+template <class T, class Code>
+void dwta(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin, int64_t end,
+          T* scratch, int32_t* winners) {
   using V = Vec<T>;
   using I = IntVec<T>;
   using Int = typename IntegerOf<T>::type;
@@ -353,7 +324,7 @@ void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOut
       I winner = I{} - 1;
       for (int64_t i = 0; i < f.bin; ++i) {
         const V value = load<V>(scratch + coordinate[i] * W);
-        const I take = Winner::template present<T>(value) & (Winner::template better<T>(value, best) | (winner < 0));
+        const I take = (value != V{}) & ((value > best) | (winner < 0));
         best = take ? value : best;
         winner = take ? I{} + Int(i) : winner;
       }
@@ -364,7 +335,7 @@ void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOut
         any_empty |= (lane[i] < 0) & (i < count);
       }
     }
-    for (int64_t lane = 0; any_empty && lane < count; ++lane) fill_empty_bins<Winner>(winners + lane, W, bins, f.bin);
+    for (int64_t lane = 0; any_empty && lane < count; ++lane) fill_empty_bins(winners + lane, W, bins);
     for (int64_t table = 0; table < out.tables; ++table) {
       Int lane_codes[W] = {};
       for (int64_t h = 0; h < out.hashes; ++h)

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..options import ResolvedOptions
 from .base import HashFamily
-from .bins import DWTA, MinHash
 from .cross_polytope import CrossPolytope
+from .dwta import DWTA
 from .kmeans import KMeans
 from .simhash import SimHash
 
@@ -37,7 +37,6 @@ def make_family(
 _FAMILIES: dict[str, Callable[..., HashFamily]] = {
     "simhash": SimHash,
     "dwta": DWTA,
-    "minhash": MinHash,
     "cross_polytope": CrossPolytope,
     "kmeans": KMeans,
 }

@@ -16,8 +16,7 @@ class SimHash(HashFamily):
     """Signs of random projections (Charikar 2002): two vectors at angle t agree in a hash with
     probability 1 - t / pi. A further probe flips the signs of the projections nearest to zero.
 
-    ``projection``: ``"hadamard"``, ``"gaussian"`` or ``"sparse"``, see :class:`LSHOptions`. The sparse one
-    is multiplied as a dense matrix.
+    ``projection``: ``"hadamard"`` or ``"gaussian"``, see :class:`LSHOptions`.
     """
 
     signs: Tensor
@@ -37,12 +36,7 @@ class SimHash(HashFamily):
             self.register_buffer("signs", signs, persistent=False)
             self.register_buffer("extra_projection", extra, persistent=False)
             return
-        shape = (hashes, self.width)
-        if self._projection == "gaussian":
-            matrix = torch.randn(shape, generator=generator)
-        else:
-            matrix = torch.randint(0, 6, shape, generator=generator).float()
-            matrix = (matrix == 0).float() - (matrix == 1).float()
+        matrix = torch.randn(hashes, self.width, generator=generator)
         self.register_buffer("matrix", matrix, persistent=False)
 
     def _codes(

@@ -5,8 +5,6 @@ Shapes: N neurons of width d, a batch of B inputs, U active neurons ("rows", str
 
 from .active_set import (
     build_tables,
-    kernel_draw,
-    kernel_sums,
     rerank,
     retrieve,
     sample_tail,
@@ -20,7 +18,6 @@ from .hashing import (
     group_means,
     hashed_rows,
     mean_row,
-    minhash,
     nearest_centroids,
     nearest_in_groups,
     simhash_dense,
@@ -59,11 +56,8 @@ __all__ = [
     "hashed_rows",
     "instruction_set",
     "into_active",
-    "kernel_draw",
-    "kernel_sums",
     "list_centers",
     "mean_row",
-    "minhash",
     "nearest_centroids",
     "nearest_in_groups",
     "out_of_active",

@@ -81,24 +81,6 @@ def _(a: SimpleNamespace) -> Any:
     return _codes(a, bits=a.K * (a.coordinates.shape[1].bit_length() - 1))
 
 
-def minhash(
-    input: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    center: Tensor | None,
-    coordinates: Tensor,
-    K: int,
-    L: int,
-) -> Tensor:
-    """MinHash codes (L, n) of the sets of positive coordinates; ``coordinates`` as for :func:`dwta`."""
-    return operators.minhash(input, bias, rows, center, coordinates, K, L)
-
-
-@fake("minhash")
-def _(a: SimpleNamespace) -> Any:
-    return _codes(a, bits=a.K * (a.coordinates.shape[1].bit_length() - 1))
-
-
 def cross_polytope(
     input: Tensor,
     bias: Tensor | None,

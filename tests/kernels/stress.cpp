@@ -81,11 +81,10 @@ void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_hadamard(in, rotate, out, b, e, s); });
   family("simhash_dense", width * lanes,
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_dense(in, projection.data(), out, b, e, s); });
-  for (const auto bins : {k.dwta, k.minhash})
-    family("bin winners", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
-      std::vector<int32_t> winners(K * L * lanes);
-      bins(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
-    });
+  family("dwta", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
+    std::vector<int32_t> winners(K * L * lanes);
+    k.dwta(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
+  });
   family("cross_polytope", (width + D + K * bin) * lanes,
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.cross_polytope(in, rotate, bin, out, b, e, s); });
   family("nearest_centroids", (width + centroids) * columns, [&](const auto& out, int64_t b, int64_t e, T* s) {
@@ -322,16 +321,6 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
       });
     });
   }
-  const int64_t width = d + 1, size = width * (width + 1) / 2;
-  compare("outer_sum", [&](int threads) {
-    const int64_t leaves = 4;
-    std::vector<T> sums(leaves * size);
-    parallel(threads, leaves, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i)
-        k.outer_sum(weight.data(), bias.data(), d, N * i / leaves, N * (i + 1) / leaves, sums.data() + i * size);
-    });
-    return sums;
-  });
 }
 
 void retrieval(std::mt19937& random, int64_t N) {

@@ -423,7 +423,7 @@ INFERENCE_CASES = {
     "augment_norms": {"K": 3, "L": 4, "augment_norms": True},
     "drift": {"K": 3, "L": 4, "schedule": "drift", "drift": 0.0},
     "frequencies": {"tail_distribution": "frequencies", "correction": "importance"},
-    "kernel": {"tail_distribution": ("log_uniform", "quadratic_kernel")},
+    "log_uniform": {"tail_distribution": ("uniform", "log_uniform")},
     "exact": {"family": "exact"},
 }
 
