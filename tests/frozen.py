@@ -52,7 +52,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
         *("ndcg_at_k", "precision_at_k", "propensities", "psp_at_k", "recall_at_k"),
     ),
     "slide_torch.data": ("SparseRows", "XMCData", "batches", "read_xmc"),
-    "slide_torch.distributed": ("allreduce_row_gradients", "prepare"),
+    "slide_torch.distributed": None,
 }
 
 # what stands in public classes for the library itself
@@ -66,6 +66,7 @@ INTERNAL = {
         *("steps", "rehashes", "rebuilds", "upkeep_seconds"),
     },
     "LSHLinear": {"draw_active"},
+    "ShardedLSHLinear": {"draw_active"},
     "SampledLogits": {"__init__", "of"},
     "Adam": {"fused_step"},
 }

@@ -19,7 +19,7 @@ LAYERS = (
     ("data", "metrics", "precision"),
     ("ops",),
     ("options",),
-    ("active_set", "checks", "inference_mode", "randomness", "storage"),
+    ("active_set", "checks", "inference_mode", "randomness", "shards", "storage"),
 )
 
 # Only ops/ calls operators by name, and it loads the extension. All else calls the functions of ops/.

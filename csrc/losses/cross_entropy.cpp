@@ -4,6 +4,9 @@
 // With z the logits of the active set, n = log sum exp z and p the labels' probabilities (sum t):
 //   loss = sum p (n - z),   d loss / d z = t softmax(z) - p.
 // `scale` multiplies the logits; backward expects it in grad_loss. `sparse` speaks to autograd only.
+// Where the normaliser is the sum of several active sets' (a softmax over shards), the loss is no function of these
+// results alone: backward takes the derivative by n apart, in grad_log_normalizer, and
+//   d loss / d z = grad_log_normalizer softmax(z) - grad_loss p.
 #include "gradients.h"
 
 namespace slide_torch {
@@ -26,9 +29,10 @@ void losses_of(const Labels<T>& labels, const T* logits, const T* log_normalizer
 }
 
 // scale[b] = grad_loss[b] * sum of the sample's label probabilities; 0 for a sample without labels whatever
-// grad_loss is (NaN for the mean over a batch that is ignored as a whole), as in torch.
+// grad_loss is (NaN for the mean over a batch that is ignored as a whole), as in torch. Or what is given for it.
 template <class T>
-std::vector<T> softmax_scale(const Labels<T>& labels, const T* grad_loss) {
+std::vector<T> softmax_scale(const Labels<T>& labels, const T* grad_loss, const T* grad_log_normalizer) {
+  if (grad_log_normalizer) return {grad_log_normalizer, grad_log_normalizer + labels.batch};
   std::vector<T> scale(labels.batch);
   for (int64_t b = 0; b < labels.batch; ++b) {
     T sum = T(0);
@@ -50,6 +54,7 @@ struct BackwardArgs {
   const Tensor& grad_loss;
   const Tensor& logits;
   const Tensor& log_normalizer;
+  const std::optional<Tensor>& grad_log_normalizer;
   bool has_rows;
   bool has_bias;
   const AdamArgs* adam = nullptr;
@@ -61,6 +66,8 @@ struct BackwardArgs {
     check_tensor(op, "grad_loss", grad_loss, scalar_type_of<T>(), {batch});
     check_tensor(op, "logits", logits, scalar_type_of<T>(), logits_shape);
     check_tensor(op, "log_normalizer", log_normalizer, scalar_type_of<T>(), {batch});
+    if (grad_log_normalizer)
+      check_tensor(op, "grad_log_normalizer", *grad_log_normalizer, scalar_type_of<T>(), {batch});
     Wanted<T> wanted{.rows = has_rows, .bias = has_bias};
     if (adam) wanted.adam.emplace(op, weight, *adam);
     return wanted;
@@ -77,7 +84,7 @@ Gradients shared_backward(const char* op, const LayerArgs<T>& layer, const Tenso
   Tensor gradient = empty({s.active, s.batch}, scalar_type_of<T>());
   T* g = mutable_data<T>(gradient);
   const T *z = data<T>(args.logits), *n = data<T>(args.log_normalizer), *grad_loss = data<T>(args.grad_loss);
-  const std::vector<T> scale = softmax_scale(labels, grad_loss);
+  const std::vector<T> scale = softmax_scale(labels, grad_loss, data_or_null<T>(args.grad_log_normalizer));
   parallel_tiles(s.active, k.tile_rows, 4 * s.batch,
                  [&](int64_t b, int64_t e) { k.shared_softmax_gradient(z, n, scale.data(), s.batch, g, b, e); });
   subtract_labels(labels, grad_loss, g);
@@ -94,7 +101,7 @@ Gradients sample_backward(const char* op, const LayerArgs<T>& layer, const Sampl
   Tensor gradient = empty({active.pairs}, scalar_type_of<T>());
   T* g = mutable_data<T>(gradient);
   const T *z = data<T>(args.logits), *n = data<T>(args.log_normalizer), *grad_loss = data<T>(args.grad_loss);
-  const std::vector<T> scale = softmax_scale(labels, grad_loss);
+  const std::vector<T> scale = softmax_scale(labels, grad_loss, data_or_null<T>(args.grad_log_normalizer));
   const int64_t* start = active.offsets;
   parallel_for(0, active.batch, active.grain_of_samples(4), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
@@ -134,7 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> shared_cross_entropy(Tensor input, Tensor wei
 // Returns grad_input (B, d), grad_rows (U, d), grad_bias (U); the last two are empty where not asked for.
 Gradients shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows,
                                         Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
-                                        Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias) {
+                                        Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias,
+                                        std::optional<Tensor> grad_log_normalizer) {
   constexpr const char* op = "shared_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     return shared_backward(op, LayerArgs<decltype(zero)>(op, input, weight), rows,
@@ -142,6 +150,7 @@ Gradients shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor w
                            {.grad_loss = grad_loss,
                             .logits = logits,
                             .log_normalizer = log_normalizer,
+                            .grad_log_normalizer = grad_log_normalizer,
                             .has_rows = has_rows,
                             .has_bias = has_bias});
   });
@@ -151,7 +160,8 @@ Gradients shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor w
 std::tuple<Tensor, Tensor> shared_cross_entropy_backward_adam_(
     Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor label_offsets, Tensor label_places,
     Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias, Tensor exp_avg, Tensor exp_avg_sq,
-    double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
+    double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step, bool maximize,
+    std::optional<Tensor> grad_log_normalizer) {
   constexpr const char* op = "shared_cross_entropy_backward_adam_";
   const AdamArgs adam{exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_decay, step, maximize};
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
@@ -161,6 +171,7 @@ std::tuple<Tensor, Tensor> shared_cross_entropy_backward_adam_(
                         {.grad_loss = grad_loss,
                          .logits = logits,
                          .log_normalizer = log_normalizer,
+                         .grad_log_normalizer = grad_log_normalizer,
                          .has_rows = true,
                          .has_bias = has_bias,
                          .adam = &adam});
@@ -202,7 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_cross_entropy(Tensor input, Tensor wei
 Gradients sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets,
                                         Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples,
                                         Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
-                                        Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias) {
+                                        Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias,
+                                        std::optional<Tensor> grad_log_normalizer) {
   constexpr const char* op = "sample_cross_entropy_backward";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     return sample_backward(op, LayerArgs<decltype(zero)>(op, input, weight),
@@ -211,6 +223,7 @@ Gradients sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor w
                            {.grad_loss = grad_loss,
                             .logits = logits,
                             .log_normalizer = log_normalizer,
+                            .grad_log_normalizer = grad_log_normalizer,
                             .has_rows = has_rows,
                             .has_bias = has_bias});
   });
@@ -221,7 +234,8 @@ std::tuple<Tensor, Tensor> sample_cross_entropy_backward_adam_(
     Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets, Tensor pair_offsets,
     Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, Tensor label_places, Tensor label_probabilities,
     Tensor logits, Tensor log_normalizer, bool has_bias, Tensor exp_avg, Tensor exp_avg_sq, double lr, double beta1,
-    double beta2, double eps, double weight_decay, int64_t step, bool maximize) {
+    double beta2, double eps, double weight_decay, int64_t step, bool maximize,
+    std::optional<Tensor> grad_log_normalizer) {
   constexpr const char* op = "sample_cross_entropy_backward_adam_";
   const AdamArgs adam{exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_decay, step, maximize};
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
@@ -231,6 +245,7 @@ std::tuple<Tensor, Tensor> sample_cross_entropy_backward_adam_(
         {.grad_loss = grad_loss,
          .logits = logits,
          .log_normalizer = log_normalizer,
+         .grad_log_normalizer = grad_log_normalizer,
          .has_rows = true,
          .has_bias = has_bias,
          .adam = &adam});

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ..precision import widened
 from ..sampling.targets import INDEX_DTYPES, class_factors, is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
-from .step import check_reduction, draw_for_loss, reduced
+from .step import DrawnStep, check_reduction, draw_for_loss, reduced
 
 _NAME = "lsh_linear_binary_cross_entropy"
 
@@ -75,9 +77,9 @@ def lsh_linear_binary_cross_entropy(
         )
     check_reduction(_NAME, reduction, ("mean", "sum"))
     neurons = linear_weight.shape[0]
-    class_weight, positive = _factors(weight, pos_weight, neurons, widened(input))
+    factors = ClassFactors.of(weight, pos_weight, neurons, widened(input))
     if isinstance(target, Tensor) and target.dim() == input.dim():
-        target = _without_repeats(target, ignore_index)
+        target = without_repeats(target, ignore_index)
     step = draw_for_loss(
         _NAME,
         input,
@@ -90,28 +92,58 @@ def lsh_linear_binary_cross_entropy(
         training=training,
         generator=generator,
     )
-    losses = ops.binary_cross_entropy(
-        step.input,
-        step.layer,
-        step.active,
-        _row_weight(step.active, class_weight),
-        *_label_values(step.labels, class_weight, positive, ones=not is_probabilities(target)),
-        scale,
-    )
+    losses = losses_of(step, factors, scale, ones=not is_probabilities(target))
     # as in torch, the mean over no elements is NaN
     return reduced(losses, reduction, input.shape[:-1], losses.shape[0] * neurons)
 
 
-def _factors(
-    weight: Tensor | None, pos_weight: Tensor | None, neurons: int, input: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """``weight`` and ``pos_weight``, each (N) in the dtype of ``input``, or None."""
-    class_weight = None if weight is None else class_factors(weight, neurons, input, _NAME)
-    if pos_weight is None:
-        return class_weight, None
-    if isinstance(pos_weight, Tensor) and pos_weight.numel() == 1:
-        pos_weight = pos_weight.reshape(1).expand(neurons)
-    return class_weight, class_factors(pos_weight, neurons, input, _NAME, "pos_weight")
+class ClassFactors(NamedTuple):
+    """Factors of the classes, (N) each or None.
+
+    Attributes:
+        weight: of a class's loss.
+        positive: of its positive targets.
+    """
+
+    weight: Tensor | None
+    positive: Tensor | None
+
+    @staticmethod
+    def of(
+        weight: Tensor | None, pos_weight: Tensor | None, neurons: int, input: Tensor
+    ) -> ClassFactors:
+        """Those of ``neurons`` classes, in the dtype of ``input``.
+
+        Raises:
+            ValueError: shape or type is wrong.
+        """
+        class_weight = None if weight is None else class_factors(weight, neurons, input, _NAME)
+        if pos_weight is None:
+            return ClassFactors(class_weight, None)
+        if isinstance(pos_weight, Tensor) and pos_weight.numel() == 1:
+            pos_weight = pos_weight.reshape(1).expand(neurons)
+        positive = class_factors(pos_weight, neurons, input, _NAME, "pos_weight")
+        return ClassFactors(class_weight, positive)
+
+    def of_classes(self, first: int, last: int) -> ClassFactors:
+        """Those of classes ``first`` to ``last`` - 1."""
+        return ClassFactors(*(None if f is None else f[first:last] for f in self))
+
+
+def losses_of(step: DrawnStep, factors: ClassFactors, scale: float, *, ones: bool) -> Tensor:
+    """The losses (B) of a step's samples, over its active set.
+
+    Args:
+        ones: whether targets are 1 for each label, instead of its probability.
+    """
+    return ops.binary_cross_entropy(
+        step.input,
+        step.layer,
+        step.active,
+        _row_weight(step.active, factors.weight),
+        *_label_values(step.labels, *factors, ones=ones),
+        scale,
+    )
 
 
 def _label_values(
@@ -145,7 +177,7 @@ def _row_weight(active: ActiveSet, class_weight: Tensor | None) -> Tensor | None
     return own if row_weight is None else row_weight * own
 
 
-def _without_repeats(target: Tensor, ignore_index: int) -> Tensor:
+def without_repeats(target: Tensor, ignore_index: int) -> Tensor:
     """Padded lists of classes (\\*, M), in which a class that is listed again is ignored; other targets
     unchanged."""
     if target.layout != torch.strided or target.dtype not in INDEX_DTYPES or target.shape[-1] < 2:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import fused_update
-from ..sampling.targets import is_probabilities
+from ..sampling.targets import class_factors, is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
-from .smoothing import check_smoothing, smoothed
+from .smoothing import Smoothing, check_smoothing, smoothed
 from .step import check_reduction, draw_for_loss, reduced
 
 _NAME = "lsh_linear_cross_entropy"
@@ -97,12 +97,14 @@ def lsh_linear_cross_entropy(
     total = labels.probabilities.sum()
     if label_smoothing > 0:
         total = torch.where(total == 0, torch.nan, total)  # NaN as in torch, not inf
+        neurons = linear_weight.shape[0]
+        if weight is not None:
+            weight = class_factors(weight, neurons, step.input, _NAME)
         labels, addition = smoothed(
             step,
-            label_smoothing,
-            weight,
+            Smoothing.of(label_smoothing, labels, weight),
             scale,
-            neurons=linear_weight.shape[0],
+            neurons=neurons,
             copied=step.layer.weight is not linear_weight,
             tail_varies=step.active.log_weight is not None
             and tables.options.tail_parts != ("uniform",),

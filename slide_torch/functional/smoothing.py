@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,10 +47,36 @@ def check_smoothing(
         )
 
 
+class Smoothing(NamedTuple):
+    """How much is smoothed, over which classes.
+
+    Attributes:
+        share: of each target, spread over all classes.
+        class_weight: (N), of the layer's classes, or None.
+        mean_weight: mean weight of all classes.
+        counts: int64 (B), the number of labels of each sample.
+        portion: the layer's share of all classes: 1, unless it holds a shard of them.
+    """
+
+    share: float
+    class_weight: Tensor | None
+    mean_weight: Tensor | float
+    counts: Tensor
+    portion: float = 1.0
+
+    @staticmethod
+    def of(share: float, labels: Labels, class_weight: Tensor | None) -> Smoothing:
+        """That of a layer which has all classes."""
+        return Smoothing(share, class_weight, mean_weight(class_weight), labels.offsets.diff())
+
+
+def mean_weight(class_weight: Tensor | None) -> Tensor | float:
+    return 1.0 if class_weight is None else class_weight.mean()
+
+
 def smoothed(
     step: DrawnStep,
-    smoothing: float,
-    class_weight: Tensor | None,
+    smoothing: Smoothing,
     scale: float,
     *,
     neurons: int,
@@ -61,36 +89,36 @@ def smoothed(
     normaliser, and s the smoothing, the loss is ``(1 - s) sum p (n - z) + s mean over classes of c (n - z)``.
     Labels of ``(1 - s) p + s c q``, q one over their number, bring in all of n, and too much of their own
     logits: what is left to add, ``s c sum q z - s mean(c z)``, is linear in the input, so that the mean takes
-    one vector.
+    one vector. Of a shard of the classes it is the shard's part of that sum.
 
     Args:
-        neurons: number N of all neurons.
+        neurons: number N of the layer's neurons.
         copied: whether the layer of ``step`` holds copies of the active rows, not all N.
         tail_varies: whether neurons of the tail differ in importance weight.
     """
     input, labels, active, layer = step
-    batch, dtype = input.shape[0], input.dtype
-    count = labels.offsets.diff()
-    sample = torch.arange(batch).repeat_interleave(count, output_size=labels.ids.shape[0])
-    mean_weight = 1.0 if class_weight is None else class_weight.to(dtype).mean()
-    own = (smoothing * mean_weight / count.to(dtype))[sample]
-    probabilities = labels.probabilities * (1 - smoothing) + own
+    batch, dtype, count = input.shape[0], input.dtype, smoothing.counts
+    sample = torch.arange(batch).repeat_interleave(
+        labels.offsets.diff(), output_size=labels.ids.shape[0]
+    )
+    own = (smoothing.share * smoothing.mean_weight / count.to(dtype))[sample]
+    probabilities = labels.probabilities * (1 - smoothing.share) + own
 
     # products and sums, no matrix products: their order must not depend on the number of threads
     label_rows, label_bias = _scaled_rows(layer, active, labels.ids, own, copied)
     pulls = (label_rows * input[sample]).sum(1) + label_bias
-    rows, share = _class_shares(active, class_weight, dtype, neurons, tail_varies)
+    rows, share = _class_shares(active, smoothing, dtype, neurons, tail_varies)
     mean_rows, mean_bias = _scaled_rows(layer, active, rows, share, copied)
     mean = (input * mean_rows.sum(0)).sum(1)
     mean = mean + (mean_bias.sum() if isinstance(mean_bias, Tensor) else mean_bias)
-    addition = torch.zeros(batch, dtype=dtype).index_add(0, sample, pulls) - smoothing * mean
+    addition = torch.zeros(batch, dtype=dtype).index_add(0, sample, pulls) - smoothing.share * mean
     addition = torch.where(count > 0, addition, 0.0) * scale
     return Labels(labels.offsets, labels.ids, probabilities), addition
 
 
 def _class_shares(
     active: ActiveSet,
-    class_weight: Tensor | None,
+    smoothing: Smoothing,
     dtype: torch.dtype,
     neurons: int,
     tail_varies: bool,
@@ -106,8 +134,10 @@ def _class_shares(
     share = torch.ones(rows.shape[0], dtype=dtype) if log_weight is None else log_weight.exp()
     # for a uniform tail the shares sum to N exactly; others are unbiased with N, not with their sum
     share = share / (neurons if tail_varies else share.sum())
-    if class_weight is not None:
-        share = share * class_weight.detach().to(dtype)[rows]
+    if smoothing.portion != 1.0:
+        share = share * smoothing.portion
+    if smoothing.class_weight is not None:
+        share = share * smoothing.class_weight[rows]
     return rows, share
 
 

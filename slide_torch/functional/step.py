@@ -35,7 +35,7 @@ def draw_for_loss(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Labels,
     tables: HashTables,
     *,
     class_weight: Tensor | None = None,

@@ -68,7 +68,7 @@ class ForwardCall:
 
     def replaced(self, **changes: Any) -> ForwardCall:
         """A copy with other attributes."""
-        copy = ForwardCall.__new__(ForwardCall)
+        copy = type(self).__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.__dict__.update(changes)
         return copy

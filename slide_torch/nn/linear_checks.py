@@ -121,6 +121,12 @@ def check_not_parametrized(where: str, layer: nn.Module) -> None:
 def checked_input(input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor:
     """The input of a forward in training, in the weight's dtype under autocast."""
     check_parameters("LSHLinear", layer, tables)
+    if hasattr(layer.weight, "full_tensor") or hasattr(input, "full_tensor"):
+        raise RuntimeError(
+            "LSHLinear: weight: expected tensors in training, got a DTensor, as of ColwiseParallel or "
+            "distribute_module: cut the rows by slide_torch.distributed.shard_(layer, mesh), or "
+            "VocabParallel() in the plan of parallelize_module, instead"
+        )
     if input.dim() < 1 or input.shape[-1] != layer.in_features:
         raise ValueError(
             f"LSHLinear: input: expected last dimension {layer.in_features} (in_features), "

@@ -91,7 +91,7 @@ class SampledLogits:
 
     def detach(self) -> SampledLogits:
         """The same logits without gradient."""
-        return SampledLogits(None, self._call)
+        return type(self)(None, self._call)
 
     def dim(self) -> int:
         return self.ndim
@@ -114,7 +114,7 @@ class SampledLogits:
         if input is not None:
             self._call.check_unchanged()  # the new input may be a copy
             changes["input"] = input
-        return SampledLogits(self._graph, self._call.replaced(**changes))
+        return type(self)(self._graph, self._call.replaced(**changes))
 
     def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""

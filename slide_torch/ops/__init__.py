@@ -25,7 +25,7 @@ from .hashing import (
 )
 from .library import instruction_set
 from .linear import into_active, out_of_active
-from .losses import binary_cross_entropy, cross_entropy
+from .losses import binary_cross_entropy, cross_entropy, partial_cross_entropy
 from .rows import (
     adagrad_rows_,
     adam_rows_,
@@ -62,6 +62,7 @@ __all__ = [
     "nearest_in_groups",
     "out_of_active",
     "parse_xmc",
+    "partial_cross_entropy",
     "recode_rows_",
     "refuse_transforms",
     "rerank",

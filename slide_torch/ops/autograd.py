@@ -25,40 +25,72 @@ def register_backward(name: str, *, fusable: bool = False) -> None:
             optimizer that is fused with it; the weight has no gradient then. Where the gradient is a
             result of ``torch.autograd.grad``, it is handed over all the same.
     """
-    names, results = argument_names(name), result_names(name)
-    backward_arguments = argument_names(f"{name}_backward")
-    needed = [n for n in backward_arguments if n in names or n in results]
-    flags = {"has_rows": "weight", "has_bias": "bias"}
-    flags = {flag: of for flag, of in flags.items() if flag in backward_arguments}
-    backward_operator = getattr(operators, f"{name}_backward")
-    fused_operator: Any = getattr(operators, f"{name}_backward_adam_") if fusable else None
+    of_operator = Backward(name, fusable=fusable)
+
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        return of_operator.gradients(ctx, ctx.needs_input_grad, grad)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
-        named = dict(zip((*names, *results), (*inputs, *outputs), strict=True))
         ctx.mark_non_differentiable(*outputs[1:])
-        ctx.scale, ctx.sparse = named.get("scale"), named["sparse"]
-        ctx.save_for_backward(*(named[n] for n in needed))
+        of_operator.save(ctx, inputs, outputs)
 
-    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    torch.library.register_autograd(f"slide_torch::{name}", backward, setup_context=save)
+    # without this torch would warn and take the second derivative for zero
+    torch.library.register_autograd(
+        f"slide_torch::{name}_backward", _refuse_twice, setup_context=_save_nothing
+    )
+
+
+class Backward:
+    """The backward of ``slide_torch::{name}`` as :func:`register_backward` describes it, for any node of the
+    graph whose inputs begin with the operator's."""
+
+    def __init__(self, name: str, *, fusable: bool) -> None:
+        self.names, self.results = argument_names(name), result_names(name)
+        arguments = argument_names(f"{name}_backward")
+        self.needed = [n for n in arguments if n in self.names or n in self.results]
+        flags = {"has_rows": "weight", "has_bias": "bias"}
+        self.flags = {flag: of for flag, of in flags.items() if flag in arguments}
+        self.operator: Any = getattr(operators, f"{name}_backward")
+        self.fused: Any = getattr(operators, f"{name}_backward_adam_") if fusable else None
+
+    def save(self, ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Keeps in ``ctx`` what :meth:`gradients` needs of a call of the operator."""
+        named = dict(zip((*self.names, *self.results), (*inputs, *outputs), strict=True))
+        ctx.scale, ctx.sparse = named.get("scale"), named["sparse"]
+        ctx.save_for_backward(*(named[n] for n in self.needed))
+
+    def gradients(
+        self, ctx: Any, needed: tuple[bool, ...], grad: Tensor, **more: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of the operator's inputs.
+
+        Args:
+            needed: which of them are needed, as torch sees it.
+            grad: the derivative by the operator's first result.
+            more: other derivatives that the backward operator takes, by their names.
+        """
         # once: activation checkpointing recomputes for it, and only once
         tensors = ctx.saved_tensors
-        saved = SimpleNamespace(**dict(zip(needed, tensors, strict=True)))
-        wanted = dict(zip(names, ctx.needs_input_grad, strict=True))
-        grad = (grad if ctx.scale is None else grad * ctx.scale).contiguous()
-        neurons = saved.weight.shape[0]
+        saved = SimpleNamespace(**dict(zip(self.needed, tensors, strict=True)))
+        wanted = dict(zip(self.names, needed, strict=True))
+        if ctx.scale is not None:
+            grad, more = grad * ctx.scale, {n: other * ctx.scale for n, other in more.items()}
+        grad, more = grad.contiguous(), {n: other.contiguous() for n, other in more.items()}
         optimizer = None
-        if fused_operator and ctx.sparse and wanted["weight"]:
+        if self.fused and ctx.sparse and wanted["weight"]:
             optimizer = fused_update.optimizer_of(saved.weight)
         if optimizer is not None:
-            # needs_input_grad is of the forward; like torch, leave alone what is not asked for or frozen
-            leaf = ctx.next_functions[names.index("weight")][0]
+            # `needed` is of the forward; like torch, leave alone what is not asked for or frozen
+            leaf = ctx.next_functions[self.names.index("weight")][0]
             accumulates = fused_update.accumulates(leaf) if saved.weight.requires_grad else False
             if not accumulates:
                 optimizer = None
             wanted["weight"] = accumulates is not False
         if optimizer is None:
-            found = backward_operator(grad, *tensors, **{f: wanted[of] for f, of in flags.items()})
+            flags = {flag: wanted[of] for flag, of in self.flags.items()}
+            found = self.operator(grad, *tensors, **flags, **more)
             grad_input, grad_rows, grad_bias = (*found, None)[:3]
         else:
             if torch.is_grad_enabled():
@@ -68,23 +100,17 @@ def register_backward(name: str, *, fusable: bool = False) -> None:
                 )
             grad_rows = None
             with torch.no_grad(), optimizer.fused_step(saved.weight) as step:
-                grad_input, grad_bias = fused_operator(
-                    grad, *tensors, has_bias=wanted["bias"], **step
+                grad_input, grad_bias = self.fused(
+                    grad, *tensors, has_bias=wanted["bias"], **step, **more
                 )
                 torch.autograd.graph.increment_version(
                     (saved.weight, step["exp_avg"], step["exp_avg_sq"])
                 )
-        gradients = {names[0]: grad_input}
+        gradients = {self.names[0]: grad_input}
         for of, rows_of in (("weight", grad_rows), ("bias", grad_bias)):
             if rows_of is not None and wanted.get(of):
-                gradients[of] = as_gradient(saved.rows, rows_of, neurons, ctx.sparse)
-        return tuple(gradients.get(n) if wanted[n] else None for n in names)
-
-    torch.library.register_autograd(f"slide_torch::{name}", backward, setup_context=save)
-    # without this torch would warn and take the second derivative for zero
-    torch.library.register_autograd(
-        f"slide_torch::{name}_backward", _refuse_twice, setup_context=_save_nothing
-    )
+                gradients[of] = as_gradient(saved.rows, rows_of, saved.weight.shape[0], ctx.sparse)
+        return tuple(gradients.get(n) if wanted[n] else None for n in self.names)
 
 
 def as_gradient(rows: Tensor, values: Tensor, neurons: int, sparse: bool) -> Tensor:

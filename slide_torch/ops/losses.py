@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..active_set import ActiveLayer, ActiveSet, Labels, SharedActiveSet
-from .autograd import register_backward
+from .autograd import Backward, register_backward
 from .library import fake, operators
 from .transforms import refuse_transforms
 
@@ -37,6 +37,58 @@ def cross_entropy(
         scale,
         layer.sparse,
     )[0]
+
+
+def partial_cross_entropy(
+    input: Tensor, layer: ActiveLayer, active: ActiveSet, labels: Labels, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What a softmax over more classes than the layer's needs of its active set: each sample's log normaliser
+    (-inf where nothing is active) and the sum of its labels' logits times their probabilities, (B) each;
+    differentiable. :func:`cross_entropy` is ``total * log_normalizer - label_logits``, with ``total`` the sum
+    of a sample's label probabilities.
+
+    The arguments are those of :func:`cross_entropy`.
+    """
+    refuse_transforms("partial_cross_entropy", input, *layer.parameters)
+    pattern = "shared" if isinstance(active, SharedActiveSet) else "sample"
+    function: Any = _PartialCrossEntropy
+    found: tuple[Tensor, Tensor] = function.apply(
+        pattern,
+        input,
+        *layer.parameters,
+        *active.operands(layer.rows),
+        active.log_weight,
+        *labels.operands(active),
+        scale,
+        layer.sparse,
+    )
+    return found
+
+
+class _PartialCrossEntropy(torch.autograd.Function):
+    """The operators of :func:`cross_entropy`, differentiated by two of the things that they compute."""
+
+    @staticmethod
+    def forward(ctx: Any, pattern: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+        operator: Any = getattr(operators, f"{pattern}_cross_entropy")
+        losses, logits, log_normalizer = operator(*arguments)
+        ctx.pattern = pattern
+        _BACKWARDS[pattern].save(ctx, arguments, (losses, logits, log_normalizer))
+        offsets, places, probabilities = arguments[-5:-2]
+        sample = torch.arange(losses.shape[0]).repeat_interleave(offsets.diff())
+        own = logits[places, sample] if pattern == "shared" else logits[places]
+        # a copy: the normaliser is saved, and what is returned may be written to
+        return log_normalizer.clone(), torch.zeros_like(losses).index_add_(
+            0, sample, own * probabilities
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_normalizer, by_label_logits = grads
+        found = _BACKWARDS[ctx.pattern].gradients(
+            ctx, ctx.needs_input_grad[1:], -by_label_logits, grad_log_normalizer=by_normalizer
+        )
+        return None, *found
 
 
 def binary_cross_entropy(
@@ -110,6 +162,9 @@ def _(a: SimpleNamespace) -> Any:
     return torch.empty_like(a.input), grad_bias
 
 
+_BACKWARDS = {
+    pattern: Backward(f"{pattern}_cross_entropy", fusable=True) for pattern in ("shared", "sample")
+}
 for _pattern in ("shared", "sample"):
     register_backward(f"{_pattern}_cross_entropy", fusable=True)
     register_backward(f"{_pattern}_binary_cross_entropy")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .. import ops
 from ..precision import DTYPES
+from ..shards import loaded_state, saved_state
 
 NOT_TRACED = "optimizers of slide_torch.optim step outside compiled graphs"
 
@@ -135,8 +136,13 @@ class RowOptimizer(Optimizer):
             self._check_group(self.defaults | param_group)
         super().add_param_group(param_group)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; the state of a sharded layer's rows as DTensors, like its parameters."""
+        return saved_state(super().state_dict(), self.param_groups)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this optimizer, or of the torch optimizer of the same name."""
+        state_dict = loaded_state(state_dict, self.param_groups)
         for saved in state_dict["param_groups"]:
             group = self.defaults | saved
             if isinstance(group["lr"], Tensor):

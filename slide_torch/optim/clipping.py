@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shards import shard_of
+
 
 @torch.no_grad()
 def clip_grad_norm_(
@@ -18,7 +20,8 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
 ) -> Tensor:
     """:func:`torch.nn.utils.clip_grad_norm_` with support for row-sparse gradients, for which the result is
-    the same as for dense ones. Gradients are scaled in place.
+    the same as for dense ones. Gradients are scaled in place. The norm of a sharded layer is that of all its
+    rows, for which every rank must call this.
 
     Args:
         parameters: the parameters whose gradients are clipped by their total norm.
@@ -36,7 +39,7 @@ def clip_grad_norm_(
     max_norm, norm_type = _norm("max_norm", max_norm), _norm("norm_type", norm_type)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     values = [_values(p) for p in parameters if p.grad is not None]
-    norms = [torch.linalg.vector_norm(v, norm_type) for v in values if v.numel()]
+    norms = _norms(parameters, norm_type)
     total = (
         torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]), norm_type)
         if norms
@@ -51,6 +54,24 @@ def clip_grad_norm_(
     for value in values:
         value.mul_(factor.to(value))
     return total
+
+
+def _norms(parameters: list[Tensor], norm_type: float) -> list[Tensor]:
+    """The norms of the gradients; those of a sharded layer's rows from all ranks that have some."""
+    norms, of_shards = [], []
+    for parameter in parameters:
+        shard, norm = shard_of(parameter), torch.tensor(0.0)
+        if parameter.grad is not None:
+            norm = torch.linalg.vector_norm(_values(parameter), norm_type)
+        if shard is not None:
+            of_shards.append((norm.to(torch.float32), shard))
+        elif parameter.grad is not None and parameter.grad.numel():
+            norms.append(norm)
+    for norm, shard in of_shards:
+        found = [torch.empty_like(norm) for _ in range(shard.ranks)]
+        torch.distributed.all_gather(found, norm, group=shard.group)
+        norms.extend(found)
+    return norms
 
 
 def _norm(name: str, value: Any) -> float:

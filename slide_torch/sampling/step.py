@@ -22,7 +22,7 @@ class StepRequest(NamedTuple):
         tables: of the layer, and kept fresh by the step.
         input: (B, d), without gradient, of the dtype that is computed in.
         weight, bias: of the layer, without gradient.
-        target: any form that the losses take, of inputs of shape (\\*leading, d).
+        target: any form that the losses take, of inputs of shape (\\*leading, d), or labels.
         leading: the shape that the B inputs had.
         class_weight: (N), a factor of each label's probability, or None.
         ignore_index: class index that counts as no label.
@@ -36,7 +36,7 @@ class StepRequest(NamedTuple):
     input: Tensor
     weight: Tensor
     bias: Tensor | None
-    target: Tensor
+    target: Tensor | Labels
     leading: torch.Size
     class_weight: Tensor | None
     ignore_index: int
@@ -52,7 +52,7 @@ class StepRequest(NamedTuple):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        target: Tensor | None = None,
+        target: Tensor | Labels | None = None,
         *,
         training: bool,
         sparse: bool,

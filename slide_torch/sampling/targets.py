@@ -27,18 +27,20 @@ def is_probabilities(target: Tensor) -> bool:
 
 
 def as_labels(
-    target: Tensor,
+    target: Tensor | Labels,
     leading: torch.Size,
     neurons: int,
     dtype: torch.dtype,
     ignore_index: int,
     name: str = "as_labels",
 ) -> Labels:
-    """Any form of target as :class:`Labels`.
+    """Any form of target as :class:`Labels`; those are returned as they are.
 
     Raises:
         ValueError: wrong shape, dtype or device, or a label outside [0, N) that is not ignored.
     """
+    if isinstance(target, Labels):
+        return target
     if not isinstance(target, Tensor) or target.device.type != "cpu":
         got = f"one on {target.device}" if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"{name}: target: expected a CPU tensor, got {got}")

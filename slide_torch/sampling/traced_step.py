@@ -82,6 +82,10 @@ def _check_traceable(request: StepRequest) -> None:
         raise NotImplementedError(
             f"{request.name}: generator: expected None under torch.compile, whose graphs take no generator"
         )
+    if isinstance(request.target, Labels):
+        raise NotImplementedError(
+            f"{request.name}: target: expected a tensor under torch.compile, got labels"
+        )
     if request.target.layout != torch.strided:
         raise NotImplementedError(
             f"{request.name}: target: expected a strided tensor under torch.compile, got "

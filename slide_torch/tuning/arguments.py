@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import as_int, as_number
 from ..nn.linear import LSHLinear
 from ..nn.linear_checks import check_parameters
+from ..shards import shard_of
 
 
 class TuneCall(NamedTuple):
@@ -78,6 +79,8 @@ def _at_least_one(name: str, value: object) -> int:
 def _check_layer_and_inputs(layer: LSHLinear, inputs: Tensor) -> None:
     if not isinstance(layer, LSHLinear):
         refuse("layer", "an LSHLinear (the output layer itself)", type(layer).__name__)
+    if shard_of(layer.weight) is not None and layer.out_features != layer.weight.shape[0]:
+        refuse("layer", "a whole layer", "a sharded one: call tune(layer.local, ...) on each rank")
     check_parameters("tune: layer", layer, layer.tables, called=False)
     features, dtype = layer.in_features, layer.weight.dtype
     if not isinstance(inputs, Tensor) or inputs.dim() < 1 or inputs.shape[-1] != features:

@@ -25,7 +25,7 @@ def recall_and_mass(layer: LSHLinear, input: Tensor, k: int) -> tuple[float, flo
     if found is None:
         return 1.0, 1.0
     exact = Exact.of(weight, bias, input, k)
-    recall = found_among(exact.top, *found, layer.out_features).float().mean()
+    recall = found_among(exact.top, *found, weight.shape[0]).float().mean()
     mass = softmax_mass(weight, bias, input, exact.log_normalizer, *found).mean()
     return recall.item(), mass.item()
 

@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import ops
-from .nn.feed_forward import LSHFeedForward
-from .nn.linear import LSHLinear
-from .ops import fused_update
+from .. import ops
+from ..nn.feed_forward import LSHFeedForward
+from ..nn.linear import LSHLinear
+from ..ops import fused_update
+from ..shards import shard_of
 
 
 class _RowSparse(NamedTuple):
@@ -32,6 +33,8 @@ def _row_sparse_of(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of ``module`` itself, not of its children, that get row-sparse gradients."""
     if isinstance(module, LSHFeedForward):
         return [module.second_weight] if module.first.sparse else []
+    if any(shard_of(p) is not None for p in module.parameters(recurse=False)):
+        return list(module.parameters(recurse=False))  # of this rank, whatever their gradient
     if isinstance(module, LSHLinear | nn.Embedding | nn.EmbeddingBag) and module.sparse:
         return list(module.parameters(recurse=False))
     return []
@@ -53,6 +56,9 @@ def _row_sparse(model: nn.Module) -> list[_RowSparse]:
 
 def _check_optimizers(function: str, parameters: list[_RowSparse]) -> None:
     for parameter, names, layers in parameters:
+        shard = shard_of(parameter)
+        if shard is not None and shard.replicas is None:
+            continue
         if any(layer.output == "sampled" for layer in layers):  # hidden layers hand gradients over
             fused_update.refuse_in_replicas(f"{function}: {names[0]}", parameter)
 
@@ -63,7 +69,8 @@ def prepare(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Modu
 
     The parameters of ``sparse=True`` layers (LSHLinear, LSHFeedForward, ``nn.Embedding``,
     ``nn.EmbeddingBag``) are copied from rank 0 and excluded from its reduction, which supports dense
-    gradients only. :func:`allreduce_row_gradients` reduces their gradients.
+    gradients only. :func:`allreduce_row_gradients` reduces their gradients. The parameters of sharded layers
+    are excluded, and not copied.
 
     Returns:
         ``model``.
@@ -74,6 +81,10 @@ def prepare(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Modu
     ignored = _row_sparse(model)
     _check_optimizers("prepare", ignored)
     for parameter, _, layers in ignored:
+        if (
+            shard_of(parameter) is not None
+        ):  # no other rank has these rows, or shard_ has copied them
+            continue
         dist.broadcast(parameter.detach(), group_src=0, group=group)
         for layer in layers:
             layer.tables.invalidate()
@@ -89,7 +100,8 @@ def allreduce_row_gradients(model: nn.Module, group: dist.ProcessGroup | None = 
 
     Each rank sends only its rows and their values. Afterwards every rank has the same coalesced gradient,
     bit for bit, and its tables rehash the rows that other ranks changed. Each rank samples on its own:
-    tables and active sets may differ.
+    tables and active sets may differ. The gradient of a sharded layer is averaged over the replicas of its
+    rows, those on the first dimension of its mesh, and left alone where there are none.
 
     Raises:
         ValueError: a parameter of a ``sparse=True`` layer has a dense gradient.
@@ -98,28 +110,39 @@ def allreduce_row_gradients(model: nn.Module, group: dist.ProcessGroup | None = 
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    world = dist.get_world_size(group)
     parameters = _row_sparse(model)
     _check_optimizers("allreduce_row_gradients", parameters)
-    for parameter, names, layers in parameters:
-        if not parameter.requires_grad:
+    for entry in parameters:
+        shard = shard_of(entry.parameter)
+        own_group = group if shard is None else shard.replicas
+        if not entry.parameter.requires_grad or (shard is not None and own_group is None):
             continue
-        rows, values = _rows_of(names[0], parameter)
-        counts = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
-        dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
-        most = int(torch.cat(counts).max())
-        if most == 0:
-            continue
-        all_rows = _gather(rows, most, world, group)
-        all_values = _gather(values, most, world, group)
-        rows = torch.cat([r[: int(n)] for r, n in zip(all_rows, counts, strict=True)])
-        values = torch.cat([v[: int(n)] for v, n in zip(all_values, counts, strict=True)])
-        rows, values = ops.coalesce_rows(rows, values.div_(world), len(parameter))
-        parameter.grad = torch.sparse_coo_tensor(
-            rows.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
-        )
-        for layer in layers:
-            layer.tables.mark_dirty(rows, layer.weight._version)
+        if shard is not None and not any(layer.sparse for layer in entry.layers):
+            if entry.parameter.grad is not None:
+                dist.all_reduce(entry.parameter.grad, group=own_group)
+                entry.parameter.grad.div_(dist.get_world_size(own_group))
+        else:
+            _average_rows(entry, own_group)
+
+
+def _average_rows(entry: _RowSparse, group: dist.ProcessGroup | None) -> None:
+    world, (parameter, names, layers) = dist.get_world_size(group), entry
+    rows, values = _rows_of(names[0], parameter)
+    counts = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
+    most = int(torch.cat(counts).max())
+    if most == 0:
+        return
+    all_rows = _gather(rows, most, world, group)
+    all_values = _gather(values, most, world, group)
+    rows = torch.cat([r[: int(n)] for r, n in zip(all_rows, counts, strict=True)])
+    values = torch.cat([v[: int(n)] for v, n in zip(all_values, counts, strict=True)])
+    rows, values = ops.coalesce_rows(rows, values.div_(world), len(parameter))
+    parameter.grad = torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
+    )
+    for layer in layers:
+        layer.tables.mark_dirty(rows, layer.weight._version)
 
 
 def _rows_of(name: str, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
