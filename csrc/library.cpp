@@ -16,9 +16,6 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L, "
       "float? norm_bound=None, int probes=1) -> Tensor");
   m.def(
-      "cross_polytope(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor signs, "
-      "Tensor extra_projection, int bin, int K, int L, float? norm_bound=None, int probes=1) -> Tensor");
-  m.def(
       "nearest_centroids(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
       "float? norm_bound=None, int probes=1) -> Tensor");
 

@@ -12,7 +12,7 @@ MAX_CODE_BITS = 24
 MAX_TABLES = 254
 MAX_COUNT = 1 << 40  # multiples of it fit into the operators' 64 bits
 MAX_CENTROID_BITS = 16
-FAMILIES = ("simhash", "dwta", "cross_polytope", "kmeans")
+FAMILIES = ("simhash", "dwta", "kmeans")
 TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies")
 
 
@@ -52,8 +52,7 @@ class LSHOptions:
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
             projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
             which on rows without zeros is winner-take-all itself (Yagnik et al. 2011).
-            ``"cross_polytope"``: the largest coordinate of a rotated vector
-            (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
+            ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
             angle: most of the largest logits in few buckets, for more upkeep. ``"exact"`` hashes nothing:
             the candidates are the largest logits themselves, at the cost of all N: a reference. ``"auto"``:
             ``"kmeans"`` with the shared pattern if neither K nor L is given, else ``"simhash"``.
@@ -71,7 +70,7 @@ class LSHOptions:
             where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
             ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
-        bin_size: coordinates that one hash of ``"dwta"`` or ``"cross_polytope"`` compares; a
+        bin_size: coordinates that one hash of ``"dwta"`` compares; a
             power of two.
         probes: buckets that a query reads in each table: beside its own those that it missed by least
             (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; 80 for
@@ -104,7 +103,7 @@ class LSHOptions:
     batch_budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["auto", "simhash", "dwta", "cross_polytope", "kmeans", "exact"] = "auto"
+    family: Literal["auto", "simhash", "dwta", "kmeans", "exact"] = "auto"
     projection: Literal["auto", "hadamard", "gaussian"] = "auto"
     center: bool = True
     augment_norms: bool = False
@@ -234,12 +233,8 @@ class LSHOptions:
 
     @property
     def bits_per_hash(self) -> int:
-        """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA, one more
-        for cross-polytope."""
-        family = self.settled_family
-        if family in ("simhash", "kmeans", "exact"):
-            return 1
-        return self.bin_size.bit_length() - (family != "cross_polytope")
+        """Bits of one hash: log2(bin_size) for DWTA, 1 for all others."""
+        return self.bin_size.bit_length() - 1 if self.settled_family == "dwta" else 1
 
     @property
     def code_bits(self) -> int:
@@ -340,7 +335,7 @@ class ResolvedOptions(LSHOptions):
     budget: int
     batch_budget: int
     tail: int
-    family: Literal["simhash", "dwta", "cross_polytope", "kmeans", "exact"]
+    family: Literal["simhash", "dwta", "kmeans", "exact"]
     projection: Literal["hadamard", "gaussian"]
     K: int
     L: int

@@ -226,8 +226,6 @@ def families() -> dict[str, Case]:
         "simhash, batch budget": {"batch_budget": 30},
         "dwta": {"family": "dwta", "K": 2},
         "dwta, probes": {"family": "dwta", "K": 2, "L": 4, "probes": 3},
-        "cross polytope": {"family": "cross_polytope", "K": 1},
-        "cross polytope, probes": {"family": "cross_polytope", "K": 1, "L": 4, "probes": 3},
         "kmeans, three tables": {"family": "kmeans", "L": 3, "rerank": 60},
         "kmeans, 1,024 centroids": {"family": "kmeans", "K": 10, "L": 1, "probes": 20},
         "kmeans, norms augmented": {"family": "kmeans", "L": 1, "probes": 6, "augment_norms": True},

@@ -38,11 +38,6 @@ def wide_winners(bias):  # 18 bits: codes of int32
     return torch.randint(D + bias, (6 * L, 8), dtype=torch.int32), 6, L
 
 
-def polytope(bias):
-    signs, extra, *_ = hadamard(bias)
-    return signs, extra, 4, 2, 2
-
-
 def probing(functions):
     """The samples of a family, then with norms augmented (one more coordinate) and three probes."""
     yield from hash_samples(functions)
@@ -310,7 +305,6 @@ SAMPLES = {
     "simhash_hadamard": lambda: probing(hadamard),
     "simhash_dense": lambda: probing(dense),
     "dwta": lambda: [*probing(winners), *hash_samples(wide_winners)],
-    "cross_polytope": lambda: probing(polytope),
     "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
     "hashed_rows": lambda: [
         (randn(N, D), None, None, None, None),

@@ -76,7 +76,7 @@ CASES = {
     "per_sample": {"pattern": "per_sample", "correction": "importance"},
     "dwta": {"family": "dwta", "K": 1, "rebuild_every": 2},
     "gaussian": {"projection": "gaussian", "rebuild_every": 2},
-    "cross_polytope": {"family": "cross_polytope", "K": 1, "probes": 2},
+    "hadamard": {"projection": "hadamard", "probes": 2},
     "kmeans": {"family": "kmeans", "L": 2, "probes": 2, "rerank": 20, "rebuild_every": 3},
     "search": {"family": "kmeans", "L": 1, "probes": 3, "rerank": 20},
     "augment_norms": {"augment_norms": True, "rebuild_every": 3},
@@ -374,7 +374,7 @@ DAMAGES = [
         r"\['functions\.coordinates'\]: expected values from 0 to 16, got 0 to 17",
     ),
     (
-        "cross_polytope",
+        "hadamard",
         inside("functions", with_change("signs", filled(0, 3))),
         r"signs'\]: expected values -1 and 1",
     ),
@@ -413,6 +413,7 @@ def test_damage_is_refused_before_anything_changes(case, damage, message):
     "option, value",
     [
         ("family", "minhash"),
+        ("family", "cross_polytope"),
         ("projection", "sparse"),
         ("tail_distribution", "quadratic_kernel"),
         ("tail_distribution", ["uniform", "quadratic_kernel"]),

@@ -131,29 +131,6 @@ Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows
   });
 }
 
-Tensor cross_polytope(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
-                      std::optional<Tensor> center, Tensor signs, Tensor extra_projection, int64_t bin, int64_t K,
-                      int64_t L, std::optional<double> norm_bound, int64_t probes) {
-  constexpr const char* op = "cross_polytope";
-  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const RowArgs<T> args(op, input, bias, rows, center, norm_bound);
-    const HashInput<T>& in = args.in;
-    check(bin >= 2 && bin < int64_t{1} << kMaxCodeBits && (bin & (bin - 1)) == 0, op, "bin: expected 2, 4, 8, ..., 2^",
-          kMaxCodeBits - 1, ", got ", bin);
-    const FunctionArgs functions(op, K, L, __builtin_ctzll(bin) + 1, probes);
-    const Rotations<T> rotations(op, signs, extra_projection, in.features, functions.hashes() * bin);
-    const HadamardFunctions<T>& f = rotations.functions;
-    check(bin <= f.size, op, "bin: expected at most ", f.size, ", the size of a rotation, got ", bin);
-    const int64_t scratch_size = (in.width() + f.size + K * bin) * real_kernels<T>().lanes;
-    return hash_rows<T>(args.count, functions, f.rotations * f.size * 16,
-                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
-                          std::vector<T> scratch(scratch_size);
-                          k.cross_polytope(in, f, bin, out, b, e, scratch.data());
-                        });
-  });
-}
-
 // centroids (L, 2^bits, width): codes are places of centroids.
 Tensor nearest_centroids(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
                          std::optional<Tensor> center, Tensor centroids, std::optional<double> norm_bound,
@@ -189,7 +166,6 @@ STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("simhash_hadamard", TORCH_BOX(&simhash_hadamard));
   m.impl("simhash_dense", TORCH_BOX(&simhash_dense));
   m.impl("dwta", TORCH_BOX(&dwta));
-  m.impl("cross_polytope", TORCH_BOX(&cross_polytope));
   m.impl("nearest_centroids", TORCH_BOX(&nearest_centroids));
 }
 

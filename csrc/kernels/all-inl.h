@@ -26,7 +26,6 @@ constexpr HashKernels<T, Code> hash_kernels() {
       .simhash_hadamard = simhash_hadamard<T, Code>,
       .simhash_dense = simhash_dense<T, Code>,
       .dwta = dwta<T, Code>,
-      .cross_polytope = cross_polytope<T, Code>,
       .nearest_centroids = nearest_centroids<T, Code>,
   };
 }

@@ -216,8 +216,6 @@ struct HashKernels {
                         T* scratch);
   void (*dwta)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
                T* scratch, int32_t* winners);
-  void (*cross_polytope)(const HashInput<T>&, const HadamardFunctions<T>&, int64_t bin, const HashOutput<Code>&,
-                         int64_t begin, int64_t end, T* scratch);
   void (*nearest_centroids)(const HashInput<T>&, const Centroids<T>&, const HashOutput<Code>&, int64_t begin,
                             int64_t end, T* scratch);
 };

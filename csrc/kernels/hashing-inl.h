@@ -192,60 +192,6 @@ void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput
   }
 }
 
-// Cross-polytope hashes (Andoni et al. 2015): the signed coordinate, among `bin` of a rotated vector, that is largest
-// in absolute value: 2 place + (1 if negative).
-template <class T, class Code>
-void cross_polytope(const HashInput<T>& in, const HadamardFunctions<T>& f, int64_t bin, const HashOutput<Code>& out,
-                    int64_t begin, int64_t end, T* scratch) {
-  using V = Vec<T>;
-  using I = IntVec<T>;
-  using Int = typename IntegerOf<T>::type;
-  constexpr int64_t W = Simd<T>::lanes;
-  const int64_t per_hash = __builtin_ctzll(bin) + 1;
-  T* block = scratch;
-  T* rotated = block + in.width() * W;
-  T* kept = rotated + f.size * W;  // one table's coordinates (hashes, bin), for probing
-  for (int64_t first = begin; first < end; first += W) {
-    const int64_t count = min_of(W, end - first);
-    const V defect = load_block(in, first, count, block);
-    int64_t position = f.size, rotation = -1;
-    for (int64_t table = 0; table < out.tables; ++table) {
-      I code{};
-      I place[32];
-      for (int64_t h = 0; h < out.hashes; ++h, position += bin) {
-        if (position == f.size) {
-          position = 0;
-          rotate(in, f, ++rotation, block, rotated);
-        }
-        V largest = broadcast<T>(-1);
-        place[h] = I{};
-        for (int64_t i = 0; i < bin; ++i) {
-          const V value = load<V>(rotated + (position + i) * W);
-          const V size = select<T>(value < V{}, -value, value);
-          const I take = size > largest;
-          largest = select<T>(take, size, largest);
-          place[h] = take ? I{} + Int(2 * i) - (value < V{}) : place[h];
-          if (out.probes > 1) store(kept + (h * bin + i) * W, value);
-        }
-        code |= place[h] << static_cast<Int>(h * per_hash);
-      }
-      store_probes<T>(out, table, first, count, code, defect, [&](int64_t lane, MoveList& moves) {
-        for (int64_t h = 0; h < out.hashes; ++h) {
-          const int32_t own = static_cast<int32_t>(place[h][lane]);
-          const auto score = [&](int32_t v) {
-            const double value = static_cast<double>(kept[(h * bin + v / 2) * W + lane]);
-            return v % 2 ? -value : value;
-          };
-          for (int32_t v = 0; v < 2 * bin; ++v) {
-            const double distance = score(own) - score(v);
-            if (v != own) moves.offer(distance * distance, static_cast<int32_t>(h), (own ^ v) << (h * per_hash));
-          }
-        }
-      });
-    }
-  }
-}
-
 inline uint32_t mix(uint32_t h) {  // a 32-bit finaliser: every input bit reaches every output bit
   h ^= h >> 16;
   h *= 0x7feb352dU;

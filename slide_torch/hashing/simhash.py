@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import ops
 from .base import HashFamily
-from .rotations import rotations
 
 
 class SimHash(HashFamily):
@@ -32,7 +31,7 @@ class SimHash(HashFamily):
     def _draw(self, generator: torch.Generator) -> None:
         hashes = self.K * self.L
         if self._projection == "hadamard":
-            signs, extra = rotations(self.in_features, hashes, 1, generator)
+            signs, extra = _rotations(self.in_features, hashes, generator)
             self.register_buffer("signs", signs, persistent=False)
             self.register_buffer("extra_projection", extra, persistent=False)
             return
@@ -56,3 +55,15 @@ class SimHash(HashFamily):
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}, projection={self._projection!r}"
+
+
+def _rotations(
+    in_features: int, coordinates: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """As many pseudo-random rotations H S3 H S2 H S1 as give that many ``coordinates``: random signs, int8
+    (rotations, 3, size), and projections of appended coordinates, (2, rotations, size)."""
+    size = 1 << max(0, in_features - 1).bit_length()
+    rotations = -(-coordinates // size)
+    signs = torch.randint(0, 2, (rotations, 3, size), generator=generator) * 2 - 1
+    bias, norm = (torch.randn(rotations, size, generator=generator) for _ in range(2))
+    return signs.to(torch.int8), torch.stack([bias, norm])

@@ -13,7 +13,6 @@ from .active_set import (
     update_codes_,
 )
 from .hashing import (
-    cross_polytope,
     dwta,
     group_means,
     hashed_rows,
@@ -49,7 +48,6 @@ __all__ = [
     "coalesce_rows",
     "code_lists_",
     "cross_entropy",
-    "cross_polytope",
     "dwta",
     "empty_codes",
     "group_means",

@@ -48,7 +48,7 @@ _NOT_IN_CODES = {
 # Values of options that earlier versions had.
 _REMOVED = {
     "tail_distribution": ("quadratic_kernel",),
-    "family": ("minhash",),
+    "family": ("minhash", "cross_polytope"),
     "projection": ("sparse",),
 }
 

@@ -13,7 +13,7 @@ CASES = (
     {"K": 2, "L": 3},
     {"K": 2, "L": 3, "pattern": "per_sample", "correction": "importance", "tail": 5},
     {"family": "dwta", "K": 1, "bin_size": 4, "L": 2},
-    {"family": "cross_polytope", "K": 1, "bin_size": 4, "L": 2, "probes": 2},
+    {"projection": "hadamard", "K": 2, "L": 2, "probes": 2},
     {"family": "kmeans", "K": 2, "L": 2, "probes": 2, "rerank": 20},
     {"family": "kmeans", "K": 3, "L": 1, "probes": 2},
     {"family": "kmeans", "K": 9, "L": 1, "probes": 20},

@@ -53,10 +53,10 @@ std::vector<T> normal(std::mt19937& random, int64_t count) {
 template <class T, class Code>
 void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int64_t d, int64_t probes) {
   const int64_t lanes = real_kernels<T>().lanes, columns = real_kernels<T>().tile_columns;
-  const int64_t K = 3, L = 7, bin = 4, width = d + 2, centroids = 16;
-  int64_t D = bin;
+  const int64_t K = 3, L = 7, width = d + 2, centroids = 16;
+  int64_t D = 1;
   while (D < d) D *= 2;
-  const int64_t rotations = (K * L * bin + D - 1) / D;
+  const int64_t rotations = (K * L + D - 1) / D;
   const auto x = normal<T>(random, n * d), bias = normal<T>(random, n), center = normal<T>(random, d + 1);
   auto signs = normal<T>(random, rotations * 3 * D);
   for (T& s : signs) s = s > 0 ? T(1) : T(-1);
@@ -85,8 +85,6 @@ void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int
     std::vector<int32_t> winners(K * L * lanes);
     k.dwta(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
   });
-  family("cross_polytope", (width + D + K * bin) * lanes,
-         [&](const auto& out, int64_t b, int64_t e, T* s) { k.cross_polytope(in, rotate, bin, out, b, e, s); });
   family("nearest_centroids", (width + centroids) * columns, [&](const auto& out, int64_t b, int64_t e, T* s) {
     k.nearest_centroids(in, {heads.data(), centroids}, out, b, e, s);
   });

@@ -45,10 +45,6 @@ CALLS = {
     "dwta K": lambda n: op.dwta(X, *NONE, torch.zeros(4, 2).int(), n, 2),
     "dwta L": lambda n: op.dwta(X, *NONE, torch.zeros(4, 2).int(), 2, n),
     "dwta probes": lambda n: op.dwta(X, *NONE, torch.zeros(4, 2).int(), 2, 2, None, n),
-    "cross_polytope bin": lambda n: op.cross_polytope(X, *NONE, *hadamard(), n, 2, 2),
-    "cross_polytope K": lambda n: op.cross_polytope(X, *NONE, *hadamard(), 2, n, 2),
-    "cross_polytope L": lambda n: op.cross_polytope(X, *NONE, *hadamard(), 2, 2, n),
-    "cross_polytope probes": lambda n: op.cross_polytope(X, *NONE, *hadamard(), 2, 2, 2, None, n),
     "nearest_centroids probes": lambda n: op.nearest_centroids(
         X, *NONE, torch.ones(2, 4, D), None, n
     ),

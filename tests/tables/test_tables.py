@@ -395,7 +395,6 @@ def test_memory_follows_the_neurons_where_buckets_are_many():
     [
         ({"family": "dwta", "K": 8}, 7),
         ({"family": "simhash", "K": 24, "L": 50}, 22),
-        ({"family": "cross_polytope", "K": 6}, 5),
         ({"family": "kmeans", "K": 16, "L": 254, "probes": 1}, 12),
     ],
 )
