@@ -15,7 +15,7 @@ CLASSES = (100_000_000, 1_000_000_000)
 
 
 def bytes_sent(batch: int, width: int, ranks: int) -> float:
-    """By each rank in a step: the input's gradient and three numbers a sample of 4 bytes, all-reduced in rings,
+    """By each rank in a step: the gradient of the input and three numbers a sample, all-reduced in rings,
     and the gathered header."""
     ring = 2 * (ranks - 1) / ranks
     return 4 * ring * (batch * width + 3 * batch) + (ranks - 1) * 24

@@ -95,10 +95,11 @@ class Shard:
         """This rank's rows of ``tensor``: a DTensor, or a whole tensor (N, ...); others as they are."""
         if not isinstance(tensor, Tensor) or tensor.dim() == 0 or len(tensor) != self.neurons:
             return tensor
+        dtensor: Any = tensor
         if hasattr(tensor, "to_local"):
-            if tensor.placements == self.placements and tensor.device_mesh == self.mesh:
-                return tensor.to_local()
-            tensor = tensor.full_tensor()
+            if dtensor.placements == self.placements and dtensor.device_mesh == self.mesh:
+                return dtensor.to_local()
+            tensor = dtensor.full_tensor()
         return tensor[self.first : self.last]
 
     def __deepcopy__(self, memo: Any) -> Shard:

@@ -140,6 +140,13 @@ def backward_samples(pattern):
             )
 
 
+def with_grad_log_normalizer(samples):
+    """Samples of a backward, without and with the derivative by the log normaliser apart."""
+    for arguments in samples:
+        yield arguments
+        yield (*arguments, torch.randn_like(arguments[0]))
+
+
 def fused_samples(pattern):
     for *arguments, has_rows, has_bias in backward_samples(pattern):
         if not has_rows:
@@ -333,11 +340,15 @@ SAMPLES = {
     "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
     "shared_cross_entropy": lambda: both_ways(loss_samples("shared")),
-    "shared_cross_entropy_backward": lambda: backward_samples("shared"),
-    "shared_cross_entropy_backward_adam_": lambda: fused_samples("shared"),
+    "shared_cross_entropy_backward": lambda: with_grad_log_normalizer(backward_samples("shared")),
+    "shared_cross_entropy_backward_adam_": lambda: with_grad_log_normalizer(
+        fused_samples("shared")
+    ),
     "sample_cross_entropy": lambda: both_ways(loss_samples("sample")),
-    "sample_cross_entropy_backward": lambda: backward_samples("sample"),
-    "sample_cross_entropy_backward_adam_": lambda: fused_samples("sample"),
+    "sample_cross_entropy_backward": lambda: with_grad_log_normalizer(backward_samples("sample")),
+    "sample_cross_entropy_backward_adam_": lambda: with_grad_log_normalizer(
+        fused_samples("sample")
+    ),
     "shared_binary_cross_entropy": lambda: both_ways(binary_samples("shared")),
     "shared_binary_cross_entropy_backward": lambda: binary_backward_samples("shared"),
     "sample_binary_cross_entropy": lambda: both_ways(binary_samples("sample")),

@@ -46,6 +46,17 @@ class ShardedLSHLinear(LSHLinear):
     shard: Shard
     _local: LSHLinear
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        raise TypeError(
+            "ShardedLSHLinear: expected to be made by shard_(layer, mesh) of an LSHLinear, got called"
+        )
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> NoReturn:  # type: ignore[override]
+        raise TypeError(
+            "ShardedLSHLinear.from_linear: expected LSHLinear.from_linear, then shard_(layer, mesh)"
+        )
+
     @property
     def local(self) -> LSHLinear:
         local = self._local
@@ -245,7 +256,7 @@ class ShardedLSHLinear(LSHLinear):
         return linear.train(self.training)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register()
 
     def _register(self) -> None:

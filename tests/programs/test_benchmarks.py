@@ -74,6 +74,16 @@ def test_step_time(tmp_path):
     ]
 
 
+def test_sharded(tmp_path):
+    record, _ = record_of(tmp_path, "speed.sharded", "--ranks", 2)
+    found = {point["contender"]: point for point in record["points"]}
+    assert found.keys() == {"sharded", "replicas", "dense"}
+    batch, width = 16, 128
+    # two ranks: an all-reduce sends each its tensor once; the header is three int64
+    assert found["sharded"]["bytes_sent"] == 4 * batch * (width + 3) + 24
+    assert found["replicas"]["bytes_sent"] > found["sharded"]["bytes_sent"]
+
+
 @pytest.mark.parametrize("name", ["dense_fp32", "lsh_shared"])
 def test_the_parts_of_a_step_are_the_step(name):
     """Nothing between the first part's begin and the last one's end is left out or counted twice."""

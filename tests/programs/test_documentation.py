@@ -73,6 +73,21 @@ x, validation_inputs = torch.randn(4, 16), torch.randn(64, 16)
 vocabulary = 10_000
 tokens = torch.randint(vocabulary, (20_000,))
 """,
+    "docs/distributed.md": """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(300, 128), nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+model = Model()
+"""
+    + LOADER,
     "docs/pytorch.md": IMPORTS
     + """
 path = "checkpoint.pt"

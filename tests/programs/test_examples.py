@@ -447,3 +447,29 @@ def test_missing_packages_are_named(example, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(SystemExit, match="scikit-learn"):
         example("images", capsys)
+
+
+def test_sharded_over_two_processes(tmp_path):
+    record = tmp_path / "record.json"
+    arguments = ("--classes", 500, "--steps", 60, "--batch", 64, "--test-rows", 256)
+    answer = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                "2",
+                "--standalone",
+            ),
+            str(EXAMPLES / "sharded.py"),
+            *map(str, (*arguments, "--threads", 1, "--json", record)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(record.read_text())
+    assert found["ranks"] == 2 and found["steps"] == 60
+    assert found["P@1"] > 0.5  # most samples are of few classes
