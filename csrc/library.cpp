@@ -16,12 +16,6 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "dwta(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L, "
       "float? norm_bound=None, int probes=1) -> Tensor");
   m.def(
-      "minhash(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor coordinates, int K, int L) "
-      "-> Tensor");
-  m.def(
-      "cross_polytope(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor signs, "
-      "Tensor extra_projection, int bin, int K, int L, float? norm_bound=None, int probes=1) -> Tensor");
-  m.def(
       "nearest_centroids(Tensor input, Tensor? bias, Tensor? rows, Tensor? center, Tensor centroids, "
       "float? norm_bound=None, int probes=1) -> Tensor");
 
@@ -56,12 +50,6 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "rerank(Tensor offsets, Tensor active, Tensor label_offsets, Tensor label_positions, Tensor tail, Tensor input, "
       "Tensor weight, Tensor? bias, int budget) -> (Tensor offsets, Tensor active, Tensor tail_starts)");
-
-  // sampling/kernel_tree.cpp
-  m.def("kernel_sums(Tensor weight, Tensor? bias, int leaves) -> Tensor");
-  m.def(
-      "kernel_draw(Tensor sums, Tensor weight, Tensor? bias, Tensor queries, float alpha, int count, Tensor asked, "
-      "int seed) -> (Tensor ids, Tensor inclusion, Tensor asked_inclusion)");
 
   // losses/cross_entropy.cpp
   m.def(

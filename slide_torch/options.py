@@ -12,8 +12,8 @@ MAX_CODE_BITS = 24
 MAX_TABLES = 254
 MAX_COUNT = 1 << 40  # multiples of it fit into the operators' 64 bits
 MAX_CENTROID_BITS = 16
-FAMILIES = ("simhash", "dwta", "minhash", "cross_polytope", "kmeans")
-TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies", "quadratic_kernel")
+FAMILIES = ("simhash", "dwta", "kmeans")
+TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -43,44 +43,37 @@ class LSHOptions:
         tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
             replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
             decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
-            ``"quadratic_kernel"``: shares of ``kernel_alpha z^2 + 1``, z the logit, averaged over (at
-            most 16) inputs of the batch (Blanc & Rendle 2018); it costs upkeep and memory, about
-            half the weight's. A tuple of names: equal parts from each. All but ``"uniform"`` alone are drawn
-            in as many strata of equal probability as the tail is long; a class drawn twice leaves the tail
-            shorter.
-        kernel_alpha: of the quadratic kernel.
+            A tuple of names: the mean of their shares. All but ``"uniform"`` alone are drawn in as many
+            strata of equal probability as the tail is long; a class drawn twice leaves the tail shorter.
         correction: ``"none"`` takes the softmax over the active set as it is, which learns to rank in
             the fewest steps but gives no probabilities over all classes. ``"importance"`` weights each
             neuron of the tail by the inverse of its inclusion probability, so that loss and gradient estimate
             those of the full softmax (Horvitz & Thompson 1952, Bengio & Senécal 2008); it needs a tail.
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
             projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
-            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"minhash"``:
-            densified one-permutation MinHash of the set of positive coordinates (Shrivastava 2017), for
-            sparse or binary vectors. ``"cross_polytope"``: the largest coordinate of a rotated vector
-            (Andoni et al. 2015). ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
+            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011).
+            ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
             angle: most of the largest logits in few buckets, for more upkeep. ``"exact"`` hashes nothing:
             the candidates are the largest logits themselves, at the cost of all N: a reference. ``"auto"``:
             ``"kmeans"`` with the shared pattern if neither K nor L is given, else ``"simhash"``.
-        projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015), ``"gaussian"``
-            or ``"sparse"`` (entries -1, 0, +1 with a third non-zero: Li et al. 2006). ``"auto"``:
-            Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
+        projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015) or ``"gaussian"``.
+            ``"auto"``: Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
             inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
-            norms; longer rows get 0. Not for ``"minhash"``. (No option normalises rows: no family's code
+            norms; longer rows get 0. (No option normalises rows: no family's code
             depends on a vector's length.)
-        K: hashes per table. A SimHash is one bit, a DWTA or MinHash hash log2(``bin_size``) bits, a
+        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits, a
             cross-polytope hash one more; ``"kmeans"`` has 2^K centroids a table. A table's code may have at
             most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
             where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
             ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
-        bin_size: coordinates that one hash of ``"dwta"``, ``"minhash"`` or ``"cross_polytope"`` compares; a
+        bin_size: coordinates that one hash of ``"dwta"`` compares; a
             power of two.
         probes: buckets that a query reads in each table: beside its own those that it missed by least
-            (Lv et al. 2007). At most 254 in all tables together. Not for ``"minhash"``. ``"auto"``: 1; 80 for
+            (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; 80 for
             ``"kmeans"``.
         rerank: score this many of the candidates, those that collide most often (labels counted), exactly
             and keep the ``budget`` best; 0 keeps the budget by collision counts. With one table and the
@@ -91,8 +84,7 @@ class LSHOptions:
             ``"auto"``: 8 times the mean bucket, at least 128.
         schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
             ``"drift"``: looks every ``rehash_every`` steps at 512 rows, and rehashes once more than a share
-            ``drift`` of their codes has changed since the last rehash. (The quadratic kernel's sums are
-            renewed with the tables; where there are none, at each look.)
+            ``drift`` of their codes has changed since the last rehash.
         drift: that share, from 0 to 1; 0 rehashes at any change.
         rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
             from one look to the next. ``"auto"``: 50; 25 for ``"kmeans"``, whose candidates are worth it.
@@ -111,10 +103,8 @@ class LSHOptions:
     batch_budget: int | Literal["auto"] = "auto"
     tail: int | Literal["auto"] = "auto"
     correction: Literal["none", "importance"] = "none"
-    family: Literal["auto", "simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"] = (
-        "auto"
-    )
-    projection: Literal["auto", "hadamard", "gaussian", "sparse"] = "auto"
+    family: Literal["auto", "simhash", "dwta", "kmeans", "exact"] = "auto"
+    projection: Literal["auto", "hadamard", "gaussian"] = "auto"
     center: bool = True
     augment_norms: bool = False
     K: int | Literal["auto"] = "auto"
@@ -129,14 +119,13 @@ class LSHOptions:
     rehash_growth: float | Literal["auto"] = "auto"
     rebuild_every: int | Literal["auto"] = "auto"
     tail_distribution: str | tuple[str, ...] = "uniform"
-    kernel_alpha: float = 100.0
 
     def __post_init__(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
         _check_choice("correction", self.correction, ("none", "importance"))
         _check_choice("family", self.family, ("auto", *(*FAMILIES, "exact")))
         _check_choice("schedule", self.schedule, ("growing", "drift"))
-        _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian", "sparse"))
+        _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian"))
         for name, low, high in (
             ("budget", 0, MAX_COUNT),
             ("batch_budget", 0, MAX_COUNT),
@@ -199,13 +188,6 @@ class LSHOptions:
                 f"LSHOptions: tail: expected at least {len(parts)} with tail_distribution="
                 f"{self.tail_distribution!r}, got {self.tail}"
             )
-        alpha = as_number(self.kernel_alpha)
-        if alpha is None or not 0 < alpha <= 1e6:
-            raise ValueError(
-                "LSHOptions: kernel_alpha: expected a number above 0 and at most 1e6, "
-                f"got {self.kernel_alpha!r}"
-            )
-        self._settle("kernel_alpha", alpha)
         if self.family == "exact" and self.rerank not in (0, "auto"):
             raise ValueError(
                 "LSHOptions: rerank: expected 0 with family='exact', whose candidates are the best already, "
@@ -219,17 +201,6 @@ class LSHOptions:
                 f"{most_bits}: expected K of at most {most_bits // self.bits_per_hash}, "
                 f"got {self.K}"
             )
-        if self.family == "minhash":
-            if self.probes not in (1, "auto"):
-                raise ValueError(
-                    "LSHOptions: probes: a MinHash tells nothing about which buckets it missed by "
-                    f"least: expected 1 with family='minhash', got {self.probes}"
-                )
-            if self.augment_norms:
-                raise ValueError(
-                    "LSHOptions: augment_norms: a MinHash sees only which coordinates are positive: "
-                    "expected False with family='minhash', got True"
-                )
         if self.L != "auto" and self.probes != "auto" and self.L * self.probes > MAX_TABLES:
             raise ValueError(
                 f"LSHOptions: probes: expected L * probes of at most {MAX_TABLES}, got "
@@ -262,12 +233,8 @@ class LSHOptions:
 
     @property
     def bits_per_hash(self) -> int:
-        """Bits of one hash: 1 for SimHash and k-means, log2(bin_size) for DWTA and MinHash, one more
-        for cross-polytope."""
-        family = self.settled_family
-        if family in ("simhash", "kmeans", "exact"):
-            return 1
-        return self.bin_size.bit_length() - (family != "cross_polytope")
+        """Bits of one hash: log2(bin_size) for DWTA, 1 for all others."""
+        return self.bin_size.bit_length() - 1 if self.settled_family == "dwta" else 1
 
     @property
     def code_bits(self) -> int:
@@ -368,8 +335,8 @@ class ResolvedOptions(LSHOptions):
     budget: int
     batch_budget: int
     tail: int
-    family: Literal["simhash", "dwta", "minhash", "cross_polytope", "kmeans", "exact"]
-    projection: Literal["hadamard", "gaussian", "sparse"]
+    family: Literal["simhash", "dwta", "kmeans", "exact"]
+    projection: Literal["hadamard", "gaussian"]
     K: int
     L: int
     probes: int

@@ -52,9 +52,7 @@ def load_sampler_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> No
             f"load_sampler_state: state: expected that of layers {sorted(layers)}, got {got}: "
             "load it into the model that it was taken from"
         )
-    saved = {
-        name: read_state(layer.tables, state[name], layer.weight) for name, layer in layers.items()
-    }
+    saved = {name: read_state(layer.tables, state[name]) for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.tables.take_up(saved[name], layer.weight)
 

@@ -38,11 +38,6 @@ def wide_winners(bias):  # 18 bits: codes of int32
     return torch.randint(D + bias, (6 * L, 8), dtype=torch.int32), 6, L
 
 
-def polytope(bias):
-    signs, extra, *_ = hadamard(bias)
-    return signs, extra, 4, 2, 2
-
-
 def probing(functions):
     """The samples of a family, then with norms augmented (one more coordinate) and three probes."""
     yield from hash_samples(functions)
@@ -191,18 +186,6 @@ def predict_samples(kind):
                 yield weight, bias, offsets, rows
 
 
-def kernel_samples(kind):
-    for dtype in DTYPES:
-        for bias in (None, randn(N, dtype=dtype)):
-            weight = randn(N, D, dtype=dtype)
-            if kind == "sums":
-                yield weight, bias, 4
-            else:
-                asked = torch.tensor([0, 3, 39]).int()
-                sums, queries = ops.kernel_sums(weight, bias, 4), randn(B, D, dtype=dtype)
-                yield sums, weight, bias, queries, 2.0, 7, asked, 3
-
-
 def linear_samples(pattern, grad=True):
     for dtype in DTYPES:
         for bias in (None, randn(N, dtype=dtype, grad=grad)):
@@ -299,7 +282,7 @@ DRAWN_FROM = [
         {**SMALL, "tail_distribution": "log_uniform", "correction": "importance"},
         {
             **SMALL,
-            "tail_distribution": "quadratic_kernel",
+            "tail_distribution": "log_uniform",
             "correction": "importance",
             "pattern": "per_sample",
         },
@@ -329,8 +312,6 @@ SAMPLES = {
     "simhash_hadamard": lambda: probing(hadamard),
     "simhash_dense": lambda: probing(dense),
     "dwta": lambda: [*probing(winners), *hash_samples(wide_winners)],
-    "minhash": lambda: hash_samples(winners),
-    "cross_polytope": lambda: probing(polytope),
     "nearest_centroids": lambda: probing(lambda bias: (randn(L, 8, D + bias),)),
     "hashed_rows": lambda: [
         (randn(N, D), None, None, None, None),
@@ -358,8 +339,6 @@ SAMPLES = {
     ],
     "union_active": lambda: [(lists()[1], torch.tensor([1, 2]).int(), N)],
     "sample_tail": lambda: [(7, N, 3), (N, N, 2**62)],
-    "kernel_sums": lambda: kernel_samples("sums"),
-    "kernel_draw": lambda: kernel_samples("draw"),
     "shared_cross_entropy": lambda: both_ways(loss_samples("shared")),
     "shared_cross_entropy_backward": lambda: with_grad_log_normalizer(backward_samples("shared")),
     "shared_cross_entropy_backward_adam_": lambda: with_grad_log_normalizer(

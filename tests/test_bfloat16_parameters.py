@@ -22,8 +22,8 @@ PATTERNS = {
     "per_sample": {"pattern": "per_sample"},
     "per_sample_reranked": {"pattern": "per_sample", "rerank": 40, "correction": "importance"},
     "exact_candidates": {"family": "exact"},
-    "kernel": {
-        "tail_distribution": "quadratic_kernel",
+    "per_sample_log_uniform": {
+        "tail_distribution": "log_uniform",
         "correction": "importance",
         "pattern": "per_sample",
     },
@@ -184,7 +184,7 @@ def test_training_follows_float32(name, sparse):
         assert all(v.dtype == BF16 for key, v in state.items() if key != "step")
 
 
-@pytest.mark.parametrize("options", ["kmeans", "per_sample_reranked", "kernel"])
+@pytest.mark.parametrize("options", ["kmeans", "per_sample_reranked", "per_sample_log_uniform"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_same_bits_at_any_number_of_threads(options, name, sparse):
@@ -340,10 +340,12 @@ def test_a_layer_converted_in_training_goes_on():
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("options", ["importance", "kmeans", "per_sample", "kernel"])
+@pytest.mark.parametrize(
+    "options", ["importance", "kmeans", "per_sample", "per_sample_log_uniform"]
+)
 @pytest.mark.parametrize("loss_of", [cross_entropy, smoothed, binary])
 def test_compiled(options, sparse, loss_of):
-    if loss_of is smoothed and (sparse or options in ("per_sample", "kernel")):
+    if loss_of is smoothed and (sparse or options in ("per_sample", "per_sample_log_uniform")):
         pytest.skip("refused, as in float32")
     torch._dynamo.reset()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import in_format_1
 
-from slide_torch import sampler_state
+from slide_torch import load_sampler_state, sampler_state
 
 RECORD = frozen.record()
 REMEDY = "if that is meant, run: python tests/frozen.py --write"
@@ -50,9 +50,23 @@ def test_a_sampler_state_is_taken_up_as_it_was(name, format):
     assert saved["schedule"]["steps"] == frozen.SAVED_STEPS
     if format == 1:
         state = in_format_1(state)
+    # of a tail distribution that there is no longer
+    assert saved.pop("kernel_sums") is None and saved["options"].pop("kernel_alpha") == 100.0
     assert saved.keys() == state.keys()
     for key in saved:
         assert equal(saved[key], state[key]), key
+
+
+@pytest.mark.parametrize("format", frozen.SAVED_STATES)
+def test_a_sampler_state_of_the_quadratic_kernel_is_refused(format):
+    """Saved when there was one; the layer has the other options of the one that was saved."""
+    file = frozen.SAVED_STATES[format].with_name("sampler_states_quadratic_kernel.pt")
+    state = torch.load(file, weights_only=True)[format]
+    layer, _ = frozen.small(frozen.SAVED["drift"])
+    message = r"options\.tail_distribution: .*got 'quadratic_kernel', which was removed: make the layer with"
+    with pytest.raises(ValueError, match=message):
+        load_sampler_state(layer, state)
+    assert not layer.tables.built and layer.stats()["steps"] == 0
 
 
 @pytest.mark.parametrize("name", frozen.SAVED)

@@ -45,11 +45,11 @@ INT_FIELDS = dict(
         ("rehash_growth", math.nan, "rehash_growth: expected a number"),
         ("rehash_growth", "2", "rehash_growth: expected a number"),
         ("rehash_growth", True, "rehash_growth: expected a number.*got True"),
-        ("kernel_alpha", np.float32(-1), "kernel_alpha: expected a number.*got np.float32"),
+        ("drift", np.float32(-1), "drift: expected a number.*got np.float32"),
         ("K", np.int64(0), "K: expected an int from 1 to .* or 'auto', got np.int64"),
         ("K", np.bool_(True), "K: expected an int.*got np.True_"),
         ("tail_distribution", "zipf", "tail_distribution: expected one of .*got 'zipf'"),
-        ("kernel_alpha", 0, "kernel_alpha: expected a number above 0 and at most 1e6, got 0"),
+        ("tail_distribution", "quadratic_kernel", "tail_distribution: expected one of"),
         ("K", 25, "K: a table's code would have 25 bits, more than 24: expected K of at most 24"),
     ],
 )
@@ -77,7 +77,6 @@ def test_options_together():
         "drift",
         "rehash_growth",
         "tail_distribution",
-        "kernel_alpha",
     }
     assert names == tested, "a field without a test here"
 
@@ -112,8 +111,6 @@ def test_integers_of_numpy(integer):
 
 
 def test_numbers_of_numpy():
-    options = LSHOptions(
-        drift=np.float32(0.5), rehash_growth=np.int64(2), kernel_alpha=np.float16(3)
-    )
-    assert options == LSHOptions(drift=0.5, rehash_growth=2, kernel_alpha=3.0)
+    options = LSHOptions(drift=np.float32(0.5), rehash_growth=np.int64(2))
+    assert options == LSHOptions(drift=0.5, rehash_growth=2)
     assert all(type(v) in (int, float) for v in (options.drift, options.rehash_growth))

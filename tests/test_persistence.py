@@ -76,33 +76,19 @@ CASES = {
     "per_sample": {"pattern": "per_sample", "correction": "importance"},
     "dwta": {"family": "dwta", "K": 1, "rebuild_every": 2},
     "gaussian": {"projection": "gaussian", "rebuild_every": 2},
-    "minhash": {"family": "minhash", "K": 1},
-    "cross_polytope": {"family": "cross_polytope", "K": 1, "probes": 2},
+    "hadamard": {"projection": "hadamard", "probes": 2},
     "kmeans": {"family": "kmeans", "L": 2, "probes": 2, "rerank": 20, "rebuild_every": 3},
     "search": {"family": "kmeans", "L": 1, "probes": 3, "rerank": 20},
     "augment_norms": {"augment_norms": True, "rebuild_every": 3},
     "drift": {"schedule": "drift", "drift": 0.01, "rehash_every": 2, "rebuild_every": 3},
     "drift_kmeans": {"family": "kmeans", "schedule": "drift", "drift": 0.02, "rehash_every": 2},
-    "drift_kernel": {
-        "schedule": "drift",
-        "drift": 0.01,
-        "rehash_every": 2,
-        "tail_distribution": "quadratic_kernel",
-    },
-    "drift_kernel_alone": {
-        "schedule": "drift",
-        "rehash_every": 2,
-        "tail_distribution": "quadratic_kernel",
-        "budget": 0,
-    },
     "dense_gradients": {"sparse": False, "optimizer": "torch"},
     "sgd": {"optimizer": "sgd"},
     "adagrad": {"optimizer": "adagrad", "rehash_growth": 1.5},
     "no_tables": {"budget": 0},
     "every_neuron": {"budget": N},
     "frequencies": {"tail_distribution": "frequencies", "correction": "importance"},
-    "kernel": {"tail_distribution": "quadratic_kernel", "budget": 0},
-    "kernel_and_tables": {"tail_distribution": ("log_uniform", "quadratic_kernel")},
+    "tail_alone": {"tail_distribution": "log_uniform", "budget": 0},
     "exact_candidates": {"family": "exact"},
 }
 
@@ -268,11 +254,11 @@ def test_a_state_from_before_there_were_frequencies_and_drift():
     train(model, optimizer, range(7))
     saved = checkpoint(model, optimizer)
     state = saved["sampler"]["3"] = in_format_1(saved["sampler"]["3"])
-    for name in ("probe_codes", "kernel_sums", "frequencies"):
+    for name in ("probe_codes", "frequencies"):
         del state[name]
     for name in ("drift_checks", "drift"):
         del state["schedule"][name]
-    for name in ("schedule", "drift", "tail_distribution", "kernel_alpha"):
+    for name in ("schedule", "drift", "tail_distribution"):
         del state["options"][name]
     expected = train(model, optimizer, range(7, 12))
     other, other_optimizer = make(seed=1)
@@ -388,7 +374,7 @@ DAMAGES = [
         r"\['functions\.coordinates'\]: expected values from 0 to 16, got 0 to 17",
     ),
     (
-        "cross_polytope",
+        "hadamard",
         inside("functions", with_change("signs", filled(0, 3))),
         r"signs'\]: expected values -1 and 1",
     ),
@@ -397,9 +383,6 @@ DAMAGES = [
         with_change("drift_sample_codes", lambda t: t[:, 1:]),
         r"\['drift_sample_codes'\]: .*\(4, 512\)",
     ),
-    ("kernel", with_change("kernel_sums", filled(5, float("inf"))), r"\['kernel_sums'\]: .*finite"),
-    ("kernel", with_change("kernel_sums", filled(0, -1.0)), r"\['kernel_sums'\]: .*squares"),
-    ("kernel", with_change("kernel_sums", torch.Tensor.double), r"\['kernel_sums'\]: .*float32"),
     ("frequencies", with_change("frequencies", filled(9, 0.0)), r"\['frequencies'\]: .*positive"),
 ]
 
@@ -424,6 +407,31 @@ def test_damage_is_refused_before_anything_changes(case, damage, message):
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
     assert model[-1].stats()["steps"] == 4
     assert train(model, optimizer, range(4, 9)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("family", "minhash"),
+        ("family", "cross_polytope"),
+        ("projection", "sparse"),
+        ("tail_distribution", "quadratic_kernel"),
+        ("tail_distribution", ["uniform", "quadratic_kernel"]),
+    ],
+)
+@pytest.mark.parametrize("format", [1, 2])
+def test_states_of_removed_options_are_refused(option, value, format):
+    model, optimizer = make()
+    train(model, optimizer, range(4))
+    state = copy.deepcopy(sampler_state(model))
+    if format == 1:
+        state = {name: in_format_1(each) for name, each in state.items()}
+    state["3"]["options"][option] = value
+    name = value if isinstance(value, str) else value[-1]
+    message = rf"options\.{option}: .*got '{name}', which was removed: make the layer with another"
+    with pytest.raises(ValueError, match=message):
+        load_sampler_state(model, state)
+    assert model[-1].stats()["steps"] == 4
 
 
 @pytest.mark.parametrize(

@@ -94,15 +94,15 @@ def settings(args: argparse.Namespace, neurons: int) -> Iterator[LSHOptions]:
         common["L"] = args.tables
         lengths = sorted({max(1, bits // auto.bits_per_hash) for bits in CODE_BITS})
         yield from (LSHOptions(family=family, K=K, **common) for K in lengths if K != auto.K)
-        variants: list[dict] = [{"center": False}, {"rerank": 4 * budget}]
-        if family != "minhash":
-            variants += [
-                {"augment_norms": True},
-                {"probes": 4},
-                {"probes": 4, "rerank": 4 * budget},
-            ]
+        variants: list[dict] = [
+            {"center": False},
+            {"rerank": 4 * budget},
+            {"augment_norms": True},
+            {"probes": 4},
+            {"probes": 4, "rerank": 4 * budget},
+        ]
         if family == "simhash":
-            variants += [{"projection": "gaussian"}, {"projection": "sparse"}]
+            variants += [{"projection": "gaussian"}]
         yield from (LSHOptions(family=family, **variant, **common) for variant in variants)
 
 

@@ -45,7 +45,7 @@ UNCORRECTED = ("in-batch alone", "uniform", "SimHash + uniform")
 
 def samplers() -> dict[str, tuple[dict[str, Any], float]]:
     """name -> options besides tail and correction, and the power of the counts."""
-    kernel, counts = "quadratic_kernel", "frequencies"
+    counts = "frequencies"
     return {
         "in-batch alone": ({"budget": 0, "tail": 0}, 1.0),
         "uniform": ({"budget": 0}, 1.0),
@@ -53,8 +53,6 @@ def samplers() -> dict[str, tuple[dict[str, Any], float]]:
         "counts": ({"budget": 0, "tail_distribution": counts}, 1.0),
         "counts^0.75": ({"budget": 0, "tail_distribution": counts}, 0.75),
         "uniform, counts": ({"budget": 0, "tail_distribution": ("uniform", counts)}, 1.0),
-        "quadratic kernel": ({"budget": 0, "tail_distribution": kernel}, 1.0),
-        "counts, quadratic kernel": ({"budget": 0, "tail_distribution": (counts, kernel)}, 1.0),
         "SimHash + uniform": ({"budget": 8}, 1.0),
         "k-means + uniform": ({"budget": 8, "family": "kmeans"}, 1.0),
         "exact top + uniform": ({"budget": 8, "family": "exact"}, 1.0),
@@ -285,6 +283,18 @@ def lines(results: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def paint(axes: Any, results: list[dict[str, Any]]) -> None:
+    """Errors of the gradients of every corrected sampler."""
+    corrected = [r for r in results if r["correction"] == "importance"]
+    corrected.sort(key=lambda r: -r["weight_gradient_rms"])
+    names = [r["sampler"] for r in corrected]
+    for key, color in (("input_gradient_rms", "tab:blue"), ("weight_gradient_rms", "tab:orange")):
+        axes.plot([r[key] for r in corrected], names, "o", color=color, label=key.replace("_", " "))
+    axes.set_xscale("log")
+    axes.set_xlabel("distance from the exact gradient over its length")
+    axes.legend(fontsize=7)
+
+
 def main() -> None:
     parser = argument_parser(__doc__, "2,000 random classes, 150 active rows, one batch of 16")
     parser.add_argument("--steps", type=int, default=3000, help="training steps of the layer")
@@ -300,24 +310,9 @@ def main() -> None:
     results = measure(args)
     print_table(COLUMNS, lines(results))
 
-    def paint(axes) -> None:
-        corrected = [r for r in results if r["correction"] == "importance"]
-        corrected.sort(key=lambda r: -r["weight_gradient_rms"])
-        names = [r["sampler"] for r in corrected]
-        for key, color in (
-            ("input_gradient_rms", "tab:blue"),
-            ("weight_gradient_rms", "tab:orange"),
-        ):
-            axes.plot(
-                [r[key] for r in corrected], names, "o", color=color, label=key.replace("_", " ")
-            )
-        axes.set_xscale("log")
-        axes.set_xlabel("distance from the exact gradient over its length")
-        axes.legend(fontsize=7)
-
     setting = {"steps": args.steps, "batch": args.batch, "batches": args.batches}
     record = {"samplers": results, "columns": COLUMNS, "rows": lines(results)}
-    finish(args, setting | {"repeats": args.repeats}, record, paint)
+    finish(args, setting | {"repeats": args.repeats}, record, lambda axes: paint(axes, results))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Clocked:
         self.training.load(state)
         self.batches = self.training.batches()
         tables = getattr(self.training.output.linear, "tables", None)
-        self.tables = tables if tables is not None and tables.has_upkeep else None
+        self.tables = tables if tables is not None and tables.uses_tables else None
         self.turn()  # warm, and with tables at the beginning of a period
         self.turns: list[float] = []
 

@@ -39,14 +39,6 @@ class StoredRows {
     return space;
   }
 
-  // Rows [begin, end), one after the other, where they stand or in `space`.
-  const T* range(int64_t begin, int64_t end, std::vector<T>& space) const {
-    if (exact_) return exact_ + begin * features_;
-    space.resize((end - begin) * features_);
-    for (int64_t id = begin; id < end; ++id) row(id, space.data() + (id - begin) * features_);
-    return space.data();
-  }
-
   // scores[i] = <row ids[i], x> + bias[ids[i]].
   void score(const T* bias, const T* x, const int32_t* ids, int64_t count, T* scores) const {
     if (exact_) return real_kernels<T>().score_rows(exact_, bias, x, features_, ids, count, scores);

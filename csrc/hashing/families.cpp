@@ -106,12 +106,9 @@ Tensor simhash_dense(Tensor input, std::optional<Tensor> bias, std::optional<Ten
   });
 }
 
-namespace {
-
-// dwta and minhash: the same but for who wins a bin.
-Tensor bin_winners(const char* op, bool minhash, const Tensor& input, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& rows, const std::optional<Tensor>& center, const Tensor& coordinates,
-                   int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
+Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
+            Tensor coordinates, int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
+  constexpr const char* op = "dwta";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const RowArgs<T> args(op, input, bias, rows, center, norm_bound);
@@ -129,42 +126,7 @@ Tensor bin_winners(const char* op, bool minhash, const Tensor& input, const std:
                         [&](const auto& k, const auto& out, int64_t b, int64_t e) {
                           std::vector<T> scratch(width * lanes);
                           std::vector<int32_t> won(functions.hashes() * lanes);
-                          (minhash ? k.minhash : k.dwta)(in, winners, out, b, e, scratch.data(), won.data());
-                        });
-  });
-}
-
-}  // namespace
-
-Tensor dwta(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
-            Tensor coordinates, int64_t K, int64_t L, std::optional<double> norm_bound, int64_t probes) {
-  return bin_winners("dwta", false, input, bias, rows, center, coordinates, K, L, norm_bound, probes);
-}
-
-Tensor minhash(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows, std::optional<Tensor> center,
-               Tensor coordinates, int64_t K, int64_t L) {
-  return bin_winners("minhash", true, input, bias, rows, center, coordinates, K, L, std::nullopt, 1);
-}
-
-Tensor cross_polytope(Tensor input, std::optional<Tensor> bias, std::optional<Tensor> rows,
-                      std::optional<Tensor> center, Tensor signs, Tensor extra_projection, int64_t bin, int64_t K,
-                      int64_t L, std::optional<double> norm_bound, int64_t probes) {
-  constexpr const char* op = "cross_polytope";
-  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const RowArgs<T> args(op, input, bias, rows, center, norm_bound);
-    const HashInput<T>& in = args.in;
-    check(bin >= 2 && bin < int64_t{1} << kMaxCodeBits && (bin & (bin - 1)) == 0, op, "bin: expected 2, 4, 8, ..., 2^",
-          kMaxCodeBits - 1, ", got ", bin);
-    const FunctionArgs functions(op, K, L, __builtin_ctzll(bin) + 1, probes);
-    const Rotations<T> rotations(op, signs, extra_projection, in.features, functions.hashes() * bin);
-    const HadamardFunctions<T>& f = rotations.functions;
-    check(bin <= f.size, op, "bin: expected at most ", f.size, ", the size of a rotation, got ", bin);
-    const int64_t scratch_size = (in.width() + f.size + K * bin) * real_kernels<T>().lanes;
-    return hash_rows<T>(args.count, functions, f.rotations * f.size * 16,
-                        [&](const auto& k, const auto& out, int64_t b, int64_t e) {
-                          std::vector<T> scratch(scratch_size);
-                          k.cross_polytope(in, f, bin, out, b, e, scratch.data());
+                          k.dwta(in, winners, out, b, e, scratch.data(), won.data());
                         });
   });
 }
@@ -204,8 +166,6 @@ STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
   m.impl("simhash_hadamard", TORCH_BOX(&simhash_hadamard));
   m.impl("simhash_dense", TORCH_BOX(&simhash_dense));
   m.impl("dwta", TORCH_BOX(&dwta));
-  m.impl("minhash", TORCH_BOX(&minhash));
-  m.impl("cross_polytope", TORCH_BOX(&cross_polytope));
   m.impl("nearest_centroids", TORCH_BOX(&nearest_centroids));
 }
 

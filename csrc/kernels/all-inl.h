@@ -3,15 +3,14 @@
 #include "simd-inl.h"
 // what several kernels use
 #include "dot-inl.h"
-#include "heap-inl.h"
 #include "matmul-inl.h"
+#include "offer-inl.h"
 #include "prefetch-inl.h"
 //
 #include "binary-inl.h"
 #include "hashing-inl.h"
 #include "memory-inl.h"
 #include "optim-inl.h"
-#include "outer-inl.h"
 #include "rerank-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
@@ -26,9 +25,7 @@ constexpr HashKernels<T, Code> hash_kernels() {
   return {
       .simhash_hadamard = simhash_hadamard<T, Code>,
       .simhash_dense = simhash_dense<T, Code>,
-      .dwta = bin_winners<T, Code, LargestWins>,
-      .minhash = bin_winners<T, Code, FirstPositiveWins>,
-      .cross_polytope = cross_polytope<T, Code>,
+      .dwta = dwta<T, Code>,
       .nearest_centroids = nearest_centroids<T, Code>,
   };
 }
@@ -62,8 +59,6 @@ constexpr RealKernels<T> kernels_of() {
       .sample_softplus = sample_softplus<T>,
       .sample_sigmoid = sample_sigmoid<T>,
       .score_rows = score_rows<T>,
-      .outer_sum = outer_sum<T>,
-      .dot_product = dot_product<T>,
       .topk_rows = topk_rows<T>,
       .code_rows = code_rows<T>,
       .recode_rows = recode_rows<T>,

@@ -232,7 +232,7 @@ inline void offer_block(const CodedProblem& s, const int8_t* codes, const float*
     }
   }
   for (int64_t i = 0; i < Samples; ++i) {
-    float* values = best.values + samples[i] * best.k;
+    const float limit = best.limits[samples[i]];
     CodedInts worth{};
     float scores[kBlockRows];
     for (int64_t j = 0; j < kCodedVectors; ++j) {
@@ -240,7 +240,7 @@ inline void offer_block(const CodedProblem& s, const int8_t* codes, const float*
       const CodedFloats bias = load<CodedFloats>(terms + kBlockRows + j * kCodedLanes);
       const CodedFloats z = __builtin_convertvector(sum[i][j], CodedFloats) * scale + bias;
       store(scores + j * kCodedLanes, z);
-      worth |= ~(z < values[0]);  // true for NaN too
+      worth |= ~(z < limit);  // true for NaN too
     }
     int64_t part[kCodedBytes / 8], any = 0;
     store(part, worth);
@@ -248,7 +248,7 @@ inline void offer_block(const CodedProblem& s, const int8_t* codes, const float*
     if (!any) [[likely]]
       continue;
     for (int64_t r = 0; r < rows; ++r)
-      if (!(scores[r] < values[0])) offer<float>(scores[r], ids[r], values, best.ids + samples[i] * best.k, best.k);
+      if (!(scores[r] < limit)) offer<float>(best, samples[i], scores[r], ids[r]);
   }
 }
 

@@ -125,13 +125,23 @@ struct TopkProblem {
   int64_t batch;
 };
 
-// The best k so far of each sample: values and ids (B, k), a heap with the worst at its root, which begins as -inf with
-// the largest id.
+// A candidate of a search.
+template <class T>
+struct Entry {
+  T value;
+  int64_t id;
+};
+
+// The best k so far of each sample, and others that are not sorted out yet: held (B) of entries (B, room), room > k.
+// What is below limits (B) is not among the best; keep_best sorts out the entries of one sample, and raises its limit.
 template <class T>
 struct Best {
-  T* values;
-  int64_t* ids;
+  Entry<T>* entries;
+  T* limits;
+  int64_t* held;
+  int64_t room;
   int64_t k;
+  void (*keep_best)(const Best&, int64_t sample);
 };
 
 // Rows of int8 codes lie in blocks of so many.
@@ -206,10 +216,6 @@ struct HashKernels {
                         T* scratch);
   void (*dwta)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
                T* scratch, int32_t* winners);
-  void (*minhash)(const HashInput<T>&, const WinnerFunctions&, const HashOutput<Code>&, int64_t begin, int64_t end,
-                  T* scratch, int32_t* winners);
-  void (*cross_polytope)(const HashInput<T>&, const HadamardFunctions<T>&, int64_t bin, const HashOutput<Code>&,
-                         int64_t begin, int64_t end, T* scratch);
   void (*nearest_centroids)(const HashInput<T>&, const Centroids<T>&, const HashOutput<Code>&, int64_t begin,
                             int64_t end, T* scratch);
 };
@@ -252,8 +258,6 @@ struct RealKernels {
   void (*sample_sigmoid)(const T* logits, const T* weight, int64_t count, T scale, T* gradient);
   void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
                      T* scores);
-  void (*outer_sum)(const T* weight, const T* bias, int64_t features, int64_t begin, int64_t end, T* sums);
-  T (*dot_product)(const T* a, const T* b, int64_t n);
   void (*topk_rows)(const TopkProblem<T>&, const T* packed, const Best<T>&, int64_t begin, int64_t end);
   void (*code_rows)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, int8_t* codes,
                     float* terms, int8_t* scratch);

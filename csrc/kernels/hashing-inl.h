@@ -160,7 +160,7 @@ void simhash_hadamard(const HashInput<T>& in, const HadamardFunctions<T>& f, con
   }
 }
 
-// SimHash by an explicit (hashes * tables, width) matrix: Gaussian or sparse signs.
+// SimHash by an explicit (hashes * tables, width) matrix of Gaussian numbers.
 template <class T, class Code>
 void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput<Code>& out, int64_t begin, int64_t end,
                    T* scratch) {
@@ -192,60 +192,6 @@ void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput
   }
 }
 
-// Cross-polytope hashes (Andoni et al. 2015): the signed coordinate, among `bin` of a rotated vector, that is largest
-// in absolute value: 2 place + (1 if negative).
-template <class T, class Code>
-void cross_polytope(const HashInput<T>& in, const HadamardFunctions<T>& f, int64_t bin, const HashOutput<Code>& out,
-                    int64_t begin, int64_t end, T* scratch) {
-  using V = Vec<T>;
-  using I = IntVec<T>;
-  using Int = typename IntegerOf<T>::type;
-  constexpr int64_t W = Simd<T>::lanes;
-  const int64_t per_hash = __builtin_ctzll(bin) + 1;
-  T* block = scratch;
-  T* rotated = block + in.width() * W;
-  T* kept = rotated + f.size * W;  // one table's coordinates (hashes, bin), for probing
-  for (int64_t first = begin; first < end; first += W) {
-    const int64_t count = min_of(W, end - first);
-    const V defect = load_block(in, first, count, block);
-    int64_t position = f.size, rotation = -1;
-    for (int64_t table = 0; table < out.tables; ++table) {
-      I code{};
-      I place[32];
-      for (int64_t h = 0; h < out.hashes; ++h, position += bin) {
-        if (position == f.size) {
-          position = 0;
-          rotate(in, f, ++rotation, block, rotated);
-        }
-        V largest = broadcast<T>(-1);
-        place[h] = I{};
-        for (int64_t i = 0; i < bin; ++i) {
-          const V value = load<V>(rotated + (position + i) * W);
-          const V size = select<T>(value < V{}, -value, value);
-          const I take = size > largest;
-          largest = select<T>(take, size, largest);
-          place[h] = take ? I{} + Int(2 * i) - (value < V{}) : place[h];
-          if (out.probes > 1) store(kept + (h * bin + i) * W, value);
-        }
-        code |= place[h] << static_cast<Int>(h * per_hash);
-      }
-      store_probes<T>(out, table, first, count, code, defect, [&](int64_t lane, MoveList& moves) {
-        for (int64_t h = 0; h < out.hashes; ++h) {
-          const int32_t own = static_cast<int32_t>(place[h][lane]);
-          const auto score = [&](int32_t v) {
-            const double value = static_cast<double>(kept[(h * bin + v / 2) * W + lane]);
-            return v % 2 ? -value : value;
-          };
-          for (int32_t v = 0; v < 2 * bin; ++v) {
-            const double distance = score(own) - score(v);
-            if (v != own) moves.offer(distance * distance, static_cast<int32_t>(h), (own ^ v) << (h * per_hash));
-          }
-        }
-      });
-    }
-  }
-}
-
 inline uint32_t mix(uint32_t h) {  // a 32-bit finaliser: every input bit reaches every output bit
   h ^= h >> 16;
   h *= 0x7feb352dU;
@@ -253,35 +199,6 @@ inline uint32_t mix(uint32_t h) {  // a 32-bit finaliser: every input bit reache
   h *= 0x846ca68bU;
   return h ^ (h >> 16);
 }
-
-// Winner-take-all (Yagnik et al. 2011): the place of the largest coordinate; one that is zero counts as absent.
-struct LargestWins {
-  template <class T>
-  static IntVec<T> present(Vec<T> value) {
-    return value != Vec<T>{};
-  }
-  template <class T>
-  static IntVec<T> better(Vec<T> value, Vec<T> best) {
-    return value > best;
-  }
-  static int32_t borrow(int32_t winner, int64_t, int64_t) { return winner; }
-};
-
-// One-permutation MinHash (Li et al. 2012) of the set of positive coordinates: the first place that is in the set.
-struct FirstPositiveWins {
-  template <class T>
-  static IntVec<T> present(Vec<T> value) {
-    return value > Vec<T>{};
-  }
-  template <class T>
-  static IntVec<T> better(Vec<T>, Vec<T>) {
-    return IntVec<T>{};
-  }
-  // A borrowed minimum must not equal the bin's own by being at the same place of another bin.
-  static int32_t borrow(int32_t winner, int64_t source, int64_t bin) {
-    return static_cast<int32_t>(mix(static_cast<uint32_t>(source * bin + winner) + 0x9e3779b9U) & (bin - 1));
-  }
-};
 
 // Offers the runner-up of each hash of one table, as far as it is behind the winner.
 template <class T>
@@ -308,11 +225,10 @@ inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first
 }
 
 // Fills the empty bins (-1) of one row, whose winners are `stride` apart: each borrows from a bin that its own number
-// determines, so equal vectors borrow equally (densification: Shrivastava 2017; Chen & Shrivastava 2018). A row with no
+// determines, so equal vectors borrow equally (densification: Shrivastava 2017). A row with no
 // coordinate at all gets zeros. Bins borrow from those that were full before any borrowing: filled ones are marked
 // below -1 until the end.
-template <class Winner>
-inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int64_t bin) {
+inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins) {
   int64_t full = 0;
   for (int64_t b = 0; b < bins; ++b) full += winners[b * stride] >= 0;
   for (int64_t b = 0; b < bins; ++b) {
@@ -326,7 +242,7 @@ inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int6
         source = probe % bins;
       }
       while (winners[source * stride] < 0) source = source + 1 == bins ? 0 : source + 1;
-      borrowed = Winner::borrow(winners[source * stride], source, bin);
+      borrowed = winners[source * stride];
     }
     winners[b * stride] = -2 - borrowed;
   }
@@ -334,10 +250,11 @@ inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins, int6
     if (winners[b * stride] < 0) winners[b * stride] = -2 - winners[b * stride];
 }
 
-// Hashes by bins of chosen coordinates: the place of the winner in each.
-template <class T, class Code, class Winner>
-void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin,
-                 int64_t end, T* scratch, int32_t* winners) {
+// Densified winner-take-all (Yagnik et al. 2011; Chen & Shrivastava 2018): the place of the largest coordinate of each
+// bin; one that is zero counts as absent.
+template <class T, class Code>
+void dwta(const HashInput<T>& in, const WinnerFunctions& f, const HashOutput<Code>& out, int64_t begin, int64_t end,
+          T* scratch, int32_t* winners) {
   using V = Vec<T>;
   using I = IntVec<T>;
   using Int = typename IntegerOf<T>::type;
@@ -353,7 +270,7 @@ void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOut
       I winner = I{} - 1;
       for (int64_t i = 0; i < f.bin; ++i) {
         const V value = load<V>(scratch + coordinate[i] * W);
-        const I take = Winner::template present<T>(value) & (Winner::template better<T>(value, best) | (winner < 0));
+        const I take = (value != V{}) & ((value > best) | (winner < 0));
         best = take ? value : best;
         winner = take ? I{} + Int(i) : winner;
       }
@@ -364,7 +281,7 @@ void bin_winners(const HashInput<T>& in, const WinnerFunctions& f, const HashOut
         any_empty |= (lane[i] < 0) & (i < count);
       }
     }
-    for (int64_t lane = 0; any_empty && lane < count; ++lane) fill_empty_bins<Winner>(winners + lane, W, bins, f.bin);
+    for (int64_t lane = 0; any_empty && lane < count; ++lane) fill_empty_bins(winners + lane, W, bins);
     for (int64_t table = 0; table < out.tables; ++table) {
       Int lane_codes[W] = {};
       for (int64_t h = 0; h < out.hashes; ++h)

@@ -1,6 +1,6 @@
 // The largest k of <weight[row], x> + bias[row] for each sample: products are made in register tiles and looked
-// at while they are in the first-level cache, so that logits are never held. A sample keeps its best k in a heap
-// whose root is the worst of them; nearly every product loses against the root, which costs one vector comparison.
+// at while they are in the first-level cache, so that logits are never held. Nearly
+// every product is below the worst of its sample's best k so far, which costs one vector comparison.
 
 // One tile of rows against the `count` <= Vectors * W samples, from `first` on, of one panel.
 template <class T, int64_t Vectors>
@@ -27,9 +27,8 @@ inline void offer_tile(const T* const* a, const T* bias, const int64_t* ids, int
     for (int64_t j = 0; j < count; ++j) {
       const T z = scores[i * Vectors * W + j];
       if (z < limits[j]) continue;
-      T* values = best.values + (first + j) * best.k;
-      offer(z, ids[i], values, best.ids + (first + j) * best.k, best.k);
-      limits[j] = values[0];
+      offer(best, first + j, z, ids[i]);
+      limits[j] = best.limits[first + j];
     }
   for (int64_t j = 0; j < Vectors; ++j) thresholds[j] = load<V>(limits + j * W);
 }
@@ -63,7 +62,7 @@ void topk_rows(const TopkProblem<T>& s, const T* packed, const Best<T>& best, in
     for (int64_t c = 0; c < tiled; c += N) {
       const int64_t columns = min_of(N, tiled - c);
       T limits[N];
-      for (int64_t j = 0; j < N; ++j) limits[j] = j < columns ? best.values[(c + j) * best.k] : T(0);
+      for (int64_t j = 0; j < N; ++j) limits[j] = j < columns ? best.limits[c + j] : T(0);
       for (int64_t j = columns; j < N; ++j) limits[j] = __builtin_huge_val();
       V thresholds[2] = {load<V>(limits), load<V>(limits + W)};
       for (int64_t i = 0; i < rows; i += kTileRows)
@@ -73,10 +72,9 @@ void topk_rows(const TopkProblem<T>& s, const T* packed, const Best<T>& best, in
     }
     for (int64_t c = tiled; c < s.batch; ++c) {
       const T* x = s.input + c * s.features;
-      T* values = best.values + c * best.k;
       for (int64_t i = 0; i < rows; ++i) {
         const T z = dot(a[i], x, s.features) + bias[i];
-        if (!(z < values[0])) offer(z, ids[i], values, best.ids + c * best.k, best.k);
+        if (!(z < best.limits[c])) offer(best, c, z, ids[i]);
       }
     }
   }

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <limits>
 
-#include "../common/heaps.h"
 #include "../common/random.h"
+#include "../common/reservoirs.h"
 #include "../common/stored_rows.h"
 #include "lists.h"
 
@@ -146,27 +146,27 @@ std::vector<ListPart> parts_of(const Lists& lists, const Probes& probes, int64_t
 
 // Offers the parts' rows to their samples. A few parts that follow one another are one worker's, which asks for the
 // next while it is at one.
-std::vector<Heaps<float>> first_look(const Lists& lists, const Probes& probes, const std::vector<ListPart>& parts,
-                                     const Coded& coded, const int8_t* codes, const float* terms,
-                                     const CodedInputs& inputs, int64_t k) {
+std::vector<Reservoirs<float>> first_look(const Lists& lists, const Probes& probes, const std::vector<ListPart>& parts,
+                                          const Coded& coded, const int8_t* codes, const float* terms,
+                                          const CodedInputs& inputs, int64_t k) {
   const CodedProblem problem = {
       .input = inputs.codes.data(), .input_scale = inputs.scales.data(), .pairs = coded.pairs};
   const int64_t items = static_cast<int64_t>(parts.size()), workers = workers_for(items);
   const int64_t at_a_time = std::clamp<int64_t>(items / (8 * workers), 1, kPartsATime);
   const int64_t batch = static_cast<int64_t>(inputs.scales.size());
-  std::vector<Heaps<float>> heaps(workers);
+  std::vector<Reservoirs<float>> reservoirs(workers);
   share_out((items + at_a_time - 1) / at_a_time, workers, [&](int64_t worker, int64_t share) {
-    if (heaps[worker].empty()) heaps[worker].clear(batch, k);
+    if (reservoirs[worker].empty()) reservoirs[worker].clear(batch, k);
     for (int64_t item = share * at_a_time; item < std::min(items, (share + 1) * at_a_time); ++item) {
       const ListPart& part = parts[item];
       const int64_t block = part.block(lists), next = parts[std::min(item + 1, items - 1)].block(lists);
       kernels().topk_coded(problem, codes + coded.code_at(block), terms + coded.term_at(block), lists.rows + part.begin,
                            part.end - part.begin, codes + coded.code_at(next),
                            probes.ids.data() + probes.offsets[part.list], probes.count(part.list),
-                           heaps[worker].best());
+                           reservoirs[worker].best());
     }
   });
-  return heaps;
+  return reservoirs;
 }
 
 // Scores each sample's best `rescored` exactly; values and ids (B, k) get the best of these.
@@ -176,13 +176,13 @@ class Rescoring {
   Rescoring(const StoredRows<T>& rows, const T* bias, int64_t neurons, int64_t features, const T* x)
       : rows_(rows), bias_(bias), neurons_(neurons), features_(features), x_(x) {}
 
-  void run(const char* op, const std::vector<Heaps<float>>& heaps, int64_t batch, int64_t rescored, int64_t k,
+  void run(const char* op, const std::vector<Reservoirs<float>>& reservoirs, int64_t batch, int64_t rescored, int64_t k,
            T* values, int64_t* ids) const {
     std::atomic<bool> stray{false};
     parallel_for(0, batch, grain(2 * rescored * features_), [&](int64_t first, int64_t last) {
       Room room;
       for (int64_t b = first; b < last; ++b) {
-        gather(heaps, b, room.found);
+        gather(reservoirs, b, room.found);
         const int64_t count = std::min<int64_t>(rescored, room.found.size());
         std::nth_element(room.found.begin(), room.found.begin() + count, room.found.end());
         room.found.resize(count);
@@ -312,12 +312,12 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     const T* x = data<T>(input);
     const std::vector<ListPart> parts = parts_of(lists, probed, list_cap, seed);
     const CodedInputs inputs(x, batch, features, coded.pairs);
-    const std::vector<Heaps<float>> heaps =
+    const std::vector<Reservoirs<float>> reservoirs =
         first_look(lists, probed, parts, coded, data<int8_t>(codes), data<float>(terms), inputs, looked);
     Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
     const StoredRows<T> stored(weight, features);
     Rescoring<T>(stored, data_or_null<T>(bias), neurons, features, x)
-        .run(op, heaps, batch, looked, k, mutable_data<T>(values), mutable_data<int64_t>(indices));
+        .run(op, reservoirs, batch, looked, k, mutable_data<T>(values), mutable_data<int64_t>(indices));
     return {values, indices};
   });
 }

@@ -3,7 +3,8 @@
 // row is left to chance, and does not matter: the order of candidates is total.
 #include <algorithm>
 
-#include "../common/heaps.h"
+#include "../common/parallel.h"
+#include "../common/reservoirs.h"
 #include "../common/tensors.h"
 #include "../kernels/dispatch.h"
 
@@ -28,6 +29,18 @@ TopkProblem<T> topk_problem(const char* op, const Tensor& input, const Tensor& w
           .input = data<T>(input),
           .features = weight.size(1),
           .batch = input.size(0)};
+}
+
+// The best k of `count` samples, to values and ids (count, k).
+template <class T>
+void merge(const std::vector<Reservoirs<T>>& workers, int64_t count, int64_t k, T* values, int64_t* ids) {
+  parallel_for(0, count, grain(64 * k), [&](int64_t first, int64_t last) {
+    std::vector<Entry<T>> entries;
+    for (int64_t b = first; b < last; ++b) {
+      gather(workers, b, entries);
+      write_best(entries, k, values + b * k, ids + b * k);
+    }
+  });
 }
 
 // The search, block of samples by block; values and ids (B, k) get the results.
@@ -60,7 +73,7 @@ class BlockSearch {
     int64_t first;
 
     // Offers it rows [begin, end).
-    void meet(Heaps<T>& own, int64_t k, int64_t begin, int64_t end) const {
+    void meet(Reservoirs<T>& own, int64_t k, int64_t begin, int64_t end) const {
       if (own.empty()) own.clear(problem.batch, k);
       real_kernels<T>().topk_rows(problem, packed, own.best(), begin, end);
     }
@@ -80,7 +93,7 @@ class BlockSearch {
   void share_blocks(int64_t workers) const {
     std::vector<std::vector<T>> packed(workers);
     share_out(blocks_, workers, [&](int64_t worker, int64_t number) {
-      std::vector<Heaps<T>> own(1);
+      std::vector<Reservoirs<T>> own(1);
       const Block block = pack(number, packed[worker]);
       block.meet(own[0], k_, 0, neurons_);
       std::vector<Entry<T>> entries;
@@ -93,15 +106,15 @@ class BlockSearch {
 
   void share_rows(int64_t chunk_rows) const {
     const int64_t chunks = (neurons_ + chunk_rows - 1) / chunk_rows, workers = workers_for(chunks);
-    std::vector<Heaps<T>> heaps(workers);
+    std::vector<Reservoirs<T>> reservoirs(workers);
     std::vector<T> packed;
     for (int64_t number = 0; number < blocks_; ++number) {
       const Block block = pack(number, packed);
-      for (Heaps<T>& own : heaps) own.forget();
+      for (Reservoirs<T>& own : reservoirs) own.forget();
       share_out(chunks, workers, [&](int64_t worker, int64_t chunk) {
-        block.meet(heaps[worker], k_, chunk * chunk_rows, std::min(neurons_, (chunk + 1) * chunk_rows));
+        block.meet(reservoirs[worker], k_, chunk * chunk_rows, std::min(neurons_, (chunk + 1) * chunk_rows));
       });
-      merge(heaps, block.problem.batch, k_, values_ + block.first * k_, ids_ + block.first * k_);
+      merge(reservoirs, block.problem.batch, k_, values_ + block.first * k_, ids_ + block.first * k_);
     }
   }
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..options import ResolvedOptions
 from .base import HashFamily
-from .bins import DWTA, MinHash
-from .cross_polytope import CrossPolytope
+from .dwta import DWTA
 from .kmeans import KMeans
 from .simhash import SimHash
 
@@ -20,7 +19,7 @@ def make_family(
     own: dict[str, Any] = {}
     if options.family == "simhash":
         own["projection"] = options.projection
-    elif options.family != "kmeans":
+    elif options.family == "dwta":
         own["bin_size"] = options.bin_size
     return _FAMILIES[options.family](
         in_features,
@@ -37,7 +36,5 @@ def make_family(
 _FAMILIES: dict[str, Callable[..., HashFamily]] = {
     "simhash": SimHash,
     "dwta": DWTA,
-    "minhash": MinHash,
-    "cross_polytope": CrossPolytope,
     "kmeans": KMeans,
 }

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from .. import ops
 from .base import HashFamily
-from .rotations import rotations
 
 
 class SimHash(HashFamily):
     """Signs of random projections (Charikar 2002): two vectors at angle t agree in a hash with
     probability 1 - t / pi. A further probe flips the signs of the projections nearest to zero.
 
-    ``projection``: ``"hadamard"``, ``"gaussian"`` or ``"sparse"``, see :class:`LSHOptions`. The sparse one
-    is multiplied as a dense matrix.
+    ``projection``: ``"hadamard"`` or ``"gaussian"``, see :class:`LSHOptions`.
     """
 
     signs: Tensor
@@ -33,16 +31,11 @@ class SimHash(HashFamily):
     def _draw(self, generator: torch.Generator) -> None:
         hashes = self.K * self.L
         if self._projection == "hadamard":
-            signs, extra = rotations(self.in_features, hashes, 1, generator)
+            signs, extra = _rotations(self.in_features, hashes, generator)
             self.register_buffer("signs", signs, persistent=False)
             self.register_buffer("extra_projection", extra, persistent=False)
             return
-        shape = (hashes, self.width)
-        if self._projection == "gaussian":
-            matrix = torch.randn(shape, generator=generator)
-        else:
-            matrix = torch.randint(0, 6, shape, generator=generator).float()
-            matrix = (matrix == 0).float() - (matrix == 1).float()
+        matrix = torch.randn(hashes, self.width, generator=generator)
         self.register_buffer("matrix", matrix, persistent=False)
 
     def _codes(
@@ -62,3 +55,15 @@ class SimHash(HashFamily):
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}, projection={self._projection!r}"
+
+
+def _rotations(
+    in_features: int, coordinates: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """As many pseudo-random rotations H S3 H S2 H S1 as give that many ``coordinates``: random signs, int8
+    (rotations, 3, size), and projections of appended coordinates, (2, rotations, size)."""
+    size = 1 << max(0, in_features - 1).bit_length()
+    rotations = -(-coordinates // size)
+    signs = torch.randint(0, 2, (rotations, 3, size), generator=generator) * 2 - 1
+    bias, norm = (torch.randn(rotations, size, generator=generator) for _ in range(2))
+    return signs.to(torch.int8), torch.stack([bias, norm])

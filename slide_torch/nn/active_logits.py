@@ -33,7 +33,7 @@ def active_logits(
     tables.check_tail("SampledLogits")
     if not trains:
         tables = to_look_at(tables, weight, bias)
-    if tables.has_upkeep:
+    if tables.uses_tables:
         tables.maintain(weight, bias, advance=moving, all_rows_move=not sparse)
     labels = Labels.none(flat.shape[0], flat.dtype)
     active = draw_active_set(

@@ -81,49 +81,6 @@ def _(a: SimpleNamespace) -> Any:
     return _codes(a, bits=a.K * (a.coordinates.shape[1].bit_length() - 1))
 
 
-def minhash(
-    input: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    center: Tensor | None,
-    coordinates: Tensor,
-    K: int,
-    L: int,
-) -> Tensor:
-    """MinHash codes (L, n) of the sets of positive coordinates; ``coordinates`` as for :func:`dwta`."""
-    return operators.minhash(input, bias, rows, center, coordinates, K, L)
-
-
-@fake("minhash")
-def _(a: SimpleNamespace) -> Any:
-    return _codes(a, bits=a.K * (a.coordinates.shape[1].bit_length() - 1))
-
-
-def cross_polytope(
-    input: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    center: Tensor | None,
-    signs: Tensor,
-    extra_projection: Tensor,
-    bin: int,
-    K: int,
-    L: int,
-    norm_bound: float | None = None,
-    probes: int = 1,
-) -> Tensor:
-    """Cross-polytope codes (L * probes, n), each hash of ``bin`` (a power of two) rotated coordinates;
-    ``signs`` and ``extra_projection`` as for :func:`simhash_hadamard`."""
-    return operators.cross_polytope(
-        input, bias, rows, center, signs, extra_projection, bin, K, L, norm_bound, probes
-    )
-
-
-@fake("cross_polytope")
-def _(a: SimpleNamespace) -> Any:
-    return _codes(a, bits=a.K * a.bin.bit_length())
-
-
 def nearest_centroids(
     input: Tensor,
     bias: Tensor | None,

@@ -34,8 +34,7 @@ def draw_active_set(
         tables: built, unless its budget is 0.
         input: (B, d), of the dtype that is computed in.
         labels: always active.
-        weight, bias: of the layer, needed where candidates are re-ranked or exact, or the tail is drawn from
-            the quadratic kernel.
+        weight, bias: of the layer, needed where candidates are re-ranked or exact.
         generator: where the seed of tail and ties comes from; torch's global one if None.
         seed: that seed itself, instead.
     """
@@ -45,7 +44,7 @@ def draw_active_set(
         return every_neuron(neurons, labels)
     if seed is None:
         seed = draw_seed(generator)
-    tail = draw_tail(tables, input, weight, bias, seed)
+    tail = draw_tail(tables, seed)
     label_ids = labels.ids.to(torch.int32)
     shared = options.pattern == "shared"
     if shared and options.budget == 0:

@@ -104,7 +104,7 @@ def draw_step(request: StepRequest) -> tuple[Labels, ActiveSet]:
     before = source.get_state()
     seed = 0 if tables.exact else draw_seed(source)
     upkeep = None
-    if tables.has_upkeep:
+    if tables.uses_tables:
         upkeep = tables.meet(seed, version_of(weight), moving=moving)
 
     def maintain() -> None:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..precision import widened
 from ..tables import HashTables
-from ..tails.proposals import QUERIES
 
 
 @dataclass(frozen=True)
@@ -39,40 +37,11 @@ class Tail:
         return own[places.clamp_(max=own.shape[0] - 1)]
 
 
-def draw_tail(
-    tables: HashTables, input: Tensor, weight: Tensor | None, bias: Tensor | None, seed: int
-) -> Tail:
-    """The tail of a batch ``input`` (B, d), from the distributions that ``tables.options`` names."""
-    count, parts = tables.options.tail, tables.options.tail_parts
-    if parts == ("uniform",):
+def draw_tail(tables: HashTables, seed: int) -> Tail:
+    """The tail of a batch, from the distributions that ``tables.options`` names."""
+    count = tables.options.tail
+    if tables.options.tail_parts == ("uniform",):
         return Tail(ops.sample_tail(count, tables.out_features, seed), None)
-    if not tables.uses_kernel:
-        fixed = tables.tail.fixed_proposal(count)
-        ids = fixed.draw(seed)
-        return Tail(ids, fixed.inclusion[ids.long()])
-    assert weight is not None and tables.tail.kernel_sums is not None
-    own = count // len(parts)
-    ids, inclusion = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.float64)
-    if own < count:
-        fixed = tables.tail.fixed_proposal(count - own)
-        ids = fixed.draw(seed)
-        inclusion = fixed.inclusion
-    # the samples that the kernel's distribution is the mean over
-    batch = input.shape[0]
-    asking = ops.sample_tail(min(QUERIES, batch), max(1, batch), seed ^ 4).long()
-    drawn, of_drawn, of_fixed = ops.kernel_draw(
-        tables.tail.kernel_sums,
-        weight.detach(),
-        None if bias is None else widened(bias.detach()),
-        input.detach()[asking].contiguous(),
-        float(tables.options.kernel_alpha),
-        own,
-        ids,
-        seed ^ 3,
-    )
-    if own == count:
-        return Tail(drawn, of_drawn)
-    both, place = torch.unique(torch.cat([ids, drawn]), return_inverse=True)
-    of_kernel = torch.empty(both.shape, dtype=torch.float64)
-    of_kernel[place] = torch.cat([of_fixed, of_drawn])
-    return Tail(both, 1 - (1 - inclusion[both.long()]) * (1 - of_kernel))
+    proposal = tables.tail.fixed_proposal(count)
+    ids = proposal.draw(seed)
+    return Tail(ids, proposal.inclusion[ids.long()])

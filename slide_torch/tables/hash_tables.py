@@ -112,14 +112,12 @@ class HashTables:
         self._built: BuiltTables | None = None
         self.schedule = Schedule(self.options)
         self.pending = PendingRows()
-        self.tail.kernel_sums = None
         self.last_step: dict[str, float] = {}
         self._seen_steps = SeenSteps()
 
     def invalidate(self) -> None:
         """Says that the weights have changed as a whole: all rows are rehashed at the next use."""
         self._built = None
-        self.tail.kernel_sums = None
 
     @property
     def built(self) -> bool:
@@ -187,16 +185,6 @@ class HashTables:
         return options.L == 1 and bool(options.rerank) and self.uses_tables
 
     @property
-    def uses_kernel(self) -> bool:
-        """Whether (part of) the tail is drawn from the quadratic kernel."""
-        return "quadratic_kernel" in self.options.tail_parts and not self.exact
-
-    @property
-    def has_upkeep(self) -> bool:
-        """Whether there is anything to keep fresh as the weights move."""
-        return self.uses_tables or self.uses_kernel
-
-    @property
     def exact(self) -> bool:
         """Whether every neuron is active."""
         options = self.options
@@ -213,7 +201,6 @@ class HashTables:
             ValueError: rows hold NaN or Inf; nothing is changed.
         """
         if self.options.family == "exact":
-            self.tail.kernel_sums = None
             return
         self._check_size()
         with self.schedule.upkeep():
@@ -269,7 +256,6 @@ class HashTables:
         built = built.described(weight, bias, searched=self.searches)
         self.pending.mark(built.dirty)
         self.family, self._built = built.family, built
-        self.tail.kernel_sums = None  # of weights as old as the codes were
         self.schedule.restart(built.family, weight, bias)
 
     def _check_size(self) -> None:
@@ -285,7 +271,7 @@ class HashTables:
         generator: torch.Generator | None = None,
     ) -> None:
         """Builds the tables if there are none, and where ``advance`` takes one training step of the
-        schedule: rehashes or rebuilds when it is time. The quadratic kernel's sums are renewed with them.
+        schedule: rehashes or rebuilds when it is time.
 
         ``all_rows_move`` says that rows outside the active set may have changed too (an optimizer with
         momentum under dense gradients moves every row it ever met), so that all are rehashed.
@@ -294,22 +280,13 @@ class HashTables:
             self._update_sq8(weight, bias)
             self.pending.clear()
         due = advance and self.schedule.is_over
-        if not self.uses_tables:
-            if due:
-                self.tail.kernel_sums = None
-                self.schedule.rehashes += 1
-                self.schedule.begin_next_period()
-                self.schedule.since_rehash = 0
-        elif self.family is None:
+        if self.family is None:
             self.rebuild(weight, bias, generator=generator)
         elif self._built is None:
             self.rehash(weight, bias)
         elif due:
             with self.schedule.upkeep():
                 self._renew_if_drifted(self.family, weight, bias, all_rows_move, generator)
-        if self.uses_kernel and self.tail.kernel_sums is None:
-            with self.schedule.upkeep():
-                self.tail.compute_kernel_sums(weight, bias)
         self.schedule.advance(int(advance))
 
     def _renew_if_drifted(
@@ -353,9 +330,7 @@ class HashTables:
         gradients, it is the recomputation that trains: after its draw.
         """
         trained = self._seen_steps.see(seed, version, moving=moving)
-        tables_ready = self.built or not self.uses_tables
-        kernel_ready = self.tail.kernel_sums is not None or not self.uses_kernel
-        if trained is None or not (tables_ready and kernel_ready):
+        if trained is None or not self.built:
             return "before"
         return "after" if moving and not trained else None
 
@@ -403,7 +378,7 @@ class HashTables:
             ValueError: it is of tables with other options or of another shape, or damaged; nothing is
                 changed.
         """
-        self.take_up(read_state(self, state, weight), weight)
+        self.take_up(read_state(self, state), weight)
 
     @keeps_normal_tensors
     def take_up(self, saved: SavedState, weight: Tensor) -> None:
@@ -417,7 +392,6 @@ class HashTables:
             self.pending.add(saved.changing, version_of(weight))
         self.schedule.take_up(saved.counters, saved.drift_sample_codes)
         self.last_step = saved.last_step
-        self.tail.kernel_sums = saved.kernel_sums
         if saved.frequencies is not None:
             self.tail.frequencies = saved.frequencies
 

@@ -13,8 +13,6 @@ from ..hashing.base import HashFamily
 from ..hashing.kmeans import KMeans, group_count
 from ..hashing.make import make_family
 from ..inference_mode import keeps_normal_tensors
-from ..precision import computed_dtype
-from ..tails.proposals import kernel_leaves
 from .built_tables import SQ8Rows
 from .schedule import COUNTERS, DRIFT_SAMPLE_ROWS
 
@@ -25,7 +23,7 @@ FORMAT = 2
 
 KEYS = (
     *("options", "shape", "seed", "functions", "codes", "dirty", "changing", "schedule", "last"),
-    *("sq8_codes", "sq8_terms", "sq8_places", "drift_sample_codes", "kernel_sums", "frequencies"),
+    *("sq8_codes", "sq8_terms", "sq8_places", "drift_sample_codes", "frequencies"),
 )
 
 # Format 1: other names of the same things, and what early states of it lack.
@@ -37,14 +35,21 @@ _RENAMED = {
 }
 _RENAMED_COUNTERS = {"_period": "period", "_since_rehash": "since_rehash"}
 _RENAMED_FUNCTIONS = {"center": "mean_row"}
-_OPTIONAL = (*_RENAMED.values(), "kernel_sums", "frequencies")
+_OPTIONAL = (*_RENAMED.values(), "frequencies")
 _OPTIONAL_COUNTERS = {"drift_checks": 0, "drift": 0.0}
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
     *("pattern", "budget", "batch_budget", "tail", "correction", "probes", "rerank", "bucket_cap"),
     *("schedule", "drift", "rehash_every", "rehash_growth", "rebuild_every"),
-    *("tail_distribution", "kernel_alpha"),
+    "tail_distribution",
+}
+
+# Values of options that earlier versions had.
+_REMOVED = {
+    "tail_distribution": ("quadratic_kernel",),
+    "family": ("minhash", "cross_polytope"),
+    "projection": ("sparse",),
 }
 
 _INT_COUNTERS = ("steps", "rehashes", "rebuilds", "drift_checks", "since_rehash")
@@ -64,7 +69,7 @@ class SavedState(NamedTuple):
         counters: see :class:`Schedule`.
         drift_sample_codes: see :class:`Schedule`.
         last_step: statistics of the last step.
-        kernel_sums, frequencies: see :class:`TailState`.
+        frequencies: see :class:`TailState`.
     """
 
     family: HashFamily | None
@@ -75,21 +80,22 @@ class SavedState(NamedTuple):
     counters: dict[str, int | float]
     drift_sample_codes: Tensor | None
     last_step: dict[str, float]
-    kernel_sums: Tensor | None
     frequencies: Tensor | None
 
 
 @keeps_normal_tensors
-def read_state(tables: HashTables, state: Any, weight: Tensor) -> SavedState:
-    """What ``state``, of format 1 or 2, says of ``tables`` over ``weight``.
+def read_state(tables: HashTables, state: Any) -> SavedState:
+    """What ``state``, of format 1 or 2, says of ``tables``.
 
     Raises:
-        ValueError: it is of tables with other options or of another shape, or it is damaged.
+        ValueError: it is of tables with other options or of another shape, with an option that there is no
+            longer, or it is damaged.
     """
     state = _in_present_format(state)
     missing = [name for name in KEYS if name not in state]
     if missing:
         _damaged("", f"the keys {', '.join(KEYS)}", f"none of {', '.join(missing)}")
+    _refuse_removed(state["options"])
     _check_settings(tables, state)
     _check_schedule(state)
     family = _family(tables, state)
@@ -110,9 +116,6 @@ def read_state(tables: HashTables, state: Any, weight: Tensor) -> SavedState:
         if family is None:
             _damaged("drift_sample_codes", "None without a seed", drift_sample_codes)
         _check_codes("drift_sample_codes", drift_sample_codes, family, DRIFT_SAMPLE_ROWS)
-    kernel_sums = state["kernel_sums"] if tables.uses_kernel else None
-    if kernel_sums is not None:
-        _check_kernel_sums(tables, kernel_sums, weight)
     if state["frequencies"] is not None:
         _check_frequencies(tables, state["frequencies"])
     return SavedState(
@@ -124,7 +127,6 @@ def read_state(tables: HashTables, state: Any, weight: Tensor) -> SavedState:
         {name: state["schedule"][name] for name in COUNTERS},
         _kept(drift_sample_codes),
         dict(state["last"]),
-        _kept(kernel_sums),
         _kept(state["frequencies"]),
     )
 
@@ -162,6 +164,18 @@ def _kept(tensor: Tensor | None) -> Tensor | None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _refuse_removed(options: Any) -> None:
+    for name, removed in _REMOVED.items():
+        given = options.get(name) if isinstance(options, dict) else None
+        for value in given if isinstance(given, (tuple, list)) else (given,):
+            if isinstance(value, str) and value in removed:
+                raise ValueError(
+                    f"{_WHERE}: options.{name}: expected one that this version has, got {value!r}, which was "
+                    f"removed: make the layer with another {name}, load its weights and optimizer, and "
+                    "leave the sampler state out: training goes on with new tables"
+                )
 
 
 def _check_settings(tables: HashTables, state: dict[str, Any]) -> None:
@@ -330,18 +344,6 @@ def _check_frequencies(tables: HashTables, shares: Any) -> None:
     _check_range("frequencies", shares, 0, 1)
     if not bool((shares > 0).all()):
         _damaged("frequencies", "positive values", "some that are 0")
-
-
-def _check_kernel_sums(tables: HashTables, sums: Any, weight: Tensor) -> None:
-    width = tables.in_features + tables.has_bias
-    leaves = kernel_leaves(tables.out_features, tables.in_features)
-    shape = (leaves, width * (width + 1) // 2)
-    _check_tensor("kernel_sums", sums, (computed_dtype(weight.dtype),), shape)
-    _check_finite("kernel_sums", sums)
-    # squares stand where a row of the upper triangle begins
-    squares = torch.arange(width, 0, -1).cumsum(0) - torch.arange(width, 0, -1)
-    if not bool((sums[:, squares] >= 0).all()):
-        _damaged("kernel_sums", "sums of squares", "some below 0")
 
 
 def _check_tensor(

@@ -34,7 +34,6 @@ def state_of(tables: HashTables, weight: Tensor) -> dict[str, Any]:
         "sq8_places": None if sq8 is None else sq8.places,
         "drift_sample_codes": schedule.drift_sample_codes,
         "last": dict(tables.last_step),
-        "kernel_sums": tables.tail.kernel_sums,
         "frequencies": tables.tail.frequencies,
     }
 
@@ -46,7 +45,6 @@ def tensors_of(tables: HashTables) -> dict[str, Tensor]:
     }
     if tables.sq8 is not None:
         found |= {f"sq8_{name}": value for name, value in tables.sq8._asdict().items()}
-    found["kernel_sums"] = tables.tail.kernel_sums
     found["frequencies"] = tables.tail.frequencies
     if tables.family is not None:
         found |= dict(tables.family.named_buffers(prefix="family"))

@@ -19,12 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..inference_mode import keeps_normal_tensors
-from ..precision import widened
-
-# Inputs of a batch that the quadratic kernel's distribution is the mean over, at most.
-QUERIES = 16
 
 
 @dataclass(frozen=True)
@@ -116,29 +111,3 @@ def power_of_counts(counts: Tensor, power: float, neurons: int) -> Tensor:
             "counts.clamp(min=1)"
         )
     return torch.from_numpy((values / values.max()) ** power)
-
-
-def kernel_leaves(neurons: int, width: int) -> int:
-    """Leaves of the kernel's tree over rows: each has about as many rows as a row has numbers."""
-    return 1 << max(0, (neurons // (width + 1)).bit_length() - 1)
-
-
-@keeps_normal_tensors
-def kernel_sums(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What drawing from the quadratic kernel over rows of ``weight`` (N, d) needs, of about the weight's size
-    / 2.
-
-    Raises:
-        ValueError: rows hold NaN or Inf.
-    """
-    neurons, width = weight.shape
-    leaves = kernel_leaves(neurons, width)
-    own_bias = None if bias is None else widened(bias.detach())
-    sums = ops.kernel_sums(weight.detach(), own_bias, leaves)
-    if not bool(torch.isfinite(sums[0]).all()):
-        raise ValueError(
-            "HashTables: weight: expected finite rows, got NaN or Inf (or squares that overflow) in "
-            "some. Training has diverged or the weights were overwritten: restore them, or lower the "
-            "learning rate."
-        )
-    return sums

@@ -1,11 +1,11 @@
-"""What a layer's tail is drawn from: class frequencies and sums of the quadratic kernel."""
+"""What a layer's tail is drawn from: the names of its distributions, and class frequencies."""
 
 from __future__ import annotations
 
 import numpy as np
 from torch import Tensor
 
-from .proposals import FixedProposal, kernel_sums, log_uniform_shares, power_of_counts
+from .proposals import FixedProposal, log_uniform_shares, power_of_counts
 
 
 class TailState:
@@ -17,13 +17,11 @@ class TailState:
 
     Attributes:
         frequencies: float64 (N), shares of ``"frequencies"`` up to a factor, or None.
-        kernel_sums: what drawing from the quadratic kernel needs, or None until it is computed.
     """
 
     def __init__(self, parts: tuple[str, ...], neurons: int) -> None:
         self.parts = parts
         self.neurons = neurons
-        self.kernel_sums: Tensor | None = None
         self._frequencies: Tensor | None = None
         self._fixed: FixedProposal | None = None
 
@@ -49,9 +47,9 @@ class TailState:
         return self._frequencies is None and "frequencies" in self.parts
 
     def fixed_proposal(self, count: int) -> FixedProposal:
-        """The mean of those distributions that do not change as the weights move, for ``count`` draws."""
+        """The mean of the distributions, for ``count`` draws."""
         if self._fixed is None or self._fixed.count != count:
-            shares = [self._shares(part) for part in self.parts if part != "quadratic_kernel"]
+            shares = [self._shares(part) for part in self.parts]
             mixed = np.mean([share / share.sum() for share in shares], axis=0)
             self._fixed = FixedProposal.of_shares(mixed, count)
         return self._fixed
@@ -67,11 +65,3 @@ class TailState:
                 "set_frequencies first"
             )
         return self._frequencies.numpy()
-
-    def compute_kernel_sums(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Takes the sums of the present rows.
-
-        Raises:
-            ValueError: rows hold NaN or Inf.
-        """
-        self.kernel_sums = kernel_sums(weight, bias)

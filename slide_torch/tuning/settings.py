@@ -67,18 +67,14 @@ def _ladders(base: LSHOptions, family: str, neurons: int, features: int) -> Iter
     auto = dataclasses.replace(base, augment_norms=False, **free).resolve(neurons, features)
     kmeans = family == "kmeans"
     rerank = max(4096, 4 * auto.budget)
-    variants: list[dict[str, Any]] = [{}]
-    if kmeans:
-        variants += [{"K": auto.K + 1}, {"K": auto.K - 1}]
-    if family != "minhash":
-        variants += [{"augment_norms": True}]
-    most = 1 if family == "minhash" else MAX_TABLES // auto.L
+    other_K = [{"K": auto.K + 1}, {"K": auto.K - 1}] if kmeans else []
+    variants: list[dict[str, Any]] = [{}, *other_K, {"augment_norms": True}]
     for variant in variants:
         if not 1 <= variant.get("K", 1) <= 16:
             continue
         # the cap of buckets follows K
         own = auto.unresolved(bucket_cap="auto", **variant).resolve(neurons, features)
-        probes = [p for p in _PROBES if p <= min(most, 1 << own.code_bits)]
+        probes = [p for p in _PROBES if p <= min(MAX_TABLES // auto.L, 1 << own.code_bits)]
         yield [
             [dataclasses.replace(own, probes=p, rerank=r) for p in probes]
             for r in ((rerank,) if kmeans else (0, rerank))

@@ -28,7 +28,7 @@ def tune(
     recall: float = 0.9,
     *,
     k: int = 10,
-    families: Sequence[str] = ("kmeans", "simhash", "cross_polytope", "dwta"),
+    families: Sequence[str] = ("kmeans", "simhash", "dwta"),
     settings: Sequence[LSHOptions] | None = None,
     queries: int = 256,
     batch: int = 256,

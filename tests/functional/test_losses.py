@@ -20,7 +20,7 @@ from slide_torch import LSHLinear, LSHOptions
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("loss", ["plain", "smoothed", "binary"])
-@pytest.mark.parametrize("tail", ["uniform", "quadratic_kernel"])
+@pytest.mark.parametrize("tail", ["uniform", "log_uniform"])
 @pytest.mark.parametrize("correction", ["none", "importance", "exact"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_empty_batches_and_ignored_rows_equal_torch(pattern, correction, tail, loss, reduction):
@@ -32,7 +32,7 @@ def test_empty_batches_and_ignored_rows_equal_torch(pattern, correction, tail, l
     refused = loss == "smoothed" and pattern == "per_sample" and correction == "none"
     if refused or (loss == "binary" and reduction == "none"):
         return
-    if tail == "quadratic_kernel" and correction != "importance":
+    if tail == "log_uniform" and correction != "importance":
         return
     extra = dict(label_smoothing=0.1) if loss == "smoothed" else {}
     for batch in (0, 3):

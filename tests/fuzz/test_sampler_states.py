@@ -13,15 +13,14 @@ CASES = (
     {"K": 2, "L": 3},
     {"K": 2, "L": 3, "pattern": "per_sample", "correction": "importance", "tail": 5},
     {"family": "dwta", "K": 1, "bin_size": 4, "L": 2},
-    {"family": "minhash", "K": 1, "bin_size": 4, "L": 2},
-    {"family": "cross_polytope", "K": 1, "bin_size": 4, "L": 2, "probes": 2},
+    {"projection": "hadamard", "K": 2, "L": 2, "probes": 2},
     {"family": "kmeans", "K": 2, "L": 2, "probes": 2, "rerank": 20},
     {"family": "kmeans", "K": 3, "L": 1, "probes": 2},
     {"family": "kmeans", "K": 9, "L": 1, "probes": 20},
     {"K": 17, "L": 1, "rerank": 20, "augment_norms": True},
     {"K": 2, "L": 2, "schedule": "drift", "drift": 0.0},
-    {"K": 2, "L": 2, "tail": 8, "tail_distribution": ("frequencies", "quadratic_kernel")},
-    {"tail": 8, "tail_distribution": "quadratic_kernel", "budget": 0},
+    {"K": 2, "L": 2, "tail": 8, "tail_distribution": ("uniform", "frequencies")},
+    {"tail": 8, "tail_distribution": "frequencies", "budget": 0},
 )
 _TRAINED = {}
 

@@ -6,18 +6,12 @@ import math
 import pytest
 import reference
 import torch
-import torch.nn.functional as F
 from helpers import hash_family as make
 
 from slide_torch import HashTables, LSHOptions, ops
 from slide_torch.active_set import Labels
-from slide_torch.hashing.bins import MinHash
-from slide_torch.hashing.cross_polytope import CrossPolytope
 from slide_torch.options import FAMILIES
 from slide_torch.sampling.draw import draw_active_set
-
-PROBING = [f for f in FAMILIES if f != "minhash"]
-
 
 # --- what holds for every family ------------------------------------------------------------------
 
@@ -60,9 +54,8 @@ def test_defective_rows_and_queries(family, value):
     broken[[3, 11]] = True
     assert (codes[:, broken] == -1).all()
     assert torch.equal(codes[:, ~broken], expected[:, ~broken])
-    probes = 1 if family == "minhash" else 4
-    queries = made.query_codes(w, probes)
-    assert (queries[:, 3] == -1).all() and (queries[::probes, 4] >= 0).all()
+    queries = made.query_codes(w, 4)
+    assert (queries[:, 3] == -1).all() and (queries[::4, 4] >= 0).all()
     tables = HashTables(LSHOptions(family=family, K=3, L=5), 37, 40, has_bias=True)
     with pytest.raises(ValueError, match=r"2 of them \(3, 11\)"):
         tables.rebuild(w, b)
@@ -84,7 +77,7 @@ def test_independent_of_threads(family, both_thread_counts):
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("family", PROBING)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_probes_are_distinct_and_start_with_the_own_bucket(family):
     made = make(family, L=7)
     made.fit(torch.randn(200, 40), torch.randn(200))
@@ -151,106 +144,6 @@ def test_simhash_probes_by_rising_cost():
     assert torch.equal(found, expected)
 
 
-# --- cross-polytope -------------------------------------------------------------------------------
-
-
-def cross_polytope_values(family, x):
-    """Rotated coordinates (n, L, K, bin)."""
-    values = reference.simhash_hadamard_values(x, None, family.signs, family.extra_projection[0])
-    used = family.K * family.L * family.bin_size
-    return values[:, :used].view(len(x), family.L, family.K, family.bin_size)
-
-
-@pytest.mark.parametrize("d,bin_size,K", [(40, 8, 3), (64, 64, 2), (5, 2, 4), (100, 16, 4)])
-def test_cross_polytope_equals_reference(d, bin_size, K):
-    family = CrossPolytope(d, K, 6, has_bias=False, seed=0, bin_size=bin_size)
-    x = torch.randn(41, d, dtype=torch.float64)
-    values = cross_polytope_values(family, x)
-    place = values.abs().argmax(3)
-    negative = values.gather(3, place[..., None])[..., 0] < 0
-    bits = bin_size.bit_length()
-    expected = ((2 * place + negative) << (torch.arange(K) * bits)).sum(2).T
-    codes = family.row_codes(x)
-    assert family.bits == K * bits and codes.dtype == (
-        torch.int16 if family.bits <= 15 else torch.int32
-    )
-    assert torch.equal(codes.long(), expected)
-    # the second probe of one hash is the vertex with the next largest value
-    single = CrossPolytope(d, 1, 6, has_bias=False, seed=0, bin_size=bin_size)
-    values = cross_polytope_values(single, x)[:, :, 0]
-    vertices = torch.stack([values, -values], 3).flatten(2)
-    ranked = vertices.argsort(dim=2, descending=True)[:, :, :3].permute(1, 2, 0)
-    assert torch.equal(single.query_codes(x, 3).view(6, 3, 41).long(), ranked)
-
-
-def test_cross_polytope_law():
-    """Collisions as often as with true Gaussian projections, which are simulated here; for small angles
-    rather more often than hashes of as many sign bits, (1 - t / pi)^bits (Andoni et al. 2015)."""
-    d, size, pairs, draws = 64, 16, 20, 8
-    torch.manual_seed(0)
-    for angle in (0.3, 0.8):
-        a = F.normalize(torch.randn(pairs, d), dim=1)
-        c = torch.randn(pairs, d)
-        c = F.normalize(c - (c * a).sum(1, keepdim=True) * a, dim=1)
-        b = math.cos(angle) * a + math.sin(angle) * c
-        share = 0.0
-        for seed in range(draws):
-            family = CrossPolytope(d, 1, 200, has_bias=False, seed=seed, bin_size=size)
-            share += (family.row_codes(a) == family.row_codes(b)).float().mean().item() / draws
-        g = torch.randn(40_000, size)
-        h = math.cos(angle) * g + math.sin(angle) * torch.randn(40_000, size)
-        same = (g.abs().argmax(1) == h.abs().argmax(1)) & (
-            g.gather(1, g.abs().argmax(1)[:, None]) * h.gather(1, g.abs().argmax(1)[:, None]) > 0
-        )[:, 0]
-        law = same.float().mean().item()
-        # 32,000 hashes of pairs, 40,000 of the simulation
-        assert abs(share - law) < 4 * math.sqrt(0.25 / 32_000 + 0.25 / 40_000)
-        assert law > (1 - angle / math.pi) ** 5
-
-
-# --- MinHash --------------------------------------------------------------------------------------
-
-
-def test_minhash_law_is_jaccard():
-    """P[agree] = |A & B| / |A | B| where no bin is empty; only positive coordinates count."""
-    d, bin_size, tables = 256, 16, 250
-    torch.manual_seed(1)
-    for shared in (0.2, 0.5, 0.9):
-        a = torch.rand(60, d) < 0.6
-        b = torch.where(torch.rand(60, d) < shared, a, torch.rand(60, d) < 0.6)
-        jaccard = (a & b).sum(1) / (a | b).sum(1)
-        share = torch.zeros(60)
-        for seed in range(8):
-            family = MinHash(d, 1, tables, has_bias=False, seed=seed, bin_size=bin_size)
-            values = [torch.where(s, torch.rand(60, d) + 0.1, -torch.rand(60, d)) for s in (a, b)]
-            codes = [family.row_codes(v) for v in values]
-            share += (codes[0] == codes[1]).float().mean(0) / 8
-        # 120,000 hashes
-        assert abs((share - jaccard).mean().item()) < 4 * math.sqrt(0.25 / 120_000)
-
-
-def test_minhash_densifies():
-    """Very sparse sets: bins are empty, and agreement is Jaccard's and an accident's of 1 / bin."""
-    d, bin_size = 1024, 8
-    a = torch.zeros(200, d)
-    b = torch.zeros(200, d)
-    for i in range(200):
-        places = torch.randperm(d)[:30]
-        a[i, places[:20]] = 1.0
-        b[i, places[10:]] = 1.0
-    family = MinHash(d, 1, 128, has_bias=False, seed=0, bin_size=bin_size)
-    same = torch.stack([a, a * 7]).flatten(0, 1)
-    codes = family.row_codes(same).view(128, 2, 200)
-    assert torch.equal(codes[:, 0], codes[:, 1])
-    share = (family.row_codes(a) == family.row_codes(b)).float().mean().item()
-    law = 1 / 3 + (2 / 3) / bin_size  # sets of 20 that share 10
-    assert abs(share - law) < 0.03
-    assert (family.row_codes(torch.zeros(3, d)) == 0).all()
-    assert (family.row_codes(-torch.rand(3, d)) == 0).all()
-    with pytest.raises(ValueError, match="one probe"):
-        family.query_codes(a, 2)
-
-
 # --- options --------------------------------------------------------------------------------------
 
 
@@ -260,10 +153,9 @@ def test_minhash_densifies():
         (dict(family="lsh"), "family: expected one of"),
         (dict(probes=0), "probes: expected an int from 1 to 254 or 'auto', got 0"),
         (dict(L=50, probes=6), r"L \* probes of at most 254, got 50 \* 6 = 300"),
-        (dict(family="minhash", probes=2), "expected 1 with family='minhash'"),
-        (dict(family="minhash", augment_norms=True), "expected False with family='minhash'"),
         (dict(family="kmeans", K=17), "more than 16: expected K of at most 16"),
-        (dict(family="cross_polytope", K=7), "28 bits, more than 24: expected K of at most 6"),
+        (dict(family="cross_polytope"), "family: expected one of .*got 'cross_polytope'"),
+        (dict(family="dwta", K=9), "27 bits, more than 24: expected K of at most 8"),
         (dict(rerank=-1), "rerank: expected an int from 0"),
         (dict(budget=100, rerank=99), "rerank: expected 0 or at least the budget, 100, got 99"),
         (dict(augment_norms=1.5), "augment_norms: expected a bool"),

@@ -9,9 +9,6 @@ import torch.nn.functional as F
 from slide_torch import HashTables, LSHLinear, LSHOptions, ops
 from slide_torch.hashing import kmeans
 from slide_torch.hashing.kmeans import KMeans
-from slide_torch.options import FAMILIES
-
-PROBING = [f for f in FAMILIES if f != "minhash"]
 
 
 def clouds(clusters=16, each=40, d=32):

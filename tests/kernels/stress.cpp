@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../csrc/common/reservoirs.h"
 #include "../../csrc/kernels/dispatch.h"
 #include "../../csrc/sampling/collisions.h"
 
@@ -52,10 +53,10 @@ std::vector<T> normal(std::mt19937& random, int64_t count) {
 template <class T, class Code>
 void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int64_t d, int64_t probes) {
   const int64_t lanes = real_kernels<T>().lanes, columns = real_kernels<T>().tile_columns;
-  const int64_t K = 3, L = 7, bin = 4, width = d + 2, centroids = 16;
-  int64_t D = bin;
+  const int64_t K = 3, L = 7, width = d + 2, centroids = 16;
+  int64_t D = 1;
   while (D < d) D *= 2;
-  const int64_t rotations = (K * L * bin + D - 1) / D;
+  const int64_t rotations = (K * L + D - 1) / D;
   const auto x = normal<T>(random, n * d), bias = normal<T>(random, n), center = normal<T>(random, d + 1);
   auto signs = normal<T>(random, rotations * 3 * D);
   for (T& s : signs) s = s > 0 ? T(1) : T(-1);
@@ -80,13 +81,10 @@ void hashing(std::mt19937& random, const HashKernels<T, Code>& k, int64_t n, int
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_hadamard(in, rotate, out, b, e, s); });
   family("simhash_dense", width * lanes,
          [&](const auto& out, int64_t b, int64_t e, T* s) { k.simhash_dense(in, projection.data(), out, b, e, s); });
-  for (const auto bins : {k.dwta, k.minhash})
-    family("bin winners", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
-      std::vector<int32_t> winners(K * L * lanes);
-      bins(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
-    });
-  family("cross_polytope", (width + D + K * bin) * lanes,
-         [&](const auto& out, int64_t b, int64_t e, T* s) { k.cross_polytope(in, rotate, bin, out, b, e, s); });
+  family("dwta", width * lanes, [&](const auto& out, int64_t b, int64_t e, T* s) {
+    std::vector<int32_t> winners(K * L * lanes);
+    k.dwta(in, {coordinates.data(), 8, 3}, out, b, e, s, winners.data());
+  });
   family("nearest_centroids", (width + centroids) * columns, [&](const auto& out, int64_t b, int64_t e, T* s) {
     k.nearest_centroids(in, {heads.data(), centroids}, out, b, e, s);
   });
@@ -255,16 +253,25 @@ void hidden_layers(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   });
 }
 
-// Calls body(values, ids, range) for four ranges, each with heaps of `best` for every sample of its own.
+// Calls body(reservoirs, range, ranges) for four ranges, each with reservoirs of `best` for every sample of its own;
+// returns all their values, in order.
 template <class T, class F>
-std::vector<T> ranged_heaps(int threads, int64_t batch, int64_t best, const F& body) {
+std::vector<T> ranged_search(int threads, int64_t batch, int64_t best, const F& body) {
   const int64_t ranges = 4;
-  std::vector<T> values(ranges * batch * best, -std::numeric_limits<T>::infinity());
-  std::vector<int64_t> ids(values.size(), std::numeric_limits<int64_t>::max());
+  std::vector<Reservoirs<T>> reservoirs(ranges);
   parallel(threads, ranges, 1, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r)
-      body(Best<T>{values.data() + r * batch * best, ids.data() + r * batch * best, best}, r, ranges);
+    for (int64_t r = first; r < last; ++r) {
+      reservoirs[r].clear(batch, best);
+      body(reservoirs[r].best(), r, ranges);
+    }
   });
+  std::vector<T> values(batch * best);
+  std::vector<int64_t> ids(batch * best);
+  std::vector<Entry<T>> entries;
+  for (int64_t b = 0; b < batch; ++b) {
+    gather(reservoirs, b, entries);
+    write_best(entries, best, values.data() + b * best, ids.data() + b * best);
+  }
   return values;
 }
 
@@ -277,8 +284,8 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   k.pack_transposed(x.data(), batch, d, 0, panels, packed.data());
   const TopkProblem<T> s{weight.data(), bias.data(), x.data(), d, batch};
   compare("topk_rows", [&](int threads) {
-    return ranged_heaps<T>(threads, batch, best, [&](const Best<T>& heaps, int64_t r, int64_t ranges) {
-      k.topk_rows(s, packed.data(), heaps, N * r / ranges, N * (r + 1) / ranges);
+    return ranged_search<T>(threads, batch, best, [&](const Best<T>& reservoirs, int64_t r, int64_t ranges) {
+      k.topk_rows(s, packed.data(), reservoirs, N * r / ranges, N * (r + 1) / ranges);
     });
   });
   std::vector<int32_t> ids(batch);
@@ -303,25 +310,15 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     const std::vector<float> scales(batch, 0.5F);
     const CodedProblem coded{inputs.data(), scales.data(), pairs};
     compare("topk_coded", [&](int threads) {
-      return ranged_heaps<float>(threads, batch, best, [&](const Best<float>& heaps, int64_t r, int64_t ranges) {
+      return ranged_search<float>(threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
         const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges;
         const int64_t begin = first * kBlockRows, end = std::min(N, last * kBlockRows);
         kernels().topk_coded(coded, codes.data() + first * pairs * 2 * kBlockRows,
                              terms.data() + first * 2 * kBlockRows, rows.data() + begin, end - begin, codes.data(),
-                             samples.data(), batch, heaps);
+                             samples.data(), batch, reservoirs);
       });
     });
   }
-  const int64_t width = d + 1, size = width * (width + 1) / 2;
-  compare("outer_sum", [&](int threads) {
-    const int64_t leaves = 4;
-    std::vector<T> sums(leaves * size);
-    parallel(threads, leaves, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i)
-        k.outer_sum(weight.data(), bias.data(), d, N * i / leaves, N * (i + 1) / leaves, sums.data() + i * size);
-    });
-    return sums;
-  });
 }
 
 void retrieval(std::mt19937& random, int64_t N) {

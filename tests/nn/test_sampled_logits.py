@@ -383,8 +383,8 @@ def tail_of(layer, x):
     SAMPLED,
     {**SAMPLED, "pattern": "per_sample"},
     dict(budget=4, tail=5, K=2),  # one table, searched
-    dict(budget=0, tail=5, tail_distribution="quadratic_kernel"),
-    dict(budget=4, tail=6, K=2, L=3, tail_distribution=("frequencies", "quadratic_kernel")),
+    dict(budget=0, tail=5, tail_distribution="log_uniform"),
+    dict(budget=4, tail=6, K=2, L=3, tail_distribution=("uniform", "frequencies")),
     dict(budget=4, tail=5, family="exact"),
     dict(budget=N),
 ], ids=str)  # fmt: skip

@@ -45,12 +45,6 @@ CALLS = {
     "dwta K": lambda n: op.dwta(X, *NONE, torch.zeros(4, 2).int(), n, 2),
     "dwta L": lambda n: op.dwta(X, *NONE, torch.zeros(4, 2).int(), 2, n),
     "dwta probes": lambda n: op.dwta(X, *NONE, torch.zeros(4, 2).int(), 2, 2, None, n),
-    "minhash K": lambda n: op.minhash(X, *NONE, torch.zeros(4, 2).int(), n, 2),
-    "minhash L": lambda n: op.minhash(X, *NONE, torch.zeros(4, 2).int(), 2, n),
-    "cross_polytope bin": lambda n: op.cross_polytope(X, *NONE, *hadamard(), n, 2, 2),
-    "cross_polytope K": lambda n: op.cross_polytope(X, *NONE, *hadamard(), 2, n, 2),
-    "cross_polytope L": lambda n: op.cross_polytope(X, *NONE, *hadamard(), 2, 2, n),
-    "cross_polytope probes": lambda n: op.cross_polytope(X, *NONE, *hadamard(), 2, 2, 2, None, n),
     "nearest_centroids probes": lambda n: op.nearest_centroids(
         X, *NONE, torch.ones(2, 4, D), None, n
     ),
@@ -60,10 +54,6 @@ CALLS = {
     "union_active neurons": lambda n: op.union_active(IDS, IDS, n),
     "sample_tail neurons": lambda n: op.sample_tail(3, n, 0),
     "sample_tail count": lambda n: op.sample_tail(n, N, 0),
-    "kernel_sums leaves": lambda n: op.kernel_sums(torch.randn(N, D), None, n),
-    "kernel_draw count": lambda n: op.kernel_draw(
-        op.kernel_sums(torch.randn(N, D), None, 2), torch.randn(N, D), None, X, 1.0, n, IDS, 0
-    ),
     "topk_linear k": lambda n: op.topk_linear(X, torch.randn(N, D), None, n),
     "topk_lists k": lambda n: op.topk_lists(*searched(), n, n, 9, 0),
     "coalesce_rows num_rows": lambda n: op.coalesce_rows(ROWS, torch.ones(2, D), n),
@@ -150,7 +140,6 @@ def test_sizes_of_tensors_without_elements():
     """They take no memory, whatever they are, but loops and buffers would be made for them."""
     for call in (
         lambda n: op.topk_linear(torch.empty(0, n), torch.empty(0, n), None, 1),
-        lambda n: op.kernel_sums(torch.empty(0, n), None, 1),
         lambda n: op.hashed_rows(torch.empty(n, 0), None, None, None, None),
         lambda n: op.build_tables(torch.empty(n, 0).short(), 3),
         lambda n: op.list_centers(torch.empty(0, n), None, torch.zeros(2).long(), IDS[:0]),

@@ -21,8 +21,8 @@ CASES = {
     "every_neuron": {"budget": N},
     "kmeans_reranked": {"family": "kmeans", "K": 3, "L": 1, "probes": 2, "rerank": 20},
     "log_uniform": {"tail_distribution": "log_uniform", "correction": "importance"},
-    "kernel": {
-        "tail_distribution": "quadratic_kernel",
+    "per_sample_log_uniform": {
+        "tail_distribution": "log_uniform",
         "correction": "importance",
         "pattern": "per_sample",
     },

@@ -31,9 +31,8 @@ from slide_torch.sampling.targets import as_labels
 DISTRIBUTIONS = {
     "log_uniform": "log_uniform",
     "frequencies": "frequencies",
-    "quadratic_kernel": "quadratic_kernel",
     "two_fixed": ("uniform", "frequencies"),
-    "three": ("log_uniform", "uniform", "quadratic_kernel"),
+    "three": ("log_uniform", "uniform", "frequencies"),
 }
 
 
@@ -82,7 +81,7 @@ def test_unbiased_with_other_certain_parts(family):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("name", ["frequencies", "quadratic_kernel", "three"])
+@pytest.mark.parametrize("name", ["frequencies", "three"])
 def test_binary_loss_and_gradients_are_unbiased(pattern, name):
     case = corrected(pattern, 1.5, DISTRIBUTIONS[name])
     lists = [[1, 2], [40], [], [7, 50]]
@@ -105,7 +104,7 @@ def test_binary_loss_and_gradients_are_unbiased(pattern, name):
     assert (z[1:].abs() > 3).float().mean() < 0.03 and 0.2 < (z[1:] ** 2).mean() < 2
 
 
-@pytest.mark.parametrize("name", ["log_uniform", "quadratic_kernel"])
+@pytest.mark.parametrize("name", ["log_uniform", "frequencies"])
 def test_gradients_of_cross_entropy(name):
     """As test_importance_estimates_loss_and_gradients: where logits hardly vary, so that the bias of a
     quotient is below the noise. (Weights vary more than with a uniform tail, so the loss of the
@@ -187,7 +186,6 @@ def test_exact_candidates_have_recall_one():
 OPTIONS = {
     "log_uniform": dict(budget=0, tail_distribution="log_uniform"),
     "frequencies": dict(budget=4, tail_distribution="frequencies", K=3, L=4),
-    "kernel": dict(budget=0, tail_distribution="quadratic_kernel"),
     "mixture": dict(budget=4, family="exact", tail_distribution=DISTRIBUTIONS["three"]),
 }
 
@@ -202,10 +200,11 @@ def layer_of(name, N=3000, **options):
 
 def drawn(layer, seed=3):
     x = torch.randn(40, 20, generator=torch.Generator().manual_seed(1))
-    layer.tables.maintain(
-        layer.weight, layer.bias, advance=False, all_rows_move=False,
-        generator=torch.Generator().manual_seed(2),
-    )  # fmt: skip
+    if layer.tables.uses_tables:
+        layer.tables.maintain(
+            layer.weight, layer.bias, advance=False, all_rows_move=False,
+            generator=torch.Generator().manual_seed(2),
+        )  # fmt: skip
     return draw_active_set(
         layer.tables, x, Labels.none(40, x.dtype), weight=layer.weight, bias=layer.bias, seed=seed
     )
@@ -246,10 +245,7 @@ def test_states_from_before_there_were_distributions():
     layer = LSHLinear(6, 60, options=LSHOptions(budget=3, tail=5, K=2, L=2))
     F.cross_entropy(layer(torch.randn(5, 6)), torch.arange(5)).backward()
     state = {"": in_format_1(sampler_state(layer)[""])}
-    for new in ("kernel_sums", "frequencies"):
-        del state[""][new]
-    for new in ("tail_distribution", "kernel_alpha"):
-        del state[""]["options"][new]
+    del state[""]["frequencies"], state[""]["options"]["tail_distribution"]
     other = LSHLinear(6, 60, options=layer.options)
     load_sampler_state(other, state)
     found, expected = other.tables.tensors(), layer.tables.tensors()
@@ -272,31 +268,6 @@ def test_a_uniform_tail_is_as_before():
         assert weight == (1 if row in (3, 80, 11) else pytest.approx((90 - 3) / own))
 
 
-def test_kernel_sums_follow_the_schedule():
-    options = LSHOptions(budget=0, tail=20, tail_distribution="quadratic_kernel", rehash_every=3)
-    layer = LSHLinear(8, 200, options=options, sparse=True)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
-    kept = []
-    for _ in range(8):
-        loss = F.cross_entropy(layer(torch.randn(16, 8)), torch.randint(200, (16,)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        kept.append(layer.tables.tail.kernel_sums)
-    assert [kept[i] is kept[i - 1] for i in range(1, 8)] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert layer.stats()["rehashes"] == 2 and layer.tables.memory_bytes() >= kept[-1].nbytes
-    layer.rehash()
-    assert layer.tables.tail.kernel_sums is None
-
-
 # --- refusals ----------------------------------------------------------------------------------------
 
 
@@ -313,9 +284,6 @@ def test_kernel_sums_follow_the_schedule():
             dict(tail=1, tail_distribution=("uniform", "log_uniform")),
             "tail: expected at least 2 with",
         ),
-        (dict(kernel_alpha=0), "kernel_alpha: expected a number above 0 and at most 1e6, got 0"),
-        (dict(kernel_alpha="1"), "kernel_alpha: expected a number"),
-        (dict(kernel_alpha=float("nan")), "kernel_alpha: expected a number"),
         (dict(family="exact", rerank=100), "rerank: expected 0 with family='exact'"),
     ],
 )

@@ -395,7 +395,6 @@ def test_memory_follows_the_neurons_where_buckets_are_many():
     [
         ({"family": "dwta", "K": 8}, 7),
         ({"family": "simhash", "K": 24, "L": 50}, 22),
-        ({"family": "cross_polytope", "K": 6}, 5),
         ({"family": "kmeans", "K": 16, "L": 254, "probes": 1}, 12),
     ],
 )
@@ -423,7 +422,7 @@ INFERENCE_CASES = {
     "augment_norms": {"K": 3, "L": 4, "augment_norms": True},
     "drift": {"K": 3, "L": 4, "schedule": "drift", "drift": 0.0},
     "frequencies": {"tail_distribution": "frequencies", "correction": "importance"},
-    "kernel": {"tail_distribution": ("log_uniform", "quadratic_kernel")},
+    "log_uniform": {"tail_distribution": ("uniform", "log_uniform")},
     "exact": {"family": "exact"},
 }
 

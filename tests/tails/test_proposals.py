@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from slide_torch import LSHLinear, LSHOptions, ops
-from slide_torch.tails.proposals import FixedProposal, kernel_sums, log_uniform_shares
+from slide_torch import LSHLinear, LSHOptions
+from slide_torch.tails.proposals import FixedProposal, log_uniform_shares
 
 
 def inclusion_by_strata(shares, count):
@@ -32,9 +31,6 @@ def assert_drawn_as_said(sets, inclusion):
     # rows that are expected once or less have no normal distribution
     z = z[expected * len(sets) > 5]
     assert len(z) > 20 and z.abs().max() < 4.5 and 0.5 < z.square().mean() < 1.5
-
-
-# --- fixed distributions --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["log_uniform", "equal", "steep", "one_heavy", "random"])
@@ -87,88 +83,3 @@ def test_frequencies_are_a_power_of_counts():
         layer.set_frequencies(counts, power)
         inclusion = layer.tables.tail.fixed_proposal(1).inclusion
         torch.testing.assert_close(inclusion, torch.tensor(expected).double() / sum(expected))
-
-
-# --- the quadratic kernel -------------------------------------------------------------------------
-
-
-def kernel_problem(dtype, bias=True, N=203, d=7, B=5):
-    generator = torch.Generator().manual_seed(1)
-    parts = [
-        torch.randn(s, generator=generator, dtype=torch.float64) for s in ((N, d), (N,), (B, d))
-    ]
-    weight, own_bias, queries = (p.to(dtype) for p in parts)
-    return weight, own_bias if bias else None, queries
-
-
-def kernel_shares(weight, bias, queries, alpha):
-    """Mean over queries of alpha z^2 + 1, each normalised."""
-    bias = None if bias is None else bias.double()
-    kernel = alpha * F.linear(queries.double(), weight.double(), bias).square() + 1
-    return (kernel / kernel.sum(1, keepdim=True)).mean(0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("leaves", [1, 2, 16, 128])
-@pytest.mark.parametrize("alpha", [0.1, 100.0])
-def test_kernel_probabilities(dtype, bias, leaves, alpha):
-    weight, b, queries = kernel_problem(dtype, bias)
-    sums = ops.kernel_sums(weight, b, leaves)
-    rows = weight if b is None else torch.cat([weight, b[:, None]], 1)
-    upper = torch.triu_indices(rows.shape[1], rows.shape[1])
-    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(
-        sums[0], (rows.T @ rows)[upper[0], upper[1]], rtol=tolerance, atol=100 * tolerance
-    )
-    shares = kernel_shares(weight, b, queries, alpha)
-    everything = torch.arange(203, dtype=torch.int32)
-    for count in (1, 30):
-        ids, inclusion, asked = ops.kernel_draw(
-            sums, weight, b, queries, alpha, count, everything, 3
-        )
-        # what adds up to a row's two edges rounds; the edges reach up to `count`
-        expected = inclusion_by_strata(shares, count)
-        torch.testing.assert_close(asked, expected, rtol=100 * tolerance, atol=count * tolerance)
-        assert torch.equal(inclusion, asked[ids.long()]) and 1 <= len(ids) <= count
-        assert (ids.diff() > 0).all()
-
-
-@pytest.mark.parametrize("stale", [False, True])
-def test_kernel_draws_with_the_probabilities_that_it_tells(stale):
-    """Also where the sums are of other rows than the present: the scores then differ from the kernel's, the
-    probabilities do not differ from the draws'."""
-    weight, bias, queries = kernel_problem(torch.float32)
-    sums = ops.kernel_sums(weight, bias, 16)
-    if stale:
-        weight = weight.flip(0) * 1.5
-    everything = torch.arange(203, dtype=torch.int32)
-    draws = [
-        ops.kernel_draw(sums, weight, bias, queries, 5.0, 30, everything, seed)
-        for seed in range(2000)
-    ]
-    inclusion = draws[0][2]
-    assert all(torch.equal(d[2], inclusion) for d in draws)
-    assert_drawn_as_said([d[0] for d in draws], inclusion)
-    one = ops.kernel_draw(sums, weight, bias, queries, 5.0, 1, everything, 0)[2]
-    torch.testing.assert_close(one.sum(), torch.tensor(1.0).double(), rtol=1e-9, atol=0)
-    near = (one / kernel_shares(weight, bias, queries, 5.0) - 1).abs().max() < 1e-3
-    assert near != stale
-
-
-def test_kernel_of_queries_that_say_nothing_is_uniform():
-    weight, bias, _ = kernel_problem(torch.float32, bias=False)
-    sums = kernel_sums(weight, bias)
-    everything = torch.arange(203, dtype=torch.int32)
-    for queries in (
-        torch.zeros(2, 7),
-        torch.zeros(0, 7),
-        torch.full((1, 7), torch.nan),
-        torch.full((1, 7), 1e30),
-    ):
-        asked = ops.kernel_draw(sums, weight, bias, queries, 100.0, 1, everything, 0)[2]
-        torch.testing.assert_close(asked, torch.full((203,), 1 / 203).double())
-    broken = weight.clone()
-    broken[5, 3] = torch.nan
-    with pytest.raises(ValueError, match="weight: expected finite rows, got NaN or Inf"):
-        kernel_sums(broken, None)

@@ -55,7 +55,7 @@ def brute_force(layer, options, x, k, seed):
         LSHOptions(K=5, L=8, budget=40, tail=0),
         LSHOptions(K=5, L=4, probes=3, budget=20, rerank=100, tail=0, augment_norms=True),
         LSHOptions(family="kmeans", K=5, probes=2, budget=16, bucket_cap=50),
-        LSHOptions(family="minhash", K=1, L=6, bin_size=4, budget=30, pattern="per_sample"),
+        LSHOptions(family="dwta", K=1, L=6, bin_size=4, budget=30, pattern="per_sample"),
     ],
 )
 def test_measures_what_brute_force_finds(options):
