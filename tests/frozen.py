@@ -51,7 +51,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "slide_torch.metrics": (
         *("ndcg_at_k", "precision_at_k", "propensities", "psp_at_k", "recall_at_k"),
     ),
-    "slide_torch.data": ("SparseRows", "XMCData", "batches", "read_xmc"),
+    "slide_torch.data": ("SparseRows", "XMCData", "batches", "label_embedding", "read_xmc"),
     "slide_torch.distributed": None,
 }
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from slide_torch import data as data_module
-from slide_torch.data import SparseRows, batches, read_xmc
+from slide_torch.data import SparseRows, batches, read_xmc, xmc
 from slide_torch.metrics import propensities
 
 NUM_FEATURES, NUM_LABELS = 50, 20
@@ -91,7 +90,7 @@ def test_read_as_naively(tmp_path, seed, newline):
 def test_chunks_change_nothing(tmp_path, monkeypatch, chunk_bytes):
     rows = random_rows(9)
     path = write(tmp_path / "rows.txt", rows)
-    monkeypatch.setattr(data_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(xmc, "CHUNK_BYTES", chunk_bytes)
     assert_same(read_xmc(path), parse_naively(rows))
 
 
@@ -167,7 +166,7 @@ def test_values_are_the_nearest_float(tmp_path, text, expected):
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
 def test_malformed_rows_name_file_and_line(tmp_path, monkeypatch, row, message, chunk_bytes):
-    monkeypatch.setattr(data_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(xmc, "CHUNK_BYTES", chunk_bytes)
     path = write(tmp_path / "rows.txt", [*PLAIN, row, *PLAIN, b"worse"])
     pattern = (
         re.escape(f"read_xmc: {path}, line 4: ") + ".*" + re.escape(message).replace(r"\.\*", ".*")
@@ -212,7 +211,7 @@ def test_the_first_fault_is_named_whatever_the_threads(tmp_path, threads):
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
 def test_bad_headers(tmp_path, monkeypatch, header, message, chunk_bytes):
-    monkeypatch.setattr(data_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(xmc, "CHUNK_BYTES", chunk_bytes)
     path = write(tmp_path / "rows.txt", PLAIN, header=header)
     with pytest.raises(ValueError, match=re.escape(f"read_xmc: {path}") + "[,:] " + message):
         read_xmc(path)
@@ -221,7 +220,7 @@ def test_bad_headers(tmp_path, monkeypatch, header, message, chunk_bytes):
 @pytest.mark.parametrize("extra", [b"\n", b"\n\n\n", b"\r\n \t\r\n", b" "])
 @pytest.mark.parametrize("chunk_bytes", [1, 20, 1 << 20])
 def test_blank_lines_at_the_end(tmp_path, monkeypatch, extra, chunk_bytes):
-    monkeypatch.setattr(data_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(xmc, "CHUNK_BYTES", chunk_bytes)
     path = write(tmp_path / "rows.txt", PLAIN, last=b"\n" + extra)
     assert_same(read_xmc(path), parse_naively(PLAIN))
     path.write_bytes(path.read_bytes() + b"\n1 2:3\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from ..storage import check_in_memory
 from ..tables import HashTables
 from . import carry_over, hidden
 from . import linear_checks as checks
+from .class_means import init_from_class_means_
 from .sampled_logits import SampledLogits
 from .tying import MarkLookedUp, check_tied
 
@@ -179,6 +181,57 @@ class LSHLinear(nn.Linear):
         self.tables.invalidate()
         if self.sparse:
             embedding.register_forward_hook(MarkLookedUp(self.tables), with_kwargs=True)
+        return self
+
+    @torch.no_grad()
+    def init_from_class_means_(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        scale: float = 2.0,
+        *,
+        ignore_index: int = -100,
+        progress: bool = False,
+    ) -> LSHLinear:
+        r"""Starts the layer from examples: each weight row points to the mean input of its class (weight
+        imprinting: Qi et al., CVPR 2018; SiameseXML and NGAME start from labels' vectors likewise).
+
+        With :math:`\mu` the mean of all inputs and :math:`\mu_c` that of a class, its row is
+        :math:`w_c = s (\mu_c - \mu) / \|\mu_c - \mu\|` and its bias :math:`-\langle w_c, \mu \rangle`.
+        A class without an example keeps its row and its bias. Then the tables are built, with new hash
+        functions.
+
+        The length s of a row is ``scale`` over the root mean square distance of inputs from :math:`\mu`, so
+        that the result does not depend on the size of the inputs.
+
+        The batches are read once, and nothing of them is kept: beside the layer memory is taken for one copy
+        of its weight. The result is the same, bit for bit, at any number of threads. Call it before the
+        first step of an optimizer, whose state it does not change.
+
+        Args:
+            batches: pairs of inputs, (\*, d) as :meth:`forward` takes them, of the encoder as it is before
+                training, and targets, in every form that the loss takes. Each label of a row counts in
+                full; probabilities count in proportion.
+            scale: logit of an input at the root mean square distance from the mean, in the direction of its
+                class.
+            ignore_index: class index that counts as no label.
+            progress: whether to show a progress bar.
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: an argument is wrong, a batch is no such pair, inputs are not finite or do not differ,
+                or there is no label; nothing is changed.
+
+        Examples:
+            >>> head.init_from_class_means_((encoder(x), y) for x, y in loader)
+        """
+        if self.output == "dense":
+            raise ValueError(
+                "LSHLinear.init_from_class_means_: output: expected 'sampled', whose neurons are "
+                "classes, got 'dense'"
+            )
+        init_from_class_means_(self, self.tables, batches, scale, ignore_index, progress)
         return self
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:

@@ -6,8 +6,7 @@ import re
 
 import numpy as np
 
-from slide_torch import data as data_module
-from slide_torch.data import batches, read_xmc
+from slide_torch.data import batches, read_xmc, xmc
 
 PIECES = [*b"0123456789", *b"  \t,,::\n\n\r.-+eE", 0, 0xFF, *b"naif"]
 
@@ -105,7 +104,7 @@ def test_files(fuzz, tmp_path, monkeypatch):
                 written, whole = damaged(written, draw), None
         path.write_bytes(written)
         num_labels = draw.choice([None, None, 6])
-        monkeypatch.setattr(data_module, "CHUNK_BYTES", draw.choice([1, 7, 30, 1 << 20]))
+        monkeypatch.setattr(xmc, "CHUNK_BYTES", draw.choice([1, 7, 30, 1 << 20]))
         try:
             found = read_xmc(path, num_labels=num_labels)
         except ValueError as error:
