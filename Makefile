@@ -1,5 +1,5 @@
 # make demo: set up, train the quickstart on real data, show the result.   make test: set up, run the tests.
-# make fuzz FUZZ_SECONDS=600: random cases for so long a test (make test: 15 s each).
+# make fuzz FUZZ_SECONDS=600: random cases for so long a test (make test: 8 s each).
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0

@@ -1,9 +1,11 @@
 """What several test files use."""
 
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ NEEDED = {
     "avx2": {"avx2", "fma"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
 }
+FUZZ_SECONDS = float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", "8"))  # of each fuzzer
+FUZZ_SEED = int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", "0"))
 
 
 def cpu_flags():
@@ -39,6 +43,25 @@ def python_path():
     """The environment in which another Python imports what the tests import."""
     paths = (ROOT, ROOT / "tests", os.environ.get("PYTHONPATH"))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in paths if p)}
+
+
+def forks():
+    """A context whose processes are forks of one that has imported torch and computed nothing: they start at
+    once, where a new Python takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "slide_torch"])
+    return context
+
+
+def in_fork(function, *arguments, **environment):
+    """What ``function(*arguments)`` returns or raises in a process of its own, where ``environment`` is set."""
+    with ProcessPoolExecutor(1, forks()) as pool:
+        return pool.submit(_with_environment, environment, function, *arguments).result()
+
+
+def _with_environment(environment, function, *arguments):
+    os.environ.update(environment)
+    return function(*arguments)
 
 
 def run_at_level(level, *arguments, timeout=120, **environment):

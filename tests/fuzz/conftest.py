@@ -1,13 +1,13 @@
-"""Seeded cases for as long as there is time: SLIDE_TORCH_FUZZ_SECONDS (15) a test, from the seed
+"""Seeded cases for as long as there is time: SLIDE_TORCH_FUZZ_SECONDS (8) a test, from the seed
 SLIDE_TORCH_FUZZ_SEED (0) on."""
 
 import itertools
-import os
 import random
 import time
 
 import pytest
 import torch
+from helpers import FUZZ_SECONDS, FUZZ_SEED
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def fuzz():
     """Calls a check with a ``random.Random`` for each seed; torch and the case itself draw by that seed."""
 
     def run(check):
-        end = time.monotonic() + float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", 15))
-        for seed in itertools.count(int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", 0))):
+        end = time.monotonic() + FUZZ_SECONDS
+        for seed in itertools.count(FUZZ_SEED):
             torch.manual_seed(seed)
             try:
                 check(random.Random(seed))

@@ -16,14 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from helpers import python_path
+from helpers import FUZZ_SECONDS, FUZZ_SEED, python_path
 from sample_inputs import sample_inputs
 
-SECONDS = float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", "15"))
-SEED = int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", "0"))
-ROOM = (
-    4 << 30
-)  # bytes of address space beyond what the imports take: large requests fail instead of swapping
+# bytes of address space beyond what the imports take: large requests fail instead of swapping
+ROOM = 4 << 30
 
 # (NotImplementedError is a RuntimeError; IndexError is torch's own, of index_select)
 ALLOWED = (RuntimeError, ValueError, TypeError, IndexError, MemoryError)
@@ -195,9 +192,9 @@ def one_call(seed, case, samples, schemas, verbose=False):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=int, default=FUZZ_SEED)
     parser.add_argument("--case", type=int)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--seconds", type=float, default=FUZZ_SECONDS)
     parser.add_argument("--progress", help="file that has the number of the call under way")
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -233,16 +230,16 @@ def test_no_operator_is_forgotten():
 
 def test_operators(tmp_path):
     progress = tmp_path / "progress"
-    command = [sys.executable, __file__, "--seed", str(SEED)]
+    command = [sys.executable, __file__, "--seed", str(FUZZ_SEED)]
     run = subprocess.Popen(
-        [*command, "--seconds", str(SECONDS), "--progress", str(progress)],
+        [*command, "--seconds", str(FUZZ_SECONDS), "--progress", str(progress)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=python_path(),
     )
     try:
-        output, _ = run.communicate(timeout=SECONDS + 120)
+        output, _ = run.communicate(timeout=FUZZ_SECONDS + 120)
     except subprocess.TimeoutExpired:
         run.kill()
         output = f"no end in sight\n{run.communicate()[0]}"

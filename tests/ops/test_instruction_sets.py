@@ -1,14 +1,13 @@
 """Every float kernel at every instruction set of this machine, each level in its own process."""
 
+import contextlib
 import functools
 import io
-import re
-import sys
 
 import pytest
 import reference
 import torch
-from helpers import LEVELS, ROOT, run_at_level, supported_levels
+from helpers import LEVELS, ROOT, in_fork, supported_levels
 
 from slide_torch import ops
 
@@ -138,24 +137,21 @@ def best(i):
 
 
 def compute():
+    """What every kernel finds, as a file's bytes."""
     result = {"level": ops.instruction_set()}
     for name, dtype in DTYPES.items():
         i = inputs(dtype)
         result[name] = {**codes(i, 3), **codes(i, 20), **losses_and_gradients(i), **best(i)}
         result[name] |= hidden_layers(i)
-    return result
-
-
-def run(level):
-    """Runs this file's `compute`."""
-    return run_at_level(level, __file__)
+    content = io.BytesIO()
+    torch.save(result, content)
+    return content.getvalue()
 
 
 @functools.cache
 def result_of(level):
-    done = run(level)
-    assert done.returncode == 0, done.stderr.decode()
-    return torch.load(io.BytesIO(done.stdout), weights_only=True)
+    content = in_fork(compute, SLIDE_TORCH_ISA=level)
+    return torch.load(io.BytesIO(content), weights_only=True)
 
 
 @functools.cache
@@ -197,9 +193,7 @@ def test_the_level_asked_for_is_used(level):
 
 
 def test_the_best_level_is_the_default():
-    code = "import slide_torch; print(slide_torch.instruction_set())"
-    done = run_at_level("", "-c", code)
-    assert done.stdout.decode().strip() == supported_levels()[-1]
+    assert in_fork(ops.instruction_set, SLIDE_TORCH_ISA="") == supported_levels()[-1]
 
 
 @pytest.mark.parametrize("level", supported_levels())
@@ -285,30 +279,26 @@ def test_centroid_codes(level, dtype):
         assert differ < (1e-2 if dtype == "float32" else 1e-4)
 
 
-@pytest.mark.parametrize("level", supported_levels())
-def test_bfloat16_updates(level):
-    """What is rounded stochastically: the tests of those kernels, at each level."""
+def run_bfloat16_tests():
+    """pytest's exit code, and what it printed."""
     files = sorted((ROOT / "tests").rglob("test_bfloat16_*.py"))
     assert len(files) == 2
     which = "neighbours or unbiased or without_bias or not_a_number"
-    done = run_at_level(level, "-m", "pytest", "-q", "-k", which, *files)
-    assert done.returncode == 0, done.stdout.decode()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = pytest.main(["-q", "-k", which, "-p", "no:cacheprovider", *map(str, files)])
+    return int(code), printed.getvalue()
 
 
-def test_unknown_level():
-    done = run("avx3")
-    message = "SLIDE_TORCH_ISA: expected one of .*baseline on this machine, got 'avx3'. Unset it"
-    assert done.returncode != 0
-    assert re.search(message, done.stderr.decode())
+@pytest.mark.parametrize("level", supported_levels()[:-1])
+def test_bfloat16_updates(level):
+    """What is rounded stochastically: the tests of those kernels, which themselves run at the best level."""
+    code, printed = in_fork(run_bfloat16_tests, SLIDE_TORCH_ISA=level)
+    assert code == 0, printed
 
 
-@pytest.mark.parametrize("level", sorted(set(LEVELS) - set(supported_levels())))
-def test_unsupported_level(level):
-    done = run(level)
+@pytest.mark.parametrize("level", ["avx3", *sorted(set(LEVELS) - set(supported_levels()))])
+def test_unknown_and_unsupported_levels(level):
     usable = ", ".join(reversed(supported_levels()))
-    expected = f"SLIDE_TORCH_ISA: expected one of {usable} on this machine, got '{level}'. Unset it"
-    assert done.returncode != 0 and expected in done.stderr.decode()
-
-
-if __name__ == "__main__":
-    torch.save(compute(), sys.stdout.buffer)
+    message = f"SLIDE_TORCH_ISA: expected one of {usable} on this machine, got '{level}'. Unset it"
+    with pytest.raises(RuntimeError, match=message):
+        in_fork(ops.instruction_set, SLIDE_TORCH_ISA=level)

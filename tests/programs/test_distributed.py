@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from helpers import forks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -119,7 +120,8 @@ def work_with_unused(rank, file, result, sparse):
 
 def run_both(work, *arguments):
     """Runs work in two processes; one that hangs fails the test instead of stopping it."""
-    context = mp.spawn(work, arguments, nprocs=2, join=False)
+    method = forks().get_start_method()
+    context = mp.start_processes(work, arguments, nprocs=2, join=False, start_method=method)
     deadline = time.monotonic() + 300
     try:
         while not context.join(timeout=1):

@@ -88,10 +88,14 @@ def cross_entropy_of(model):
     return lambda x, y: F.cross_entropy(model(x), y)
 
 
-@pytest.mark.parametrize("sparse", [False, True])
+# Each case with row-sparse gradients under one loss and with dense ones under the other, so that every two of
+# case, loss and layout meet.
+SPARSE = {case: place % 2 == 1 for place, case in enumerate(CASES)}
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_training_equals_eager(case, sparse):
-    check_alike(make(sparse=sparse, **CASES[case]), cross_entropy_of, "aot_eager")
+def test_training_equals_eager(case):
+    check_alike(make(sparse=SPARSE[case], **CASES[case]), cross_entropy_of, "aot_eager")
 
 
 @pytest.mark.parametrize("case,sparse", [("shared", True), ("per_sample_importance", False)])
@@ -131,24 +135,28 @@ def binary_of(**options):
     return losses_of
 
 
-@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_binary_cross_entropy(case, sparse):
-    check_alike(make(sparse=sparse, **CASES[case]), binary_of(), "aot_eager")
+def test_binary_cross_entropy(case):
+    check_alike(make(sparse=not SPARSE[case], **CASES[case]), binary_of(), "aot_eager")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_binary_cross_entropy_with_weights(backend):
+def test_binary_cross_entropy_with_weights():
     losses_of = binary_of(weight=torch.linspace(0.5, 2.0, N), pos_weight=torch.tensor(3.0))
-    check_alike(make(), losses_of, backend, make_target=label_lists)
+    check_alike(make(), losses_of, "aot_eager", make_target=label_lists)
 
 
 def smoothed_of(model):
     return lambda x, y: F.cross_entropy(model(x), y, label_smoothing=0.2)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("case", ["shared", "shared_importance", "every_neuron"])
+@pytest.mark.parametrize(
+    "case,backend",
+    [
+        ("shared", "aot_eager"),
+        ("shared_importance", "inductor"),
+        ("every_neuron", "aot_eager"),
+    ],
+)
 def test_label_smoothing(case, backend):
     check_alike(make(**CASES[case]), smoothed_of, backend, make_target=label_lists)
 
@@ -245,24 +253,22 @@ def test_compiled_module_and_eager_loss():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_eval(backend):
+def test_eval():
     model = make().eval()
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(B, D)
     torch.testing.assert_close(compiled(x), model(x))
 
 
 @pytest.mark.parametrize("pattern", ["shared", "per_sample"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_fusing_optimizer_steps_outside_the_graph(pattern, backend):
+def test_fusing_optimizer_steps_outside_the_graph(pattern):
     """The gradient is handed over, and the update is that of eager mode."""
     found = []
     for compiled in (False, True):
         model = make(sparse=True, pattern=pattern)
         loss_of = cross_entropy_of(model)
         if compiled:
-            loss_of = torch.compile(loss_of, fullgraph=True, backend=backend)
+            loss_of = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
         optimizer = slide_torch.optim.Adam(model.parameters(), lr=0.1, fuse_backward=True)
         torch.manual_seed(1)
         for _ in range(3):
@@ -286,7 +292,8 @@ def test_fusing_optimizer_steps_outside_the_graph(pattern, backend):
     ids=["adam", "adam_fused", "sgd", "adagrad"],
 )
 def test_a_compiled_training_step_is_that_of_eager_mode(make_optimizer):
-    """The graph breaks at backward and at the optimizer, whose every state moves as ever."""
+    """The graph breaks at backward and at the optimizer, whose every state moves as ever (and, unless dynamo is
+    told otherwise, at the draw: test_a_whole_step_with_the_optimizer)."""
     found = []
     for compiled in (False, True):
         model = make(sparse=True)
@@ -301,8 +308,9 @@ def test_a_compiled_training_step_is_that_of_eager_mode(make_optimizer):
         if compiled:
             step = torch.compile(step, backend="aot_eager")
         torch.manual_seed(1)
-        for _ in range(3):
-            step(torch.randn(B, D), class_indices())
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+            for _ in range(3):
+                step(torch.randn(B, D), class_indices())
         found.append([*model.parameters()])
         found[-1] += [v for p in model.parameters() for v in optimizer.state[p].values()]
     torch.testing.assert_close(*found, rtol=0, atol=0)
