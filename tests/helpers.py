@@ -54,7 +54,7 @@ def forks():
 
 
 def in_fork(function, *arguments, **environment):
-    """What ``function(*arguments)`` returns or raises in a process of its own, where ``environment`` is set."""
+    """What ``function(*arguments)`` returns or raises in a process where ``environment`` is set."""
     with ProcessPoolExecutor(1, forks()) as pool:
         return pool.submit(_with_environment, environment, function, *arguments).result()
 

@@ -34,7 +34,7 @@ def test_every_operator_has_samples():
 
 
 def traced_alike(argument):
-    """What a trace tells of an argument: all but a tensor's dtype and values, which test_faketensor checks."""
+    """What a trace tells of an argument: all but a tensor's dtype and values (test_faketensor)."""
     if isinstance(argument, torch.Tensor):
         return "tensor", argument.dim(), argument.requires_grad
     return argument

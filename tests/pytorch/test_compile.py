@@ -292,8 +292,8 @@ def test_fusing_optimizer_steps_outside_the_graph(pattern):
     ids=["adam", "adam_fused", "sgd", "adagrad"],
 )
 def test_a_compiled_training_step_is_that_of_eager_mode(make_optimizer):
-    """The graph breaks at backward and at the optimizer, whose every state moves as ever (and, unless dynamo is
-    told otherwise, at the draw: test_a_whole_step_with_the_optimizer)."""
+    """The graph breaks at backward and at the optimizer, whose every state moves as ever (and, unless dynamo
+    is told otherwise, at the draw: test_a_whole_step_with_the_optimizer)."""
     found = []
     for compiled in (False, True):
         model = make(sparse=True)
