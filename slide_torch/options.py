@@ -64,8 +64,8 @@ class LSHOptions:
             inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
             norms; longer rows get 0. (No option normalises rows: no family's code
             depends on a vector's length.)
-        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits, a
-            cross-polytope hash one more; ``"kmeans"`` has 2^K centroids a table. A table's code may have at
+        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits;
+            ``"kmeans"`` has 2^K centroids a table. A table's code may have at
             most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
             where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
             ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
