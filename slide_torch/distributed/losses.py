@@ -55,16 +55,10 @@ def sharded_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-    decoupled: bool = False,
 ) -> Tensor:
     """As :func:`slide_torch.functional.lsh_linear_cross_entropy`, of rank's own ``rows``; ``target`` and
     ``weight`` are of all N classes. Every rank must call it, and backward."""
     name, shard = "lsh_linear_cross_entropy", rows.shard
-    if decoupled:
-        raise NotImplementedError(
-            f"{name}: decoupled: expected False on a sharded layer, whose labels lie on several ranks, got "
-            "True: use decoupled=False, or a layer on one process"
-        )
     input = checked_input(
         name, input, rows.weight, rows.bias, rows.tables, scale=scale, sparse=rows.sparse
     )

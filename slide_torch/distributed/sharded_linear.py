@@ -228,6 +228,12 @@ class ShardedLSHLinear(LSHLinear):
             "on every rank, so leave its weight untied"
         )
 
+    def init_from_class_means_(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError(
+            "LSHLinear.init_from_class_means_: expected a layer that is whole, got a sharded one: call it "
+            "before shard_"
+        )
+
     def draw_active(self, input: Tensor) -> NoReturn:
         raise NotImplementedError("LSHLinear.draw_active: a sharded layer is no hidden layer")
 

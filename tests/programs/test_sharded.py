@@ -362,8 +362,8 @@ def what_cannot_be_is_refused(mesh):
         shard_(LSHLinear(D, 1), mesh)
     with pytest.raises(ValueError, match=r"shard_: input_layouts: .*got Shard\(dim=1\)"):
         shard_(model_of()[1], mesh, input_layouts=Shard(1))
-    with pytest.raises(NotImplementedError, match=r"decoupled: expected False on a sharded"):
-        head(data_of(0)[0]).cross_entropy(data_of(0)[1], decoupled=True)
+    with pytest.raises(NotImplementedError, match=r"init_from_class_means_: .*before shard_"):
+        head.init_from_class_means_([data_of(0)])
     with pytest.raises(TypeError, match=r"made by shard_"):
         type(head)(D, N)
     with pytest.raises(NotImplementedError, match=r"untied"):
