@@ -6,18 +6,23 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs lint format clean
+.PHONY: demo test test-programs test-library test-builds test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
 
 test: $(VENV)/installed-dev
-	$(MAKE) -j 2 test-programs test-library
+	$(MAKE) -j 2 test-programs test-library test-builds
 
 # Tests that start programs and compilers wait for these: they run beside the others.
+BUILDS := tests/programs/test_sanitizers.py tests/programs/test_compilers.py
+
 test-programs:
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 tests/programs
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 tests/programs $(addprefix --ignore=,$(BUILDS))
+
+test-builds:
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 $(BUILDS)
 
 test-library:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 --ignore=tests/programs
