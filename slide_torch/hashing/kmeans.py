@@ -12,7 +12,6 @@ from torch import Tensor
 from .. import ops
 from ..precision import computed_dtype
 from .base import HashFamily, hashed_rows
-from .coarse import CoarseLists
 
 # How much the spread of a bucket's logits counts, beside their mean, when a query ranks buckets.
 SPREAD_WEIGHT = 0.2
@@ -50,8 +49,7 @@ class KMeans(HashFamily):
         centroids: float32 (L, 2^K, width), of length 1.
         fitted: whether centroids have been learnt from rows.
         buckets: float32 (L, 2^K, d [+ 1] + 1), each bucket's mean row and the spread of its rows about it;
-            None before :meth:`describe`. With :class:`CentroidGroups` a query compares itself with those of
-            the best groups only, see :class:`CoarseLists`.
+            None before :meth:`describe`.
         sizes: int32 (L, 2^K), rows in each bucket.
         group_offsets, group_members: :class:`CentroidGroups` of each table; None where centroids are few.
     """
@@ -86,7 +84,6 @@ class KMeans(HashFamily):
         self.register_buffer("centroids", F.normalize(centroids, dim=2), persistent=False)
         for name in ("buckets", "sizes", "group_offsets", "group_members"):
             self.register_buffer(name, None, persistent=False)
-        self._coarse: list[CoarseLists] = []
 
     @torch.no_grad()
     def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
@@ -162,21 +159,8 @@ class KMeans(HashFamily):
         if self.has_bias:
             query = torch.cat([query, query.new_ones(query.shape[0], 1)], 1)
         length = query.square().sum(1, keepdim=True).sqrt_()
-        query = torch.cat([query, length * SPREAD_WEIGHT], 1)
-        coarse = self._coarse_lists()
-        if coarse and coarse[0].looked_at(probes) < coarse[0].groups // 2:
-            found = torch.cat([lists.best(query, length, probes) for lists in coarse])
-            return found.to(torch.int16 if self.bits <= 15 else torch.int32)
+        query = torch.cat([query, length.mul_(SPREAD_WEIGHT)], 1)
         return ops.nearest_centroids(query, None, None, None, self.buckets, None, probes)
-
-    def _coarse_lists(self) -> list[CoarseLists]:
-        """The present buckets of each table by their groups; none where they have no groups."""
-        if self.buckets is None or self.group_offsets is None or self.group_members is None:
-            return []
-        if not self._coarse or self._coarse[0].source is not self.buckets:
-            tables = zip(self.buckets, self.group_offsets, self.group_members, strict=True)
-            self._coarse = [CoarseLists.of(self.buckets, *table) for table in tables]
-        return self._coarse
 
     def _codes(
         self,
