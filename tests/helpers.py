@@ -5,10 +5,12 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+import torch.multiprocessing as mp
 from torch import nn
 
 from slide_torch import LSHLinear, LSHOptions, ops
@@ -62,6 +64,20 @@ def in_fork(function, *arguments, **environment):
 def _with_environment(environment, function, *arguments):
     os.environ.update(environment)
     return function(*arguments)
+
+
+def run_processes(work, count, *arguments, limit):
+    """Runs ``work(rank, *arguments)`` in ``count`` processes; those that take more than ``limit`` seconds
+    fail the test instead of stopping it."""
+    method = forks().get_start_method()
+    context = mp.start_processes(work, arguments, nprocs=count, join=False, start_method=method)
+    deadline = time.monotonic() + limit
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 def run_at_level(level, *arguments, timeout=120, **environment):

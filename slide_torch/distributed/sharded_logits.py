@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from torch import Tensor
-from torch.utils import _pytree
 
 from ..nn.forward_call import ForwardCall, joined, stand_in
-from ..nn.sampled_logits import SampledLogits
+from ..nn.sampled_logits import SampledLogits, register_node
 from ..shards import Shard
 from ..tables import HashTables
 from .losses import Rows, sharded_binary_cross_entropy, sharded_cross_entropy
@@ -79,14 +78,4 @@ class ShardedLogits(SampledLogits):
         )
 
 
-def _unflatten(leaves: Any, call: ShardedCall) -> ShardedLogits:
-    (graph,) = leaves
-    return ShardedLogits(graph, call)
-
-
-_pytree.register_pytree_node(
-    ShardedLogits,
-    lambda logits: ([logits._graph], logits._call),
-    _unflatten,
-    serialized_type_name="slide_torch.ShardedLogits",
-)
+register_node(ShardedLogits)

@@ -385,14 +385,14 @@ for _name in (
     setattr(SampledLogits, f"__{_name}__", _refused_operator(f"__{_name}__"))
 
 
-def _unflatten(leaves: Any, call: ForwardCall) -> SampledLogits:
-    (graph,) = leaves
-    return SampledLogits(graph, call)
+def register_node(logits: type[SampledLogits]) -> None:
+    """Makes ``logits`` a node of ``torch.utils._pytree``, whose leaf hangs on the tensors of the graph."""
+    _pytree.register_pytree_node(
+        logits,
+        lambda node: ([node._graph], node._call),
+        lambda leaves, call: logits(next(iter(leaves)), call),
+        serialized_type_name=f"slide_torch.{logits.__name__}",
+    )
 
 
-_pytree.register_pytree_node(
-    SampledLogits,
-    lambda logits: ([logits._graph], logits._call),
-    _unflatten,
-    serialized_type_name="slide_torch.SampledLogits",
-)
+register_node(SampledLogits)

@@ -2,15 +2,13 @@
 
 import copy
 import functools
-import time
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from helpers import forks
+from helpers import run_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -118,19 +116,6 @@ def work_with_unused(rank, file, result, sparse):
     dist.destroy_process_group()
 
 
-def run_both(work, *arguments):
-    """Runs work in two processes; one that hangs fails the test instead of stopping it."""
-    method = forks().get_start_method()
-    context = mp.start_processes(work, arguments, nprocs=2, join=False, start_method=method)
-    deadline = time.monotonic() + 300
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            process.kill()
-
-
 @pytest.mark.parametrize(
     "sparse,budget,built,dtype",
     [
@@ -142,7 +127,7 @@ def run_both(work, *arguments):
 )
 def test_replicas_stay_equal(sparse, budget, built, dtype, tmp_path):
     file, result = tmp_path / "store", str(tmp_path / "result")
-    run_both(work, str(file), result, sparse, budget, built, dtype)
+    run_processes(work, 2, str(file), result, sparse, budget, built, dtype, limit=300)
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     for key in ("initial", "model"):
         assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
@@ -169,7 +154,7 @@ def test_replicas_stay_equal(sparse, budget, built, dtype, tmp_path):
 @pytest.mark.parametrize("sparse", [False, True])
 def test_parameters_that_a_rank_does_not_use(sparse, tmp_path):
     result = str(tmp_path / "result")
-    run_both(work_with_unused, str(tmp_path / "store"), result, sparse)
+    run_processes(work_with_unused, 2, str(tmp_path / "store"), result, sparse, limit=300)
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
     # exact: one process with both shards' batches does the same
@@ -252,7 +237,7 @@ def work_outside(rank, file, result, make, fuse, options):
 def test_what_looks_for_tensors_in_the_output(options, tmp_path):
     """An input without gradient, and the loss outside of forward: replicas are what one process would be."""
     result = str(tmp_path / "result")
-    run_both(work_outside, str(tmp_path / "store"), result, Head, False, options)
+    run_processes(work_outside, 2, str(tmp_path / "store"), result, Head, False, options, limit=300)
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     torch.set_num_threads(1)
     model = Head()
@@ -271,7 +256,9 @@ def test_what_looks_for_tensors_in_the_output(options, tmp_path):
 
 def test_every_row_sparse_parameter_is_prepared(tmp_path):
     result = str(tmp_path / "result")
-    run_both(work_outside, str(tmp_path / "store"), result, WithHidden, False, {})
+    run_processes(
+        work_outside, 2, str(tmp_path / "store"), result, WithHidden, False, {}, limit=300
+    )
     one, other = (torch.load(f"{result}{rank}", weights_only=True) for rank in range(2))
     for name, value in one["model"].items():
         assert torch.equal(value, other["model"][name]), name
@@ -295,9 +282,8 @@ def test_row_sparse_parameters_are_those_with_row_sparse_gradients():
 
 def test_an_optimizer_that_steps_inside_backward_is_refused(tmp_path):
     result = str(tmp_path / "result")
-    run_both(
-        work_outside, str(tmp_path / "store"), result, functools.partial(Model, True, 5), True, {}
-    )
+    make = functools.partial(Model, True, 5)
+    run_processes(work_outside, 2, str(tmp_path / "store"), result, make, True, {}, limit=300)
     for rank in range(2):
         content = torch.load(f"{result}{rank}", weights_only=True)
         assert "set fuse_backward=False" in content["refused"]

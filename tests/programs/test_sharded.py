@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from helpers import run_processes
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
@@ -467,17 +467,6 @@ def work(rank, file, result, world, folder):
         pass
 
 
-def run(work, ranks, *arguments, limit=120):
-    context = mp.spawn(work, arguments, nprocs=ranks, join=False)
-    deadline = time.monotonic() + limit
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What each case raised on each rank, by ranks and name; three ranks load what two have saved."""
@@ -485,7 +474,8 @@ def outcomes(tmp_path_factory):
     found = {}
     for ranks in (2, 3):
         result = str(folder / f"result_{ranks}_")
-        run(work, ranks, str(folder / f"store_{ranks}"), result, ranks, str(folder / "checkpoint"))
+        store, checkpoints = str(folder / f"store_{ranks}"), str(folder / "checkpoint")
+        run_processes(work, ranks, store, result, ranks, checkpoints, limit=120)
         found[ranks] = [torch.load(f"{result}{r}", weights_only=True) for r in range(ranks)]
     return found
 
@@ -528,7 +518,7 @@ def test_a_rank_that_dies(tmp_path):
     """The other ends with an error, and the last checkpoint is whole."""
     began = time.monotonic()
     result, folder = str(tmp_path / "result"), str(tmp_path / "checkpoint")
-    run(work_until_killed, 2, str(tmp_path / "store"), result, folder, limit=60)
+    run_processes(work_until_killed, 2, str(tmp_path / "store"), result, folder, limit=60)
     assert time.monotonic() - began < 60
     assert torch.load(f"{result}0.error", weights_only=True) != ""
     model = model_of(seed=3)
