@@ -51,30 +51,27 @@ class LSHOptions:
             those of the full softmax (Horvitz & Thompson 1952, Bengio & Senécal 2008); it needs a tail.
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
             projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
-            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011).
-            ``"kmeans"``: the nearest of 2^K centroids of the rows themselves, by
-            angle: most of the largest logits in few buckets, for more upkeep. ``"exact"`` hashes nothing:
-            the candidates are the largest logits themselves, at the cost of all N: a reference. ``"auto"``:
-            ``"kmeans"`` with the shared pattern if neither K nor L is given, else ``"simhash"``.
+            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"kmeans"``: the
+            nearest of 2^K centroids of the rows themselves, by angle: most of the largest logits in few
+            buckets, for more upkeep. ``"exact"`` hashes nothing: the candidates are the largest logits
+            themselves, at the cost of all N: a reference. ``"auto"``: ``"kmeans"`` with the shared pattern if
+            neither K nor L is given, else ``"simhash"``.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015) or ``"gaussian"``.
             ``"auto"``: Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
         center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
             it changes no ranking, and rows that training has pushed in a common direction spread again.
         augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
             inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
-            norms; longer rows get 0. (No option normalises rows: no family's code
-            depends on a vector's length.)
-        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits;
-            ``"kmeans"`` has 2^K centroids a table. A table's code may have at
-            most 24 bits, that of ``"kmeans"`` 16. ``"auto"`` aims at buckets of 64 to 128 neurons, or more
-            where L of them would hold fewer than twice the budget, with codes of at most 15 bits; for
-            ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
+            norms; longer rows get 0. (No option normalises rows: no family's code depends on a vector's
+            length.)
+        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; ``"kmeans"`` has 2^K
+            centroids a table. A table's code may have at most 24 bits, that of ``"kmeans"`` 16. ``"auto"``
+            aims at buckets of 64 to 128 neurons, or more where L of them would hold fewer than twice the
+            budget, with codes of at most 15 bits; for ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
-        bin_size: coordinates that one hash of ``"dwta"`` compares; a
-            power of two.
+        bin_size: coordinates that one hash of ``"dwta"`` compares; a power of two.
         probes: buckets that a query reads in each table: beside its own those that it missed by least
-            (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; 80 for
-            ``"kmeans"``.
+            (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; 80 for ``"kmeans"``.
         rerank: score this many of the candidates, those that collide most often (labels counted), exactly
             and keep the ``budget`` best; 0 keeps the budget by collision counts. With one table and the
             shared pattern, where nothing collides twice, any other number scores all that the buckets hold.

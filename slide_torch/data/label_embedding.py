@@ -15,9 +15,8 @@ from .sparse_rows import SparseRows
 
 __all__ = ["label_embedding"]
 
-COLUMNS = (
-    32  # computed at a time: so many columns of codes and of rows stay small beside the result
-)
+# Columns computed at a time: those of the codes and of the rows stay small beside the result.
+COLUMNS = 32
 
 
 @torch.no_grad()
