@@ -54,36 +54,37 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // losses/cross_entropy.cpp
   m.def(
       "shared_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weight, "
-      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, float scale, bool sparse) "
+      "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, float scale, "
+      "bool decoupled, bool sparse) "
       "-> (Tensor losses, Tensor logits, Tensor log_normalizer)");
   m.def(
       "shared_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, "
       "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
-      "bool has_rows, bool has_bias, Tensor? grad_log_normalizer=None) "
+      "bool decoupled, bool has_rows, bool has_bias, Tensor? grad_log_normalizer=None) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
   m.def(
       "shared_cross_entropy_backward_adam_(Tensor grad_loss, Tensor input, Tensor(a!) weight, Tensor rows, "
       "Tensor label_offsets, Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
-      "bool has_bias, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+      "bool decoupled, bool has_bias, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize, "
       "Tensor? grad_log_normalizer=None) "
       "-> (Tensor grad_input, Tensor grad_bias)");
   m.def(
       "sample_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor rows, Tensor offsets, "
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor? log_weight, Tensor label_offsets, "
-      "Tensor label_places, Tensor label_probabilities, float scale, bool sparse) "
+      "Tensor label_places, Tensor label_probabilities, float scale, bool decoupled, bool sparse) "
       "-> (Tensor losses, Tensor logits, Tensor log_normalizer)");
   m.def(
       "sample_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor rows, Tensor offsets, "
       "Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, Tensor label_places, "
-      "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_rows, bool has_bias, "
+      "Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool decoupled, bool has_rows, bool has_bias, "
       "Tensor? grad_log_normalizer=None) "
       "-> (Tensor grad_input, Tensor grad_rows, Tensor grad_bias)");
   m.def(
       "sample_cross_entropy_backward_adam_(Tensor grad_loss, Tensor input, Tensor(a!) weight, Tensor rows, "
       "Tensor offsets, Tensor pair_offsets, Tensor pair_positions, Tensor pair_samples, Tensor label_offsets, "
-      "Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, bool has_bias, "
-      "Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+      "Tensor label_places, Tensor label_probabilities, Tensor logits, Tensor log_normalizer, "
+      "bool decoupled, bool has_bias, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize, "
       "Tensor? grad_log_normalizer=None) "
       "-> (Tensor grad_input, Tensor grad_bias)");

@@ -94,8 +94,8 @@ def padded(lists, width, pad=-100):
 
 
 def operator_sample(pattern, *, N=9, d=5, B=4, log_weight=True, dtype=torch.float64):
-    """Arguments after (input, weight, bias) of a loss operator, on a fixed active set with labels
-    of several probabilities, one sample without labels."""
+    """Arguments after (input, weight, bias) of a loss operator up to the scale, on a fixed active set with
+    labels of several probabilities, one sample without labels."""
     offsets = torch.tensor([0, 2, 2, 3, 5])
     probabilities = torch.tensor([0.3, 0.9, 1.0, 0.5, 0.25], dtype=dtype)
     if pattern == "shared":

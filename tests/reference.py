@@ -111,3 +111,21 @@ def sampled_binary_cross_entropy(
     logits = F.linear(input, weight, bias) * scale
     negatives = (F.softplus(logits) * row_weight).masked_fill(~active, 0)
     return (negatives - target * logits).sum(1)
+
+
+def decoupled_cross_entropy(logits: Tensor, target: Tensor, positive: Tensor) -> Tensor:
+    """Losses (B) of the decoupled softmax: each label against the row's negatives alone.
+
+    Args:
+        logits: (B, N), -inf where not active.
+        target: probabilities (B, N).
+        positive: bool (B, N), which classes are labels of a row; others are its negatives.
+    """
+    negatives = logits.masked_fill(positive, float("-inf"))
+    losses = logits.new_zeros(logits.shape[0])
+    for label in positive.any(0).nonzero().flatten().tolist():
+        rows = positive[:, label].nonzero().flatten()
+        own = logits[rows, label]
+        log_normalizer = torch.cat([own[:, None], negatives[rows]], 1).logsumexp(1)
+        losses = losses.index_add(0, rows, target[rows, label] * (log_normalizer - own))
+    return losses

@@ -106,7 +106,8 @@ def loss_samples(pattern):
             bias = randn(N, dtype=dtype, grad=True) if extra else None
             active, pairs = active_arguments(pattern)
             log_weight = randn(pairs, dtype=dtype) if extra else None
-            yield (x, weight, bias, *active, log_weight, *labels(dtype), 0.5, False)
+            for decoupled in (False, True):
+                yield (x, weight, bias, *active, log_weight, *labels(dtype), 0.5, decoupled, False)
 
 
 def active_arguments(pattern):
@@ -124,7 +125,7 @@ def backward_samples(pattern):
             a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
         )
         _, logits, log_normalizer = forward(x, weight, bias, *rest)
-        active, tail = rest[:-6], rest[-5:-2]  # without log_weight, scale, sparse
+        active, tail = rest[:-7], rest[-6:-3]  # without log_weight, scale, decoupled, sparse
         grad = randn(B, dtype=x.dtype)
         for has_rows in (True, False):
             yield (
@@ -135,16 +136,19 @@ def backward_samples(pattern):
                 *tail,
                 logits,
                 log_normalizer,
+                rest[-2],
                 has_rows,
                 bias is not None,
             )
 
 
 def with_grad_log_normalizer(samples):
-    """Samples of a backward, without and with the derivative by the log normaliser apart."""
+    """Samples of a backward, without and (not decoupled) with the log normaliser's derivative."""
     for arguments in samples:
         yield arguments
-        yield (*arguments, torch.randn_like(arguments[0]))
+        decoupled = next(a for a in arguments if isinstance(a, bool))
+        if not decoupled:
+            yield *arguments, torch.randn_like(arguments[0])
 
 
 def fused_samples(pattern):

@@ -62,6 +62,10 @@ def weighted(logits, y):
     return F.cross_entropy(logits * 0.5, y, weight=torch.linspace(0.5, 2, N))
 
 
+def decoupled(logits, y):
+    return logits.cross_entropy(torch.stack([y, y.flip(0)], 1), decoupled=True)
+
+
 def binary(logits, y):
     return F.binary_cross_entropy_with_logits(logits, F.one_hot(y, N).float())
 
@@ -83,7 +87,7 @@ def check_rounded(grads, exact):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("options", PATTERNS.values(), ids=PATTERNS)
-@pytest.mark.parametrize("loss_of", [cross_entropy, weighted, binary])
+@pytest.mark.parametrize("loss_of", [cross_entropy, weighted, decoupled, binary])
 def test_loss_and_gradients_are_those_of_float32_rounded(options, sparse, loss_of):
     layer = make(sparse=sparse, **options)
     twin = float_twin(layer)

@@ -4,8 +4,6 @@
 // where w, `row_weight`, is what an active neuron stands for (1 without it). Targets of 1 are v = 1, e = 0; a weight p
 // of positives makes that v = p, e = p - 1.
 // `scale` multiplies the logits; backward expects it in grad_loss. `sparse` speaks to autograd only.
-#include <cmath>
-
 #include "gradients.h"
 
 namespace slide_torch {
@@ -22,8 +20,7 @@ void add_labels(const Labels<T>& labels, const T* logits, T* losses) {
   for (int64_t b = 0; b < labels.batch; ++b)
     for (int64_t i = labels.offsets[b]; i < labels.offsets[b + 1]; ++i) {
       const T z = logits[labels.at(b, i)];
-      const T softplus = (z > T(0) ? z : T(0)) + std::log1p(std::exp(-std::abs(z)));
-      losses[b] += (labels.extra ? labels.extra[i] * softplus : T(0)) - labels.values[i] * z;
+      losses[b] += (labels.extra ? labels.extra[i] * softplus(z) : T(0)) - labels.values[i] * z;
     }
 }
 
@@ -33,8 +30,8 @@ void add_label_gradients(const Labels<T>& labels, const T* logits, const T* grad
   for (int64_t b = 0; b < labels.batch; ++b)
     for (int64_t i = labels.offsets[b]; i < labels.offsets[b + 1]; ++i) {
       const int64_t at = labels.at(b, i);
-      const T sigmoid = T(1) / (T(1) + std::exp(-logits[at]));
-      gradient[at] += grad_loss[b] * ((labels.extra ? labels.extra[i] * sigmoid : T(0)) - labels.values[i]);
+      const T extra = labels.extra ? labels.extra[i] * sigmoid(logits[at]) : T(0);
+      gradient[at] += grad_loss[b] * (extra - labels.values[i]);
     }
 }
 

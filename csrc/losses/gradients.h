@@ -3,12 +3,24 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "../common/parallel.h"
 #include "../optim/adam.h"
 #include "arguments.h"
 
 namespace slide_torch {
+
+// log(1 + exp x), and its derivative.
+template <class T>
+T softplus(T x) {
+  return (x > T(0) ? x : T(0)) + std::log1p(std::exp(-std::abs(x)));
+}
+
+template <class T>
+T sigmoid(T x) {
+  return T(1) / (T(1) + std::exp(-x));
+}
 
 // Panels of a packed copy of x: by rows (`transposed`) or by columns.
 template <class T>

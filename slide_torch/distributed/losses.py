@@ -55,17 +55,23 @@ def sharded_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    decoupled: bool = False,
 ) -> Tensor:
     """As :func:`slide_torch.functional.lsh_linear_cross_entropy`, of rank's own ``rows``; ``target`` and
-    ``weight`` are of all N classes. Every rank must call it, and backward."""
+    ``weight`` are of all N classes. Every rank must call it, and backward. ``decoupled`` is refused."""
     name, shard = "lsh_linear_cross_entropy", rows.shard
+    if decoupled:
+        raise NotImplementedError(
+            f"{name}: decoupled: expected False on a sharded layer, got True: a rank does not know whether "
+            "a label of its own is its row's only one: use decoupled=False"
+        )
     input = checked_input(
         name, input, rows.weight, rows.bias, rows.tables, scale=scale, sparse=rows.sparse
     )
     if shard.replicas is not None and rows.sparse:
         fused_update.refuse_in_replicas(f"{name}: linear_weight", rows.weight)
     check_reduction(name, reduction, ("mean", "sum", "none"))
-    check_smoothing(label_smoothing, rows.tables, rows.weight, rows.sparse)
+    check_smoothing(label_smoothing, rows.tables, rows.weight, rows.sparse, decoupled=False)
     leading, flat = input.shape[:-1], widened(input).reshape(-1, input.shape[-1])
     labels = as_labels(target, leading, shard.neurons, flat.dtype, ignore_index, name)
     if weight is not None:

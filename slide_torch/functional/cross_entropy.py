@@ -27,6 +27,7 @@ def lsh_linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    decoupled: bool = False,
     scale: float = 1.0,
     sparse: bool = False,
     training: bool = True,
@@ -56,6 +57,16 @@ def lsh_linear_cross_entropy(
             and tail; with ``"none"`` it is the mean over the active set, like the softmax (not available
             for ``pattern="per_sample"``). A row without a label (for probabilities: of zeros only) has no
             loss.
+        decoupled: whether each label of a row competes with the row's negatives only, not with its other
+            labels: the decoupled softmax of Gupta et al., "Dual-Encoders for Extreme Multi-Label
+            Classification" (ICLR 2024, arXiv 2310.10636). With p the target's probabilities (times
+            ``weight``) and z the logits, the loss of a row is the sum over its labels of
+            ``p[l] * (log(exp(z[l]) + sum of exp(z[n]) over its negatives) - z[l])``. Its negatives are the
+            active neurons that are no label of the row: neither listed in a padded target nor stored in a
+            sparse one (even with a probability of 0), nor positive in a dense one. With
+            ``correction="importance"`` the sum over negatives is an unbiased estimate of the sum over those
+            of all classes. A row with one label has the loss and gradient of ``decoupled=False``, bit for
+            bit. Not available with ``label_smoothing``.
         scale: positive factor of the logits (an inverse temperature).
         sparse: whether ``linear_weight`` and ``linear_bias`` get row-sparse gradients
             (``torch.sparse_coo``, coalesced) instead of dense ones.
@@ -79,7 +90,7 @@ def lsh_linear_cross_entropy(
     if sparse and fused_update.is_replica():
         fused_update.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
     check_reduction(_NAME, reduction, ("mean", "sum", "none"))
-    check_smoothing(label_smoothing, tables, linear_weight, sparse)
+    check_smoothing(label_smoothing, tables, linear_weight, sparse, decoupled=decoupled)
     step = draw_for_loss(
         _NAME,
         input,
@@ -109,7 +120,9 @@ def lsh_linear_cross_entropy(
             tail_varies=step.active.log_weight is not None
             and tables.options.tail_parts != ("uniform",),
         )
-    losses = ops.cross_entropy(step.input, step.layer, step.active, labels, scale)
+    losses = ops.cross_entropy(
+        step.input, step.layer, step.active, labels, scale, decoupled=decoupled
+    )
     if addition is not None:
         losses = losses + addition
     return reduced(losses, reduction, input.shape[:-1], None if is_probabilities(target) else total)

@@ -17,11 +17,16 @@ _NAME = "lsh_linear_cross_entropy"
 
 
 def check_smoothing(
-    label_smoothing: float, tables: HashTables, weight: Tensor, sparse: bool
+    label_smoothing: float, tables: HashTables, weight: Tensor, sparse: bool, *, decoupled: bool
 ) -> None:
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(
             f"{_NAME}: label_smoothing: expected a number from 0 to 1, got {label_smoothing}"
+        )
+    if label_smoothing > 0 and decoupled:
+        raise NotImplementedError(
+            f"{_NAME}: label_smoothing: expected 0.0 with decoupled=True, got {label_smoothing}: labels that "
+            "do not compete with each other have no common softmax to smooth: use decoupled=False"
         )
     options = tables.options
     own_sets = options.pattern == "per_sample" and options.correction == "none"

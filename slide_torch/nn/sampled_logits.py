@@ -272,7 +272,7 @@ class SampledLogits:
         return rows, values
 
     def cross_entropy(self, target: Tensor, **options: Any) -> Tensor:
-        """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`."""
+        """As ``F.cross_entropy``; options as in :func:`lsh_linear_cross_entropy`, ``decoupled`` included."""
         call = self._call
         input, weight, bias = call.tensors("SampledLogits", with_graph=self.requires_grad)
         loss = lsh_linear_cross_entropy(

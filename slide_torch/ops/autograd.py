@@ -12,13 +12,16 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from . import fused_update
 from .library import argument_names, operators, result_names
 
+# What backward needs too, but is no tensor.
+MODES = ("decoupled",)
+
 
 def register_backward(name: str, *, fusable: bool = False) -> None:
     """Makes ``slide_torch::{name}_backward`` the derivative of ``slide_torch::{name}``.
 
     Its schema says what is saved: its arguments bear the names of the inputs and results of the forward
-    operator that it needs. ``has_rows`` and ``has_bias`` tell it which gradients are wanted. Weight and input
-    are saved as such, so that torch notices when they are changed in place before backward.
+    operator that it needs, tensors first. ``has_rows`` and ``has_bias`` tell it which gradients are wanted.
+    Weight and input are saved as such, so that torch notices when they are changed in place before backward.
 
     Args:
         fusable: whether ``slide_torch::{name}_backward_adam_`` updates the weight inside backward, for an
@@ -49,7 +52,8 @@ class Backward:
     def __init__(self, name: str, *, fusable: bool) -> None:
         self.names, self.results = argument_names(name), result_names(name)
         arguments = argument_names(f"{name}_backward")
-        self.needed = [n for n in arguments if n in self.names or n in self.results]
+        self.modes = [n for n in MODES if n in arguments]
+        self.needed = [n for n in arguments if n in {*self.names, *self.results} - {*self.modes}]
         flags = {"has_rows": "weight", "has_bias": "bias"}
         self.flags = {flag: of for flag, of in flags.items() if flag in arguments}
         self.operator: Any = getattr(operators, f"{name}_backward")
@@ -59,6 +63,7 @@ class Backward:
         """Keeps in ``ctx`` what :meth:`gradients` needs of a call of the operator."""
         named = dict(zip((*self.names, *self.results), (*inputs, *outputs), strict=True))
         ctx.scale, ctx.sparse = named.get("scale"), named["sparse"]
+        ctx.modes = {n: named[n] for n in self.modes}
         ctx.save_for_backward(*(named[n] for n in self.needed))
 
     def gradients(
@@ -90,7 +95,7 @@ class Backward:
             wanted["weight"] = accumulates is not False
         if optimizer is None:
             flags = {flag: wanted[of] for flag, of in self.flags.items()}
-            found = self.operator(grad, *tensors, **flags, **more)
+            found = self.operator(grad, *tensors, **ctx.modes, **flags, **more)
             grad_input, grad_rows, grad_bias = (*found, None)[:3]
         else:
             if torch.is_grad_enabled():
@@ -101,7 +106,7 @@ class Backward:
             grad_rows = None
             with torch.no_grad(), optimizer.fused_step(saved.weight) as step:
                 grad_input, grad_bias = self.fused(
-                    grad, *tensors, has_bias=wanted["bias"], **step, **more
+                    grad, *tensors, **ctx.modes, has_bias=wanted["bias"], **step, **more
                 )
                 torch.autograd.graph.increment_version(
                     (saved.weight, step["exp_avg"], step["exp_avg_sq"])

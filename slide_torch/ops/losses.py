@@ -15,7 +15,13 @@ from .transforms import refuse_transforms
 
 
 def cross_entropy(
-    input: Tensor, layer: ActiveLayer, active: ActiveSet, labels: Labels, scale: float
+    input: Tensor,
+    layer: ActiveLayer,
+    active: ActiveSet,
+    labels: Labels,
+    scale: float,
+    *,
+    decoupled: bool = False,
 ) -> Tensor:
     """Losses (B) of a softmax over the batch's active set, or over each sample's own; differentiable.
 
@@ -24,6 +30,7 @@ def cross_entropy(
         active: its ``log_weight`` is added to the logits.
         labels: ``probabilities`` are each label's share of its sample's target.
         scale: what logits (not ``log_weight``) are multiplied by.
+        decoupled: whether the labels of a sample compete with its negatives only, not with each other.
     """
     refuse_transforms("cross_entropy", input, *layer.parameters)
     shared = isinstance(active, SharedActiveSet)
@@ -35,6 +42,7 @@ def cross_entropy(
         active.log_weight,
         *labels.operands(active),
         scale,
+        decoupled,
         layer.sparse,
     )[0]
 
@@ -60,6 +68,7 @@ def partial_cross_entropy(
         active.log_weight,
         *labels.operands(active),
         scale,
+        False,  # decoupled
         layer.sparse,
     )
     return found
@@ -74,7 +83,7 @@ class _PartialCrossEntropy(torch.autograd.Function):
         losses, logits, log_normalizer = operator(*arguments)
         ctx.pattern = pattern
         _BACKWARDS[pattern].save(ctx, arguments, (losses, logits, log_normalizer))
-        offsets, places, probabilities = arguments[-5:-2]
+        offsets, places, probabilities = arguments[-6:-3]
         sample = torch.arange(losses.shape[0]).repeat_interleave(offsets.diff())
         own = logits[places, sample] if pattern == "shared" else logits[places]
         # a copy: the normaliser is saved, and what is returned may be written to

@@ -211,15 +211,16 @@ def test_gradcheck_in_float64():
     assert gradcheck(loss, (case.x, case.weight, case.bias))
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("log_weight", [False, True])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_operators_gradcheck(pattern, log_weight):
+def test_operators_gradcheck(pattern, log_weight, decoupled):
     case = make(N=9, d=5, B=4)
     operators = torch.ops.slide_torch
     op = operators.shared_cross_entropy if pattern == "shared" else operators.sample_cross_entropy
-    rest = operator_sample(pattern, log_weight=log_weight)
-    assert gradcheck(lambda x, w, b: op(x, w, b, *rest, False)[0], (case.x, case.weight, case.bias))
-    assert gradcheck(lambda x, w: op(x, w, None, *rest, False)[0], (case.x, case.weight))
+    rest = *operator_sample(pattern, log_weight=log_weight), decoupled, False
+    assert gradcheck(lambda x, w, b: op(x, w, b, *rest)[0], (case.x, case.weight, case.bias))
+    assert gradcheck(lambda x, w: op(x, w, None, *rest)[0], (case.x, case.weight))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,7 +19,7 @@ from slide_torch import LSHLinear, LSHOptions
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("loss", ["plain", "smoothed", "binary"])
+@pytest.mark.parametrize("loss", ["plain", "smoothed", "decoupled", "binary"])
 @pytest.mark.parametrize("tail", ["uniform", "log_uniform"])
 @pytest.mark.parametrize("correction", ["none", "importance", "exact"])
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -35,6 +35,7 @@ def test_empty_batches_and_ignored_rows_equal_torch(pattern, correction, tail, l
     if tail == "log_uniform" and correction != "importance":
         return
     extra = dict(label_smoothing=0.1) if loss == "smoothed" else {}
+    ours_only = dict(decoupled=True) if loss == "decoupled" else {}
     for batch in (0, 3):
         case = make(B=batch, **options)
         nothing = torch.full((batch,), -100)
@@ -48,7 +49,7 @@ def test_empty_batches_and_ignored_rows_equal_torch(pattern, correction, tail, l
                 ours = binary(case, target, reduction=reduction)
                 theirs = dense_binary(case, torch.zeros_like(logits), reduction=reduction)
             else:
-                ours = sampled(case, target, reduction=reduction, **extra)
+                ours = sampled(case, target, reduction=reduction, **extra, **ours_only)
                 theirs = F.cross_entropy(logits, nothing, reduction=reduction, **extra)
             if batch == 0 or loss != "binary":
                 torch.testing.assert_close(ours, theirs, equal_nan=True)
@@ -64,6 +65,7 @@ def test_empty_batches_and_ignored_rows_equal_torch(pattern, correction, tail, l
 LOSSES = {
     "binary": lambda z, y: z.binary_cross_entropy_with_logits(y),
     "smoothed": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+    "decoupled": lambda z, y: z.cross_entropy(torch.stack([y, y.flip(0)], 1), decoupled=True),
 }
 
 

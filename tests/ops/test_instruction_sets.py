@@ -91,7 +91,7 @@ def losses_and_gradients(i):
         layer = leaves(i)
         *active, log_weight, offsets, places, targets = arguments
         losses = {
-            "": getattr(OPS, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False)[0],
+            "": getattr(OPS, f"{pattern}_cross_entropy")(*layer, *arguments, 0.5, False, False)[0],
             "binary ": getattr(OPS, f"{pattern}_binary_cross_entropy")(
                 *layer, *active, log_weight.abs(), offsets, places, targets, None, 0.5, False
             )[0],

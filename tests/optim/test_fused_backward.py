@@ -29,15 +29,15 @@ def model(options=SHARED, dtype=torch.float32, bias=True, seed=0):
     ).to(dtype)
 
 
-def train(net, optimizer, steps=5, seed=1, scheduler=None):
+def train(net, optimizer, steps=5, seed=1, scheduler=None, labels=1, **loss_options):
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     losses = []
     for _ in range(steps):
         x = torch.randn(B, D, generator=generator, dtype=net[2].weight.dtype)
-        y = torch.randint(N, (B,), generator=generator)
+        y = torch.randint(N, (B, labels), generator=generator)
         optimizer.zero_grad()
-        loss = F.cross_entropy(net(x), y)
+        loss = net(x).cross_entropy(y, **loss_options)
         loss.backward()
         optimizer.step()
         if scheduler:
@@ -54,13 +54,15 @@ def same_everywhere(a, b):
 @pytest.mark.parametrize("options", [SHARED, PER_SAMPLE, EXACT], ids=["shared", "sample", "exact"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [True, False])
-def test_same_bits_as_two_steps(options, dtype, bias):
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_same_bits_as_two_steps(options, dtype, bias, decoupled):
+    loss_options = dict(labels=3, decoupled=True) if decoupled else {}
     nets, losses, states = [], [], []
     for fuse in (False, True):
         net = model(options, dtype, bias)
         optimizer = Adam(net.parameters(), lr=0.02, weight_decay=0.1, fuse_backward=fuse)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-        losses.append(train(net, optimizer, scheduler=schedule))
+        losses.append(train(net, optimizer, scheduler=schedule, **loss_options))
         nets.append(net)
         states.append(optimizer.state_dict()["state"])
     same_everywhere(*nets)
@@ -88,7 +90,8 @@ def backward_both_ways(dtype, moments_dtype):
         samples = met.nonzero()[order.long(), 0].int()
         labels = torch.arange(B + 1), offsets[1:] - 1, torch.ones(B, dtype=dtype)
         active = rows, offsets, pair_offsets, order, samples
-        _, *kept = OPS.sample_cross_entropy(x, weight, None, *active, None, *labels, 1.0, True)
+        softmax = None, *active, None, *labels, 1.0, False, True
+        _, *kept = OPS.sample_cross_entropy(x, weight, *softmax)
         arguments = torch.rand(B, generator=generator, dtype=dtype), x
         both = []
         for fuse in (False, True):
@@ -100,7 +103,7 @@ def backward_both_ways(dtype, moments_dtype):
             moments = [moment.to(moments_dtype) for moment in moments]
             adam = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.3}
             adam |= {"step": 3, "maximize": width % 2 == 0}
-            given = *arguments, param, *active, *labels, *kept
+            given = *arguments, param, *active, *labels, *kept, False
             if fuse:
                 op = OPS.sample_cross_entropy_backward_adam_
                 grads = op(*given, True, *moments, *adam.values())

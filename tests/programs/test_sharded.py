@@ -364,6 +364,8 @@ def what_cannot_be_is_refused(mesh):
         shard_(model_of()[1], mesh, input_layouts=Shard(1))
     with pytest.raises(NotImplementedError, match=r"init_from_class_means_: .*before shard_"):
         head.init_from_class_means_([data_of(0)])
+    with pytest.raises(NotImplementedError, match=r"decoupled: .*sharded layer"):
+        head(data_of(0)[0]).cross_entropy(data_of(0)[1], decoupled=True)
     with pytest.raises(TypeError, match=r"made by shard_"):
         type(head)(D, N)
     with pytest.raises(NotImplementedError, match=r"untied"):

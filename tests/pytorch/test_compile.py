@@ -145,6 +145,21 @@ def test_binary_cross_entropy_with_weights():
     check_alike(make(), losses_of, "aot_eager", make_target=label_lists)
 
 
+def decoupled_of(model):
+    return lambda x, y: model(x).cross_entropy(y, decoupled=True)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_decoupled_cross_entropy(case, sparse):
+    model = make(sparse=sparse, **CASES[case])
+    check_alike(model, decoupled_of, "aot_eager", make_target=label_lists)
+
+
+def test_decoupled_cross_entropy_with_inductor():
+    check_alike(make(sparse=True), decoupled_of, "inductor", make_target=label_lists)
+
+
 def smoothed_of(model):
     return lambda x, y: F.cross_entropy(model(x), y, label_smoothing=0.2)
 
