@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from common.checkpoint import add_checkpoint_options, save_checkpoint
-from common.classifier import Classifier, candidate_recall, labels_of, predict, train
+from common.classifier import Classifier, candidate_recall, labels_of, predict
 from common.machine import machine_line
 from common.output import check_outputs, plot, print_table
+from common.recipe import Recipe, train
 from common.run import Run
 from data import places
 from slide_torch import LSHLinear
@@ -45,7 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--lr", type=float, default=2e-2, help="at the first step; falls to 0")
+    parser.add_argument("--decay", type=float, default=1.0, help="of the LSH head's rows")
     parser.add_argument(
         "--test-rows", type=int, default=10_000, help="held-out names to evaluate on; 0: all"
     )
@@ -110,8 +112,8 @@ def main() -> None:
         test,
         LSH,
         lambda: LSHLinear(HIDDEN, data.num_labels, sparse=True),
+        Recipe(args.batch, args.lr, args.decay, args.seed, epochs=args.epochs),
         evaluate_every=lambda step: step in (250, 500, 1000) or step % 1000 == 0,
-        epochs=args.epochs,
         checkpoint=args.checkpoint,
         checkpoint_every=args.checkpoint_every,
     )
@@ -128,8 +130,8 @@ def main() -> None:
                 test,
                 "dense torch",
                 lambda: nn.Linear(HIDDEN, data.num_labels),
+                Recipe(args.batch, args.lr, 0.0, args.seed, seconds=args.dense_seconds),
                 evaluate_every=lambda step: step % 50 == 0,
-                seconds=args.dense_seconds,
             )
             runs.append(dense)
         except KeyboardInterrupt:  # in its evaluation; in its training, train() ends it
@@ -143,6 +145,7 @@ def contend(
     test: SparseRows,
     name: str,
     make_head: Callable[[], nn.Module],
+    recipe: Recipe,
     **training: Any,
 ) -> tuple[Run, Classifier]:
     """Trains the model with one head, and predicts the test rows."""
@@ -154,9 +157,7 @@ def contend(
         model,
         data.train,
         sample(data.validation, 2_000, args.seed),
-        batch_size=args.batch,
-        lr=args.lr,
-        seed=args.seed,
+        recipe,
         **training,
     )
     run.predicted = predict(model, test, 5, progress=f"{name}: exact evaluation")

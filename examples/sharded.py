@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 
-from common.classifier import Classifier, loss_of, precision_at_1
+from common.classifier import Classifier, precision_at_1
 from common.machine import machine_line, resident_gb
 from slide_torch import LSHLinear
 from slide_torch.data import SparseRows, batches
@@ -114,7 +114,7 @@ def main() -> None:
     bar = tqdm(total=steps, unit=" steps", disable=rank > 0)
     for step, (indices, offsets, values, labels) in zip(range(steps), stream, strict=False):
         hidden = model.hidden(indices, offsets, values).to(dtype)
-        loss = loss_of(model.head(hidden), labels)
+        loss = nn.functional.cross_entropy(model.head(hidden), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

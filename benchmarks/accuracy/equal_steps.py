@@ -29,8 +29,9 @@ from torch import nn
 from benchmarks.common.arguments import argument_parser, parse
 from benchmarks.common.generated import HIDDEN
 from benchmarks.common.record import finish
+from benchmarks.common.relu_classifier import ReLUClassifier, loss_of
 from benchmarks.common.timing import median
-from examples.common.classifier import Classifier, labels_of, loss_of, predict
+from examples.common.classifier import labels_of, predict
 from examples.common.output import print_table
 from examples.data import places
 from slide_torch import LSHLinear
@@ -42,7 +43,7 @@ NAMES = {"dense": "dense torch", "lsh": "LSHLinear"}
 TINY = Path(__file__).parents[2] / "examples" / "data" / "tiny_train.txt"
 
 
-def precision(model: Classifier, rows: SparseRows) -> tuple[float, float]:
+def precision(model: ReLUClassifier, rows: SparseRows) -> tuple[float, float]:
     """P@1 and P@5, exact."""
     predicted, labels = predict(model, rows, 5), labels_of(rows)
     return precision_at_k(predicted, labels, 1), precision_at_k(predicted, labels, 5)
@@ -88,10 +89,10 @@ def main() -> None:
 
 def make_model(
     args: argparse.Namespace, num_features: int, num_labels: int
-) -> tuple[Classifier, list[torch.optim.Optimizer]]:
+) -> tuple[ReLUClassifier, list[torch.optim.Optimizer]]:
     """The model with the head of --head, and its optimizers."""
     torch.manual_seed(args.seed)
-    model = Classifier(num_features, HIDDEN, nn.Identity())
+    model = ReLUClassifier(num_features, HIDDEN, nn.Identity())
     if args.head == "dense":
         model.head = nn.Linear(HIDDEN, num_labels)
         return model, [
@@ -105,7 +106,7 @@ def make_model(
 
 def train(
     args: argparse.Namespace,
-    model: Classifier,
+    model: ReLUClassifier,
     optimizers: list[torch.optim.Optimizer],
     rows: SparseRows,
     validation: SparseRows,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.common.classifier import loss_of
+from benchmarks.common.relu_classifier import loss_of
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.data import IGNORE_INDEX
 from slide_torch.ops import topk_linear

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.generated import HIDDEN
-from examples.common.classifier import Classifier, labels_of
+from benchmarks.common.relu_classifier import ReLUClassifier
+from examples.common.classifier import labels_of
 from slide_torch import metrics
 from slide_torch.data import SparseRows, batches
 from slide_torch.ops import topk_linear
@@ -107,7 +108,7 @@ class SparseProblem(Problem):
         )
 
     def body(self) -> nn.Module:
-        return Classifier(self.num_features, self.hidden, nn.Identity())
+        return ReLUClassifier(self.num_features, self.hidden, nn.Identity())
 
     def batches(
         self, size: int, *, seed: int, skip: int = 0

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.common.relu_classifier import ReLUClassifier, loss_of
 from examples.common.checkpoint import save_checkpoint
-from examples.common.classifier import Classifier, labels_of, loss_of
+from examples.common.classifier import labels_of
 from examples.data.cache import cache_folder
 from examples.data.places import Places
 from slide_torch import LSHLinear, LSHOptions
@@ -24,11 +25,11 @@ __all__ = ["cached_file", "draw_rows", "hidden_of", "kept_model", "train_places"
 
 def train_places(
     data: Places, steps: int, seed: int, options: LSHOptions | None = None
-) -> Classifier:
+) -> ReLUClassifier:
     """The quickstart's model after ``steps`` steps with batches of 256 at a learning rate of 0.01."""
     torch.manual_seed(seed)
     head = LSHLinear(HIDDEN, data.num_labels, options=options, sparse=True)
-    model = Classifier(data.num_features, HIDDEN, head)
+    model = ReLUClassifier(data.num_features, HIDDEN, head)
     optimizer = Adam(model.parameters(), lr=1e-2)
     epoch = 0
     with tqdm(total=steps, desc="training", unit=" steps") as bar:
@@ -45,7 +46,7 @@ def train_places(
     return model
 
 
-def kept_model(data: Places, steps: int, seed: int) -> Classifier:
+def kept_model(data: Places, steps: int, seed: int) -> ReLUClassifier:
     """:func:`train_places` with the layer's defaults, from the cache folder if it is there."""
     path = cached_file(f"prediction-{steps}-{seed}.pt")
     if not path.exists():
@@ -54,7 +55,7 @@ def kept_model(data: Places, steps: int, seed: int) -> Classifier:
         return model
     torch.manual_seed(seed)
     head = LSHLinear(HIDDEN, data.num_labels, sparse=True)
-    model = Classifier(data.num_features, HIDDEN, head)
+    model = ReLUClassifier(data.num_features, HIDDEN, head)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model
 
@@ -72,7 +73,7 @@ def draw_rows(rows: SparseRows, count: int, seed: int) -> SparseRows:
 
 
 @torch.no_grad()
-def hidden_of(model: Classifier, rows: SparseRows) -> tuple[Tensor, Tensor]:
+def hidden_of(model: ReLUClassifier, rows: SparseRows) -> tuple[Tensor, Tensor]:
     """Hidden vectors (n, HIDDEN) of the rows, and their labels, padded."""
     parts = [model.hidden(*features) for *features, _ in batches(rows, 256)]
     return torch.cat(parts), labels_of(rows)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common.generated import FEATURES, HIDDEN, generate_batches
+from benchmarks.common.relu_classifier import loss_of
 from benchmarks.common.timing import median
-from examples.common.classifier import loss_of
 from examples.common.machine import resident_gb
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.optim import Adam

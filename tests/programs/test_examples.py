@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from torch import nn
 
+from examples.common import classifier, recipe
 from examples.common.checkpoint import save_checkpoint
 from examples.common.likelihood import exact_losses
+from examples.common.run import Run
 from examples.data import interactions, wikipedia
+from slide_torch import LSHLinear, optim
+from slide_torch.data import batches, read_xmc
 
 EXAMPLES = ROOT / "examples"
 TINY = [str(EXAMPLES / "data" / "tiny_train.txt"), str(EXAMPLES / "data" / "tiny_test.txt")]
@@ -31,7 +37,7 @@ def test_xmc_trains_both_heads_and_saves(tmp_path):
     model = tmp_path / "model.pt"
     answer = run(
         *("xmc.py", *TINY, "--epochs", 30, "--batch", 8, "--hidden", 16, "--lr", 0.05),
-        *("--dense-seconds", 0.2, "--propensity", "Amazon-670K", "--threads", 1),
+        *("--decay", 0, "--dense-seconds", 0.2, "--propensity", "Amazon-670K", "--threads", 1),
         *("--save", model, "--plot", tmp_path / "plot.png"),
     )
     assert answer.returncode == 0, answer.stderr
@@ -44,9 +50,74 @@ def test_xmc_trains_both_heads_and_saves(tmp_path):
     assert state["head.weight"].shape == (12, 16)
 
 
+def test_xmc_chooses_its_rate_and_predicts_a_file(tmp_path):
+    model, checkpoint = tmp_path / "model.pt", tmp_path / "run.pt"
+    rest = ("--epochs", 8, "--batch", 8, "--hidden", 16, "--threads", 1, "--validation", 0.2)
+    files = ("--save", model, "--checkpoint", checkpoint, "--plot", tmp_path / "plot.png")
+    answer = run("xmc.py", *TINY, *rest, *files)
+    assert answer.returncode == 0, answer.stderr
+    chosen = re.search(r"chosen by 12 validation rows: --lr (\S+) --decay (\S+)", answer.stdout)
+    assert float(chosen[1]) in recipe.RATES and float(chosen[2]) in recipe.DECAYS
+    settings = torch.load(checkpoint, weights_only=True)["settings"]
+    assert (settings["lr"], settings["decay"]) == (float(chosen[1]), float(chosen[2]))
+    # what is gone on from has chosen
+    again = run("xmc.py", *TINY, *rest, *files)
+    assert again.returncode == 0 and "chosen" not in again.stdout and "going on" in again.stdout
+
+    answer = run("xmc.py", "--predict", TINY[1], "--save", model)
+    assert answer.returncode == 0, answer.stderr
+    found = [list(map(int, line.split(","))) for line in answer.stdout.splitlines()]
+    test = read_xmc(TINY[1])
+    assert len(found) == len(test) and all(len(set(row)) == 5 for row in found)
+    hits = sum(
+        found[i][0] in test.label_indices[test.label_indptr[i] : test.label_indptr[i + 1]]
+        for i in range(len(test))
+    )
+    assert hits / len(test) > 0.5
+
+
+def test_recipe_starts_and_falls(tmp_path):
+    """Before the first step the start predicts already, and the last step's rate is nearly 0."""
+    data = read_xmc(TINY[0])
+    torch.manual_seed(0)
+    model = classifier.Classifier(
+        data.num_features, 16, LSHLinear(16, data.num_labels, sparse=True)
+    )
+    dense = classifier.Classifier(data.num_features, 16, nn.Linear(16, data.num_labels))
+    recipe.start_(model, data, 0, progress=False)
+    recipe.start_(dense, data, 0, progress=False)
+    labels = classifier.labels_of(data)
+    assert classifier.precision_at_1(classifier.predict(model, data, 1), labels) > 0.4
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True)
+    )
+    losses = [
+        classifier.loss_of(m(*features), own)
+        for m in (model.eval(), dense)
+        for *features, own in batches(data, len(data))
+    ]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    rates, step = [], optim.Adam.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            optim.Adam,
+            "step",
+            lambda self, *a: (rates.append([g["lr"] for g in self.param_groups]), step(self, *a))[
+                1
+            ],
+        )
+        how = recipe.Recipe(batch=8, lr=0.1, decay=0.0, seed=0, epochs=1)
+        recipe.train(Run("falling"), model.train(), data, data, how, progress=False)
+    steps = -(-len(data) // 8)
+    assert rates == [[pytest.approx(0.1 * (1 - i / steps))] * 2 for i in range(steps)]
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
+        ([], "expected the files train and test"),
+        ([*TINY, "--predict", TINY[1]], "goes with --save MODEL alone"),
+        (["--predict", TINY[1], "--save", "none.pt"], "expected a trained model"),
         (["missing.txt", TINY[1]], "missing.txt"),
         ([*TINY, "--batch", 0], "must be at least 1"),
         ([*TINY, "--propensity", "Nobody"], "expected one of"),
@@ -68,7 +139,7 @@ def test_help_shows_the_command(example, capsys, name):
 
 # --- runs that are stopped --------------------------------------------------------------------------
 
-LONG = ("--epochs", 10, "--batch", 2, "--hidden", 16, "--lr", 0.05, "--threads", 1)
+LONG = ("--epochs", 10, "--batch", 2, "--hidden", 16, "--lr", 0.05, "--decay", 0, "--threads", 1)
 
 # the quickstart's own program on the tiny rows, without its download and its 234,908 places
 TINY_QUICKSTART = f"""
@@ -196,7 +267,8 @@ save_checkpoint(path, {{"steps": 2, "weight": torch.zeros({numbers})}})
 def test_ctrl_c_ends_the_training_and_prints_the_table(script, tmp_path):
     command = (EXAMPLES / "xmc.py", *TINY) if script == "xmc" else ("-c", TINY_QUICKSTART)
     checkpoint = tmp_path / "run.pt"
-    many = ("--epochs", 100_000, "--batch", 2, "--lr", 0.05, "--threads", 1, "--dense-seconds", 60)
+    many = ("--epochs", 100_000, "--batch", 2, "--lr", 0.05, "--decay", 0, "--threads", 1)
+    many = (*many, "--dense-seconds", 60)
     files = ("--checkpoint", checkpoint, "--checkpoint-every", 10, "--plot", tmp_path / "plot.png")
     process = start(command, *many, *files)
     wait_for(checkpoint, process)
