@@ -15,6 +15,20 @@ MAX_CENTROID_BITS = 16
 FAMILIES = ("simhash", "dwta", "kmeans")
 TAIL_DISTRIBUTIONS = ("uniform", "log_uniform", "frequencies")
 
+# Fields that are an integer in these limits, or "auto".
+_INTEGERS_OR_AUTO = (
+    ("budget", 0, MAX_COUNT),
+    ("batch_budget", 0, MAX_COUNT),
+    ("tail", 0, MAX_COUNT),
+    ("K", 1, MAX_COUNT),
+    ("L", 1, MAX_TABLES),
+    ("probes", 1, MAX_TABLES),
+    ("rerank", 0, 4 * MAX_COUNT),
+    ("bucket_cap", 1, MAX_COUNT),
+    ("rehash_every", 1, MAX_COUNT),
+    ("rebuild_every", 0, MAX_COUNT),
+)
+
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -23,71 +37,74 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class LSHOptions:
-    """Options of :class:`LSHLinear`; ``"auto"`` is settled from the layer's shape by :meth:`resolve`, in a
-    hidden layer first by :meth:`for_hidden_layer`.
+    """How an :class:`LSHLinear` finds its active neurons.
+
+    :meth:`resolve` replaces ``"auto"`` by a value for the layer's shape; a hidden layer first applies
+    :meth:`for_hidden_layer`.
 
     Attributes:
-        pattern: ``"shared"``: one active set for the whole batch, so that every sample also meets the
-            labels and candidates of all others (most classes for the bytes moved). ``"per_sample"``:
-            every sample's softmax runs over its own active set, as in SLIDE (Chen et al. 2020).
-        budget: most active neurons per sample, its labels included; labels are active even beyond it.
-            ``out_features`` or more makes every neuron active: the layer is then exact. 0 retrieves
-            nothing: only labels and tail, and no tables. ``"auto"``: 10 shared (16 where the family is not
-            ``"kmeans"``), 1,024 per sample.
-        batch_budget: with the shared pattern, most candidates that are active for the whole batch: those that
-            most samples have retrieved (equal ones by smaller index); labels and tail come on top. 0 for no
-            limit. ``"auto"``: 0 in an output layer; in a hidden layer the budget.
-        tail: neurons drawn at random once a batch, on top of the budget. ``"auto"``: 1,024 (fewer where that
-            would be over a quarter of the layer); 0 where k-means finds hard candidates for a shared set and
-            no correction asks for a tail (in trials on places easy ones then did no good).
-        tail_distribution: what the tail is drawn from, see docs/sampling.md. ``"uniform"``, without
-            replacement. ``"log_uniform"``: class i with a share of log((i + 2) / (i + 1)), for ids sorted by
-            decreasing frequency. ``"frequencies"``: shares that :meth:`LSHLinear.set_frequencies` is given.
+        pattern: ``"shared"``: one active set per batch, so that every sample also meets the labels and
+            candidates of all others (the most classes per byte moved). ``"per_sample"``: every sample's
+            softmax runs over its own active set, as in SLIDE (Chen et al. 2020).
+        budget: the most active neurons per sample, its labels included; labels are active even beyond it.
+            With ``out_features`` or more every neuron is active and the layer is exact. With 0 there are no
+            tables, only labels and tail. ``"auto"``: 10 with the shared pattern (16 for families other than
+            ``"kmeans"``), 1,024 with the per-sample pattern.
+        batch_budget: with the shared pattern, the most candidates for the whole batch, in addition to labels
+            and tail: those that most samples have retrieved (ties by smaller index). 0 for no limit.
+            ``"auto"``: 0 in an output layer; the budget in a hidden layer.
+        tail: neurons drawn at random per batch, in addition to the budget. ``"auto"``: 1,024, at most a
+            quarter of the layer; 0 where k-means finds hard candidates for a shared set and no correction
+            requires a tail (in trials on places easy negatives did not help then).
+        tail_distribution: the distribution of the tail, see docs/sampling.md. ``"uniform"``: without
+            replacement. ``"log_uniform"``: class i in proportion to log((i + 2) / (i + 1)), for ids sorted by
+            decreasing frequency. ``"frequencies"``: the shares given to :meth:`LSHLinear.set_frequencies`.
             A tuple of names: the mean of their shares. All but ``"uniform"`` alone are drawn in as many
-            strata of equal probability as the tail is long; a class drawn twice leaves the tail shorter.
+            strata of equal probability as the tail is long; a class drawn twice shortens the tail.
         correction: ``"none"`` takes the softmax over the active set as it is, which learns to rank in
             the fewest steps but gives no probabilities over all classes. ``"importance"`` weights each
             neuron of the tail by the inverse of its inclusion probability, so that loss and gradient estimate
-            those of the full softmax (Horvitz & Thompson 1952, Bengio & Senécal 2008); it needs a tail.
+            those of the full softmax (Horvitz & Thompson 1952, Bengio & Senécal 2008); it requires a tail.
         family: how vectors become codes, see :mod:`slide_torch.hashing`. ``"simhash"``: signs of random
             projections (Charikar 2002). ``"dwta"``: densified winner-take-all (Chen & Shrivastava 2018),
-            which on rows without zeros is winner-take-all itself (Yagnik et al. 2011). ``"kmeans"``: the
-            nearest of 2^K centroids of the rows themselves, by angle: most of the largest logits in few
-            buckets, for more upkeep. ``"exact"`` hashes nothing: the candidates are the largest logits
-            themselves, at the cost of all N: a reference. ``"auto"``: ``"kmeans"`` with the shared pattern if
-            neither K nor L is given, else ``"simhash"``.
+            on rows without zeros the same as winner-take-all (Yagnik et al. 2011). ``"kmeans"``: the
+            nearest of 2^K centroids of the rows, by angle: finds most of the largest logits in few
+            buckets, with more upkeep. ``"exact"``: no hashing; the candidates are the largest logits, at the
+            cost of all N: a reference. ``"auto"``: ``"kmeans"`` with the shared pattern if neither K nor L
+            is given, else ``"simhash"``.
         projection: for SimHash, ``"hadamard"`` (structured rotations: Andoni et al. 2015) or ``"gaussian"``.
             ``"auto"``: Hadamard from 32 features on, where its rotations are random enough; Gaussian below.
-        center: hash rows relative to their mean. A query's inner products with all rows shift alike, so
-            it changes no ranking, and rows that training has pushed in a common direction spread again.
-        augment_norms: append to rows the coordinate sqrt(M^2 - norm^2), to queries 0, so that the largest
-            inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th percentile of the
-            norms; longer rows get 0. (No option normalises rows: no family's code depends on a vector's
-            length.)
-        K: hashes per table. A SimHash is one bit, a DWTA hash log2(``bin_size``) bits; ``"kmeans"`` has 2^K
-            centroids a table. A table's code may have at most 24 bits, that of ``"kmeans"`` 16. ``"auto"``
-            aims at buckets of 64 to 128 neurons, or more where L of them would hold fewer than twice the
-            budget, with codes of at most 15 bits; for ``"kmeans"`` at 9 to 18 sqrt(out_features) centroids.
+        center: whether rows are hashed relative to their mean. This shifts a query's inner products with all
+            rows alike, so no ranking changes, and spreads rows that training has pushed in a common
+            direction.
+        augment_norms: whether rows get one more coordinate, sqrt(M^2 - norm^2), and queries a 0 there, so
+            that the largest inner product is the smallest angle (Neyshabur & Srebro 2015). M is the 90th
+            percentile of the norms; longer rows get 0. (There is no option to normalise rows: no family's
+            code depends on a vector's length.)
+        K: hashes per table. A hash of SimHash is one bit, one of DWTA log2(``bin_size``) bits; ``"kmeans"``
+            has 2^K centroids per table. A table's code has at most 24 bits, with ``"kmeans"`` 16. ``"auto"``:
+            codes of at most 15 bits, for buckets of 64 to 128 neurons, or larger ones where L of them would
+            hold fewer than twice the budget; with ``"kmeans"`` 9 to 18 sqrt(out_features) centroids.
         L: number of tables. ``"auto"``: 50; 1 for ``"kmeans"``.
         bin_size: coordinates that one hash of ``"dwta"`` compares; a power of two.
-        probes: buckets that a query reads in each table: beside its own those that it missed by least
+        probes: buckets that a query reads in each table: its own, and those that it missed by least
             (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; 80 for ``"kmeans"``.
-        rerank: score this many of the candidates, those that collide most often (labels counted), exactly
-            and keep the ``budget`` best; 0 keeps the budget by collision counts. With one table and the
-            shared pattern, where nothing collides twice, any other number scores all that the buckets hold.
-            ``"auto"``: 0; for ``"kmeans"``, whose candidates mostly collide once, 4,096 or four times the
-            budget.
-        bucket_cap: most neurons read from one bucket, starting at a random place in a longer one.
+        rerank: how many of the candidates, those that collide most often (labels included), are scored
+            exactly to keep the ``budget`` best; 0 keeps those with the highest collision counts. With one
+            table and the shared pattern, where no candidate collides twice, any other number scores all
+            neurons of the buckets. ``"auto"``: 0; for ``"kmeans"``, whose candidates mostly collide once,
+            4,096 or four times the budget, whichever is more.
+        bucket_cap: the most neurons read from one bucket; a longer one is read from a random position.
             ``"auto"``: 8 times the mean bucket, at least 128.
         schedule: when tables are rehashed. ``"growing"``: every ``rehash_every`` steps, a period that grows.
-            ``"drift"``: looks every ``rehash_every`` steps at 512 rows, and rehashes once more than a share
-            ``drift`` of their codes has changed since the last rehash.
+            ``"drift"``: every ``rehash_every`` steps 512 rows are checked, and the tables are rehashed if
+            more than the share ``drift`` of their codes has changed since the last rehash.
         drift: that share, from 0 to 1; 0 rehashes at any change.
-        rehash_every: training steps from one rehash of the tables to the next, at first; under ``"drift"``
-            from one look to the next. ``"auto"``: 50; 25 for ``"kmeans"``, whose candidates are worth it.
+        rehash_every: training steps from one rehash to the next, at first; with ``"drift"`` from one check
+            to the next. ``"auto"``: 50; 25 for ``"kmeans"``, whose candidates are worth it.
         rehash_growth: factor by which that period grows at each rehash, as weights settle (the SLIDE
-            paper's exponential decay); 1 keeps it fixed. Not under ``"drift"``. ``"auto"``: 1.1; 1.02 for
-            ``"kmeans"``.
+            paper's exponential decay); 1 keeps it fixed. Has no effect with ``"drift"``. ``"auto"``: 1.1;
+            1.02 for ``"kmeans"``.
         rebuild_every: rehashes from one rebuild (new hash functions) to the next; 0 for never. ``"auto"``:
             20.
 
@@ -118,23 +135,23 @@ class LSHOptions:
     tail_distribution: str | tuple[str, ...] = "uniform"
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._settle_integers()
+        self._check_switches()
+        self._settle_rates()
+        self._check_active_set()
+        self._check_tail_distribution()
+        self._check_tables()
+
+    def _check_choices(self) -> None:
         _check_choice("pattern", self.pattern, ("shared", "per_sample"))
         _check_choice("correction", self.correction, ("none", "importance"))
         _check_choice("family", self.family, ("auto", *(*FAMILIES, "exact")))
         _check_choice("schedule", self.schedule, ("growing", "drift"))
         _check_choice("projection", self.projection, ("auto", "hadamard", "gaussian"))
-        for name, low, high in (
-            ("budget", 0, MAX_COUNT),
-            ("batch_budget", 0, MAX_COUNT),
-            ("tail", 0, MAX_COUNT),
-            ("K", 1, MAX_COUNT),
-            ("L", 1, MAX_TABLES),
-            ("probes", 1, MAX_TABLES),
-            ("rerank", 0, 4 * MAX_COUNT),
-            ("bucket_cap", 1, MAX_COUNT),
-            ("rehash_every", 1, MAX_COUNT),
-            ("rebuild_every", 0, MAX_COUNT),
-        ):
+
+    def _settle_integers(self) -> None:
+        for name, low, high in _INTEGERS_OR_AUTO:
             value = getattr(self, name)
             if not (isinstance(value, str) and value == "auto"):
                 self._settle(
@@ -143,12 +160,15 @@ class LSHOptions:
         self._settle("bin_size", checked_int(self.bin_size, 2, 1 << 16, "LSHOptions: bin_size"))
         if self.bin_size & (self.bin_size - 1):
             raise ValueError(f"LSHOptions: bin_size: expected a power of two, got {self.bin_size}")
-        if not isinstance(self.center, bool):
-            raise ValueError(f"LSHOptions: center: expected a bool, got {self.center!r}")
-        if not isinstance(self.augment_norms, bool):
-            raise ValueError(
-                f"LSHOptions: augment_norms: expected a bool, got {self.augment_norms!r}"
-            )
+
+    def _check_switches(self) -> None:
+        for name in ("center", "augment_norms"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"LSHOptions: {name}: expected a bool, got {value!r}")
+
+    def _settle_rates(self) -> None:
+        """The numbers of the schedule that need not be integers."""
         if self.rehash_growth != "auto":
             growth = as_number(self.rehash_growth)
             if growth is None or not 1 <= growth <= 100:
@@ -163,6 +183,8 @@ class LSHOptions:
                 f"LSHOptions: drift: expected a number from 0 to 1, got {self.drift!r}"
             )
         self._settle("drift", drift)
+
+    def _check_active_set(self) -> None:
         if self.batch_budget not in (0, "auto") and self.pattern == "per_sample":
             raise ValueError(
                 "LSHOptions: batch_budget: expected 'auto' or 0 with pattern='per_sample', whose samples "
@@ -173,6 +195,8 @@ class LSHOptions:
                 "LSHOptions: correction='importance' estimates the inactive classes from the tail: "
                 "expected tail of at least 1, got 0"
             )
+
+    def _check_tail_distribution(self) -> None:
         parts = self.tail_parts
         known = all(part in TAIL_DISTRIBUTIONS for part in parts)
         if not parts or not known or len(set(parts)) < len(parts):
@@ -185,16 +209,19 @@ class LSHOptions:
                 f"LSHOptions: tail: expected at least {len(parts)} with tail_distribution="
                 f"{self.tail_distribution!r}, got {self.tail}"
             )
-        if self.family == "exact" and self.rerank not in (0, "auto"):
+
+    def _check_tables(self) -> None:
+        """What must fit together in how rows are hashed, and in how the tables are read."""
+        rerank, budget = self.rerank, self.budget
+        if self.family == "exact" and rerank not in (0, "auto"):
             raise ValueError(
                 "LSHOptions: rerank: expected 0 with family='exact', whose candidates are the best already, "
-                f"got {self.rerank}"
+                f"got {rerank}"
             )
         most_bits = MAX_CENTROID_BITS if self.settled_family == "kmeans" else MAX_CODE_BITS
-        code_bits = 0 if self.K == "auto" else self.K * self.bits_per_hash
-        if code_bits > most_bits:
+        if self.K != "auto" and self.code_bits > most_bits:
             raise ValueError(
-                f"LSHOptions: K: a table's code would have {code_bits} bits, more than "
+                f"LSHOptions: K: a table's code would have {self.code_bits} bits, more than "
                 f"{most_bits}: expected K of at most {most_bits // self.bits_per_hash}, "
                 f"got {self.K}"
             )
@@ -203,11 +230,9 @@ class LSHOptions:
                 f"LSHOptions: probes: expected L * probes of at most {MAX_TABLES}, got "
                 f"{self.L} * {self.probes} = {self.L * self.probes}"
             )
-        rerank, budget = self.rerank, self.budget
         if rerank != "auto" and budget != "auto" and 0 < rerank < budget:
             raise ValueError(
-                f"LSHOptions: rerank: expected 0 or at least the budget, {self.budget}, got "
-                f"{self.rerank}"
+                f"LSHOptions: rerank: expected 0 or at least the budget, {budget}, got {rerank}"
             )
 
     def _settle(self, name: str, value: float) -> None:
