@@ -59,11 +59,10 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
 INTERNAL = {
     "HashTables": {
         *(
-            *("check_tail", "maintain", "mark_dirty", "meet", "of_handle"),
+            *("check_tail", "maintain", "mark_dirty", "meet"),
             *("read_with", "record", "require_built", "searches", "take_up"),
         ),
         *("codes", "dirty", "ids", "offsets", "sq8"),
-        *("steps", "rehashes", "rebuilds", "upkeep_seconds"),
     },
     "LSHLinear": {"draw_active"},
     "ShardedLSHLinear": {"draw_active"},

@@ -510,4 +510,4 @@ def test_what_is_not_there_is_refused_before_anything_changes():
         layer(x.float())
     with pytest.raises(NotImplementedError, match=r"to\(torch\.bfloat16\)"):
         layer(x).to(BF16)
-    assert layer.tables.steps == 0
+    assert layer.tables.schedule.steps == 0

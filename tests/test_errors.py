@@ -498,7 +498,7 @@ def test_defective_weights_at_a_rehash(bad, schedule):
     fresh = LSHLinear.from_linear(layer.to_linear(), options=LSHOptions(**SAMPLED))
     with pytest.raises(ValueError, match=message):
         F.cross_entropy(fresh(x), y)
-    assert not fresh.tables.built and fresh.tables.steps == 0
+    assert not fresh.tables.built and fresh.tables.schedule.steps == 0
 
 
 @pytest.mark.parametrize("everything", [False, True])

@@ -219,7 +219,7 @@ def test_what_does_not_fit_changes_nothing():
     state = sampler_state(model)
     other, other_optimizer = make(K=4)
     train(other, other_optimizer, range(4))
-    before = copy.deepcopy(other[-1].tables.codes), other[-1].tables.steps
+    before = copy.deepcopy(other[-1].tables.codes), other[-1].tables.schedule.steps
     with pytest.raises(ValueError, match=r"options\.K: expected 4, that of these tables, got 3"):
         load_sampler_state(other, state)
     with pytest.raises(ValueError, match=r"expected that of layers \['0\.3'\], got \['3'\]"):
@@ -229,7 +229,10 @@ def test_what_does_not_fit_changes_nothing():
         load_sampler_state(smaller, {"": state["3"]})
     with pytest.raises(ValueError, match=r"format 1 or 2\), got None"):
         load_sampler_state(smaller, {"": {}})
-    assert torch.equal(other[-1].tables.codes, before[0]) and other[-1].tables.steps == before[1]
+    assert (
+        torch.equal(other[-1].tables.codes, before[0])
+        and other[-1].tables.schedule.steps == before[1]
+    )
     # the schedule and the active set may be chosen anew
     other, _ = make(budget=9, rehash_every=5)
     load_sampler_state(other, state)

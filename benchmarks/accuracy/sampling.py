@@ -121,7 +121,7 @@ class Contender:
             if "tail" in options:
                 break
             tail = chosen["tail"] + args.active - rows
-        self.upkeep_ms = self.tables.upkeep_seconds * 1e3 / 50
+        self.upkeep_ms = self.tables.schedule.upkeep_seconds * 1e3 / 50
 
     def draw(self, batch):
         x, labels = batch

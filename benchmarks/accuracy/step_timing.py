@@ -54,7 +54,8 @@ class Clocked:
         return milliseconds / count
 
     def _upkeep(self) -> tuple[int, int] | None:
-        return self.tables and (self.tables.rehashes, self.tables.rebuilds)
+        schedule = self.tables and self.tables.schedule
+        return schedule and (schedule.rehashes, schedule.rebuilds)
 
     def rebuild_ms(self) -> float:
         """Milliseconds of building the tables anew; 0 without tables."""

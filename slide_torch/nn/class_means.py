@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .. import ops
@@ -15,8 +15,10 @@ from ..active_set import Labels
 from ..checks import as_number
 from ..precision import blocks, computed_dtype
 from ..sampling.targets import as_labels, is_probabilities
-from ..tables import HashTables
 from . import linear_checks as checks
+
+if TYPE_CHECKING:
+    from .linear import LSHLinear
 
 _NAME = "LSHLinear.init_from_class_means_"
 
@@ -77,21 +79,24 @@ class ClassSums:
 
 
 def init_from_class_means_(
-    layer: nn.Linear,
-    tables: HashTables,
+    layer: LSHLinear,
     batches: Iterable[tuple[Tensor, Tensor]],
     scale: float,
     ignore_index: int,
     progress: bool,
 ) -> None:
     """Does what :meth:`LSHLinear.init_from_class_means_` says, all of it or, with an error, nothing."""
+    if layer.output == "dense":
+        raise ValueError(
+            f"{_NAME}: output: expected 'sampled', whose neurons are classes, got 'dense'"
+        )
     size = as_number(scale)
     if size is None or not 0 < size < math.inf:
         raise ValueError(f"{_NAME}: scale: expected a positive finite number, got {scale!r}")
     checks.check_not_parametrized(_NAME, layer)
     dtype = computed_dtype(layer.weight.dtype)
     sums = ClassSums(layer.out_features, layer.in_features, dtype)
-    for inputs, labels in _checked(layer, tables, batches, ignore_index, progress):
+    for inputs, labels in _checked(layer, batches, ignore_index, progress):
         sums.add(inputs, labels)
     seen = sums.weights > 0
     if not seen.any():
@@ -111,14 +116,13 @@ def init_from_class_means_(
             )
     for parameter, values in parameters:
         parameter.copy_(values)
-    tables.clear()
-    if tables.uses_tables:
-        tables.rebuild(layer.weight, layer.bias)
+    layer.tables.clear()
+    if layer.tables.uses_tables:
+        layer.tables.rebuild(layer.weight, layer.bias)
 
 
 def _checked(
-    layer: nn.Linear,
-    tables: HashTables,
+    layer: LSHLinear,
     batches: Any,
     ignore_index: int,
     progress: bool,
@@ -134,7 +138,7 @@ def _checked(
                 f"{_NAME}: batches: expected pairs (inputs, target), got {type(batch).__name__}{length}: "
                 "give what the layer is called with, and what its loss is"
             )
-        inputs = checks.flat_inputs(_NAME, batch[0], layer, tables)
+        inputs = checks.flat_inputs(_NAME, batch[0], layer, layer.tables)
         if not bool(torch.isfinite(inputs).all()):
             raise ValueError(f"{_NAME}: inputs: expected finite numbers, got NaN or Inf")
         target, leading = batch[1], batch[0].shape[:-1]

@@ -13,21 +13,16 @@ from ..active_set import ActiveSet
 from ..ops import fused_update
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
-from ..prediction import predictor
 from ..prediction.calibration import Calibration
-from ..sampling.candidates import candidates
-from ..sampling.draw import to_look_at
-from ..sampling.recall import found_among
 from ..storage import check_in_memory
 from ..tables import HashTables
-from . import carry_over, hidden
+from . import hidden
 from . import linear_checks as checks
+from . import linear_conversion as conversion
+from . import linear_prediction as prediction
 from .class_means import init_from_class_means_
 from .sampled_logits import SampledLogits
 from .tying import MarkLookedUp, check_tied
-
-# The attributes that an LSHLinear has and an nn.Linear lacks.
-_OWN_ATTRIBUTES = frozenset(("options", "sparse", "output", "eval_active", "tables", "calibration"))
 
 
 class LSHLinear(nn.Linear):
@@ -136,13 +131,8 @@ class LSHLinear(nn.Linear):
             return dense.reshape(*input.shape[:-1], self.out_features)
         if not self.training:
             return F.linear(input, self.weight, self.bias)
-        logits = SampledLogits.of(
-            checks.checked_input(input, self, self.tables),
-            self.weight,
-            self.bias,
-            self.tables,
-            sparse=self.sparse,
-        )
+        input = checks.checked_input(input, self, self.tables)
+        logits = SampledLogits.of(input, self.weight, self.bias, self.tables, sparse=self.sparse)
         if logits.requires_grad:
             if self.sparse and fused_update.is_replica():
                 fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)
@@ -157,12 +147,7 @@ class LSHLinear(nn.Linear):
         input = checks.checked_input(input, self, self.tables)
         flat = input.reshape(-1, self.in_features).contiguous()
         active = hidden.draw(
-            self.tables,
-            flat,
-            self.weight,
-            self.bias,
-            sparse=self.sparse,
-            training=self.training,
+            self.tables, flat, self.weight, self.bias, sparse=self.sparse, training=self.training
         )
         return flat, active
 
@@ -197,15 +182,13 @@ class LSHLinear(nn.Linear):
 
         With :math:`\mu` the mean of all inputs and :math:`\mu_c` that of a class, its row is
         :math:`w_c = s (\mu_c - \mu) / \|\mu_c - \mu\|` and its bias :math:`-\langle w_c, \mu \rangle`.
-        A class without an example keeps its row and its bias. Then the tables are built, with new hash
-        functions.
+        The length s is ``scale`` over the root mean square distance of inputs from :math:`\mu`, so that the
+        result does not depend on the size of the inputs. A class without an example keeps its row and its
+        bias. Then the tables are built, with new hash functions.
 
-        The length s of a row is ``scale`` over the root mean square distance of inputs from :math:`\mu`, so
-        that the result does not depend on the size of the inputs.
-
-        The batches are read once, and nothing of them is kept: beside the layer memory is taken for one copy
-        of its weight. The result is the same, bit for bit, at any number of threads. Call it before the
-        first step of an optimizer, whose state it does not change.
+        The batches are read once and not kept; the only extra memory is one copy of the weight. The result
+        is the same, bit for bit, at any number of threads. Call it before the first step of an optimizer,
+        whose state it does not change.
 
         Args:
             batches: pairs of inputs, (\*, d) as :meth:`forward` takes them, of the encoder as it is before
@@ -226,12 +209,7 @@ class LSHLinear(nn.Linear):
         Examples:
             >>> head.init_from_class_means_((encoder(x), y) for x, y in loader)
         """
-        if self.output == "dense":
-            raise ValueError(
-                "LSHLinear.init_from_class_means_: output: expected 'sampled', whose neurons are "
-                "classes, got 'dense'"
-            )
-        init_from_class_means_(self, self.tables, batches, scale, ignore_index, progress)
+        init_from_class_means_(self, batches, scale, ignore_index, progress)
         return self
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
@@ -293,14 +271,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong.
         """
-        where, weight, bias = "LSHLinear.recall", self.weight, self.bias
-        k = checks.checked_k(where, k, self.out_features)
-        flat = checks.some_inputs(where, input, self, self.tables)
-        found = candidates(to_look_at(self.tables, weight, bias), weight, bias, flat)
-        if found is None:
-            return 1.0
-        _, best = predictor.exact_topk(flat, weight, bias, k)
-        return found_among(best, *found, self.out_features).float().mean().item()
+        return prediction.recall(self, input, k)
 
     @torch.no_grad()
     def predict(self, input: Tensor, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
@@ -323,15 +294,7 @@ class LSHLinear(nn.Linear):
             ValueError: shape or dtype of ``input``, or k, is wrong.
             RuntimeError: ``exact=False`` without :meth:`calibrate`, or after the weights have changed.
         """
-        where, weight, bias = "LSHLinear.predict", self.weight, self.bias
-        k = checks.checked_k(where, k, self.out_features)
-        flat = checks.flat_inputs(where, input, self, self.tables)
-        if exact:
-            values, indices = predictor.exact_topk(flat, weight, bias, k)
-        else:
-            values, indices = predictor.approximate_topk(flat, weight, bias, k, self.calibration)
-        shape = (*input.shape[:-1], k)
-        return values.view(shape), indices.view(shape)
+        return prediction.predict(self, input, k, exact=exact)
 
     @torch.no_grad()
     def calibrate(
@@ -348,8 +311,7 @@ class LSHLinear(nn.Linear):
 
         Recall on other inputs depends on how similar they are to ``input``: use a few hundred held-out
         inputs. The partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and a few percent
-        more. It is not part of state dicts, copies or pickles of the layer: calibrate where the layer is
-        used.
+        more. State dicts, copies and pickles leave it out: calibrate where the layer is used.
 
         Args:
             input: (\*, d), at least one.
@@ -363,14 +325,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: an argument is wrong, or weights hold NaN or Inf; nothing is changed.
         """
-        where = "LSHLinear.calibrate"
-        k = checks.checked_k(where, k, self.out_features)
-        flat = checks.some_inputs(where, input, self, self.tables)
-        share = checks.checked_share(f"{where}: recall", recall)
-        checks.check_not_parametrized(where, self)
-        self.calibration = predictor.recalibrated(
-            self.calibration, flat, self.weight, self.bias, k, share, generator
-        )
+        self.calibration = prediction.calibrated(self, input, k, recall, generator)
         return self.calibration.recall
 
     def log_prob(self, input: Tensor) -> Tensor:
@@ -390,10 +345,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: shape or dtype of ``input`` is wrong.
         """
-        if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
-            input = input.to(self.weight.dtype)
-        checks.flat_inputs("LSHLinear.log_prob", input, self, self.tables)
-        return predictor.log_prob(input, self.weight, self.bias)
+        return prediction.log_prob(self, input)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out the calibration, which is valid only for these weights in memory."""
@@ -422,29 +374,9 @@ class LSHLinear(nn.Linear):
                 of a subclass, or has a parametrization, weight_norm, spectral_norm, pruning, backward or
                 load_state_dict hooks, or its own forward. The message says what to do; nothing is changed.
         """
-        where = "LSHLinear.from_linear: linear"
-        if not isinstance(linear, nn.Linear):
-            raise ValueError(f"{where}: expected nn.Linear, got {type(linear).__name__}")
-        carry_over.check_carried(
-            linear, where, classes=(nn.Linear, LSHLinear, cls), own_hooks=(_invalidate_tables,)
-        )
-        weight, bias = linear.weight, linear.bias
-        checks.check_shapes(where, weight, bias)
-        in_features, out_features = checks.check_arguments(
-            weight.shape[1], weight.shape[0], options, weight.device, weight.dtype
-        )
-        options = checks.options_of(options, out_features, output, eval_active)
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features = in_features
-        layer.out_features = out_features
-        layer.weight = weight
-        layer.register_parameter("bias", bias)
-        layer._set_up(options, sparse, output, eval_active)
-        own = _OWN_ATTRIBUTES if isinstance(linear, LSHLinear) else frozenset[str]()
-        carry_over.check_names(linear, layer, where, own)
-        carry_over.carry_over(linear, layer, own)
-        return layer
+        settings = conversion.Settings(options, sparse, output, eval_active)
+        classes, own_hooks = (nn.Linear, LSHLinear, cls), (_invalidate_tables,)
+        return conversion.from_linear(linear, cls, settings, classes=classes, own_hooks=own_hooks)
 
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` that shares this layer's Parameters and whatever :meth:`from_linear` shares.
@@ -452,16 +384,7 @@ class LSHLinear(nn.Linear):
         Raises:
             ValueError: as :meth:`from_linear`.
         """
-        where = "LSHLinear.to_linear: layer"
-        carry_over.check_carried(
-            self, where, classes=(type(self),), own_hooks=(_invalidate_tables,)
-        )
-        linear = nn.Linear.__new__(nn.Linear)
-        nn.Module.__init__(linear)
-        linear.out_features, linear.in_features = self.weight.shape
-        carry_over.check_names(self, linear, where, _OWN_ATTRIBUTES)
-        carry_over.carry_over(self, linear, _OWN_ATTRIBUTES)
-        return linear
+        return conversion.to_linear(self, own_hooks=(_invalidate_tables,))
 
     def extra_repr(self) -> str:
         dense = f", output='dense', eval_active={self.eval_active!r}"

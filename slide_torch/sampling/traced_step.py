@@ -17,6 +17,7 @@ from torch import Tensor
 from ..active_set import ActiveSet, Labels, SampleActiveSets, SharedActiveSet
 from ..ops.library import fake
 from ..tables import HashTables
+from ..tables.handles import tables_of
 from .step import StepRequest, draw_step
 
 # Names and dtypes (None: the input's). Those that a kind of active set lacks are empty.
@@ -118,7 +119,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     labels, active = draw_step(
         StepRequest(
-            HashTables.of_handle(handle),
+            tables_of(handle),
             input,
             weight,
             bias,
@@ -155,7 +156,7 @@ def _(
 
 @fake("draw_step")
 def _(a: SimpleNamespace) -> Any:
-    tables = HashTables.of_handle(a.tables)
+    tables = tables_of(a.tables)
     context = torch.library.get_ctx()
     labels, rows = context.new_dynamic_size(), context.new_dynamic_size()
 

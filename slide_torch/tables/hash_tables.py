@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +16,7 @@ from ..options import LSHOptions, ResolvedOptions
 from ..randomness import draw_seed
 from ..tails.state import TailState
 from .built_tables import BuiltTables, SQ8Rows, check_size, finite_codes
+from .handles import new_handle
 from .pending import PendingRows
 from .saved_state import SavedState, read_state
 from .schedule import Schedule, SeenSteps
@@ -25,10 +24,6 @@ from .state import state_of, statistics_of, tensors_of
 
 if TYPE_CHECKING:
     from ..active_set import ActiveSet
-
-# Live tables by the number that compiled graphs know them by.
-_HANDLES = itertools.count()
-_TABLES: weakref.WeakValueDictionary[int, HashTables] = weakref.WeakValueDictionary()
 
 # Share of the rows from which hashing all, in order, costs less than hashing some and moving their codes.
 _MOST_ROWS = 0.75
@@ -61,6 +56,7 @@ class HashTables:
         pending: rows that the optimizer's next step changes.
         tail: what the tail is drawn from.
         last_step: statistics of the last training step.
+        handle: the number by which compiled graphs find these tables.
 
     Raises:
         ValueError: tables of far more buckets than neurons would take over 1 GiB.
@@ -79,22 +75,12 @@ class HashTables:
         self.tail = TailState(self.options.tail_parts, out_features)
         if self.uses_tables:
             self._check_size()
-        self._enroll()
+        self.handle = new_handle(self)
         self.clear()
-
-    def _enroll(self) -> None:
-        """Takes a number by which compiled graphs, which hold no objects, find these tables."""
-        self.handle = next(_HANDLES)
-        _TABLES[self.handle] = self
-
-    @staticmethod
-    def of_handle(handle: int) -> HashTables:
-        """The tables whose ``handle`` this is, in this process."""
-        return _TABLES[handle]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._enroll()  # a copy is not its original
+        self.handle = new_handle(self)  # a copy is not its original
 
     def read_with(self, options: ResolvedOptions) -> HashTables:
         """The same tables, read with ``options`` that differ only in how they are read (budget, probes,
@@ -154,22 +140,6 @@ class HashTables:
     @property
     def sq8(self) -> SQ8Rows | None:
         return None if self._built is None else self._built.sq8
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps
-
-    @property
-    def rehashes(self) -> int:
-        return self.schedule.rehashes
-
-    @property
-    def rebuilds(self) -> int:
-        return self.schedule.rebuilds
-
-    @property
-    def upkeep_seconds(self) -> float:
-        return self.schedule.upkeep_seconds
 
     @property
     def uses_tables(self) -> bool:

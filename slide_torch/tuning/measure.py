@@ -71,9 +71,9 @@ def build(
     """Tables over the rows of ``weight``, rehashed once."""
     tables = HashTables(options, *weight.shape, has_bias=bias is not None)
     tables.rebuild(weight, bias, generator=generator)
-    build_seconds = tables.upkeep_seconds
+    build_seconds = tables.schedule.upkeep_seconds
     tables.rehash(weight, bias)
-    return BuiltTables(tables, build_seconds, tables.upkeep_seconds - build_seconds)
+    return BuiltTables(tables, build_seconds, tables.schedule.upkeep_seconds - build_seconds)
 
 
 def ids_read(tables: HashTables, input: Tensor) -> int:

@@ -143,10 +143,10 @@ def test_tables_are_those_of_the_new_rows():
     layer, batches = make(sparse=True), some_batches()
     for _ in range(3):
         nn.functional.cross_entropy(layer(batches[0][0]), batches[0][1])
-    assert layer.tables.steps == 3
+    assert layer.tables.schedule.steps == 3
     layer.init_from_class_means_(batches)
     codes = layer.tables.family.row_codes(layer.weight, layer.bias)
-    assert torch.equal(layer.tables.codes, codes) and layer.tables.steps == 0
+    assert torch.equal(layer.tables.codes, codes) and layer.tables.schedule.steps == 0
     plain = make(options=LSHOptions(budget=0, tail=6)).init_from_class_means_(batches)
     assert not plain.tables.built
 

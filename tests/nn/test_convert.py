@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing._internal.two_tensor import TwoTensor
 
 from slide_torch import LSHFeedForward, LSHLinear, LSHOptions, RecallProbe, SampledLogits, convert_
-from slide_torch.nn.linear import _OWN_ATTRIBUTES
+from slide_torch.nn.linear_conversion import OWN_ATTRIBUTES
 
 OPTIONS = LSHOptions(budget=4, tail=4, K=2, L=3)
 
@@ -337,7 +337,7 @@ def test_a_probe_survives_both_ways():
 def test_attributes_of_its_own():
     """What from_linear and to_linear leave out; an attribute added to LSHLinear must be added there."""
     own = vars(LSHLinear(8, 40)).keys() - vars(nn.Linear(8, 40)).keys()
-    assert own == _OWN_ATTRIBUTES
+    assert own == OWN_ATTRIBUTES
 
 
 @pytest.mark.parametrize("sparse", [False, True])

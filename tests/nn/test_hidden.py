@@ -247,18 +247,18 @@ def test_tables_follow(pattern):
     optimizer = Adam(layer.parameters(), lr=0.5)
     touched = torch.zeros(N, dtype=torch.bool)
     for step in range(4):
-        before = tables.rehashes
+        before = tables.schedule.rehashes
         loss = layer(randn(B, D)).pow(2).sum()
         optimizer.zero_grad()
         loss.backward()
         rows = layer.first.weight.grad._indices()[0]
         assert torch.equal(rows, layer.second_weight.grad._indices()[0])
         touched[rows] = True
-        if tables.rehashes > before:
+        if tables.schedule.rehashes > before:
             touched.fill_(False)[rows] = True
         assert torch.equal(tables.dirty, touched), step
         optimizer.step()
-    assert tables.steps == 4 and tables.rehashes == 1
+    assert tables.schedule.steps == 4 and tables.schedule.rehashes == 1
 
 
 @pytest.mark.parametrize("moments_dtype", [None, torch.bfloat16])
@@ -294,10 +294,10 @@ def test_eval_within_the_budget(pattern):
     x = randn(B, D)
     layer = linear(pattern, eval_active="budget")
     layer(x)
-    state, steps = torch.get_rng_state(), layer.tables.steps
+    state, steps = torch.get_rng_state(), layer.tables.schedule.steps
     with torch.no_grad():
         found = [layer.eval()(x) for _ in range(3)]
-    assert torch.equal(state, torch.get_rng_state()) and layer.tables.steps == steps
+    assert torch.equal(state, torch.get_rng_state()) and layer.tables.schedule.steps == steps
     assert all(torch.equal(found[0], other) for other in found)
     assert 0 < (found[0] != 0).sum(1).max() <= 9
 
@@ -412,7 +412,7 @@ def test_activation_checkpointing_draws_the_same_set(pattern):
         y = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
         y.pow(2).sum().backward()
         found.append([y, x.grad, *(p.grad for p in layer.parameters())])
-        assert layer.first.tables.steps == 1
+        assert layer.first.tables.schedule.steps == 1
     assert all(map(torch.equal, *found))
 
 

@@ -438,7 +438,7 @@ def test_looking_is_no_training_step():
     logits.argmax(-1)
     with torch.no_grad():
         logits.softmax(-1)
-    assert layer.tables.built and layer.tables.steps == 0
+    assert layer.tables.built and layer.tables.schedule.steps == 0
 
 
 # --- everything else ------------------------------------------------------------------------------

@@ -360,21 +360,23 @@ def test_clock_takes_whole_periods(monkeypatch):
 
         def step(self, *_):
             now[0] += 1.0
-            tables.steps += 1
-            if tables.steps % 30 == 0:
-                tables.rehashes += 1
-                tables.rebuilds += tables.rehashes % 3 == 0
-                now[0] += 3000.0 if tables.rehashes % 3 == 0 else 15.0
+            schedule.steps += 1
+            if schedule.steps % 30 == 0:
+                schedule.rehashes += 1
+                schedule.rebuilds += schedule.rehashes % 3 == 0
+                now[0] += 3000.0 if schedule.rehashes % 3 == 0 else 15.0
 
-    tables = SimpleNamespace(uses_tables=True, steps=0, rehashes=0, rebuilds=0)
+    schedule = SimpleNamespace(steps=0, rehashes=0, rebuilds=0)
+    tables = SimpleNamespace(uses_tables=True, schedule=schedule)
     monkeypatch.setattr(step_timing, "Training", Training)
     monkeypatch.setattr(step_timing.time, "perf_counter", lambda: now[0])
     entry = {"contender": "lsh", "kind": "lsh", "options": {}, "settings": {}, "seed": 0}
     clocked = step_timing.Clocked(None, entry, None, None)
-    assert [clocked.turn() for _ in range(4)] == [1_500.0] * 4 and tables.steps == 7 * 30
+    assert [clocked.turn() for _ in range(4)] == [1_500.0] * 4 and schedule.steps == 7 * 30
     tables.uses_tables = False  # no tables, no periods
     assert (
-        step_timing.Clocked(None, entry, None, None).turn() > 0 and tables.steps == 7 * 30 + 2 * 20
+        step_timing.Clocked(None, entry, None, None).turn() > 0
+        and schedule.steps == 7 * 30 + 2 * 20
     )
 
 

@@ -71,7 +71,7 @@ def work(rank, file, result, sparse, budget, built, dtype):
         stale = bool((moved & ~tables.dirty).any()) if sparse else False
     layout = str(model.head.weight.grad.layout)
     content = {"model": model.state_dict(), "initial": initial, "stale": stale, "layout": layout}
-    content["steps"] = tables.steps
+    content["steps"] = tables.schedule.steps
     torch.save(content, f"{result}{rank}")
     dist.barrier()  # no process takes the group, and the file behind it, from the other
     # One that outlives the group destroys it, and may then wait for a thread that waits for the interpreter

@@ -107,7 +107,7 @@ def test_a_search_sees_rows_as_the_last_step_left_them(sparse):
             assert torch.equal(tables.sq8.codes, codes) and torch.equal(tables.sq8.terms, terms)
         optimizer.step()
         optimizer.zero_grad()
-    assert tables.rehashes >= 1
+    assert tables.schedule.rehashes >= 1
 
 
 def test_a_shared_set_holds_the_best_of_the_buckets():

@@ -222,10 +222,10 @@ def test_schedule_and_dirty_rows():
     built = tables.family.seed
     happened = []
     for step in range(22):
-        before = (tables.rehashes, tables.rebuilds)
+        before = (tables.schedule.rehashes, tables.schedule.rebuilds)
         tables.maintain(weight, None, advance=True, all_rows_move=False)
-        if (tables.rehashes, tables.rebuilds) != before:
-            happened.append((step, tables.rebuilds))
+        if (tables.schedule.rehashes, tables.schedule.rebuilds) != before:
+            happened.append((step, tables.schedule.rebuilds))
     # after 3 steps, then 6 more (a rebuild), then 12 more
     assert happened == [(3, 1), (9, 2), (21, 2)]
     assert tables.family.seed != built
@@ -330,7 +330,7 @@ def test_drift_schedule_rehashes_when_codes_have_moved(family):
     def steps(count):
         for _ in range(count):
             tables.maintain(weight, None, advance=True, all_rows_move=False)
-        return tables.rehashes
+        return tables.schedule.rehashes
 
     assert steps(20) == 0 and tables.stats()["drift_checks"] == 6
     assert tables.stats()["drift"] == 0

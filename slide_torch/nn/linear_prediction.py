@@ -1,0 +1,65 @@
+"""What an LSHLinear predicts: arguments are checked here, and computed with in ``prediction/``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..prediction import predictor
+from ..prediction.calibration import Calibration
+from ..sampling.candidates import candidates
+from ..sampling.draw import to_look_at
+from ..sampling.recall import found_among
+from . import linear_checks as checks
+
+if TYPE_CHECKING:
+    from .linear import LSHLinear
+
+
+def recall(layer: LSHLinear, input: Tensor, k: int) -> float:
+    """See :meth:`LSHLinear.recall`."""
+    where, weight, bias = "LSHLinear.recall", layer.weight, layer.bias
+    k = checks.checked_k(where, k, layer.out_features)
+    flat = checks.some_inputs(where, input, layer, layer.tables)
+    found = candidates(to_look_at(layer.tables, weight, bias), weight, bias, flat)
+    if found is None:
+        return 1.0
+    _, best = predictor.exact_topk(flat, weight, bias, k)
+    return found_among(best, *found, layer.out_features).float().mean().item()
+
+
+def predict(layer: LSHLinear, input: Tensor, k: int, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """See :meth:`LSHLinear.predict`."""
+    where, weight, bias = "LSHLinear.predict", layer.weight, layer.bias
+    k = checks.checked_k(where, k, layer.out_features)
+    flat = checks.flat_inputs(where, input, layer, layer.tables)
+    if exact:
+        values, indices = predictor.exact_topk(flat, weight, bias, k)
+    else:
+        values, indices = predictor.approximate_topk(flat, weight, bias, k, layer.calibration)
+    shape = (*input.shape[:-1], k)
+    return values.view(shape), indices.view(shape)
+
+
+def calibrated(
+    layer: LSHLinear, input: Tensor, k: int, recall: float, generator: torch.Generator | None
+) -> Calibration:
+    """The calibration that :meth:`LSHLinear.calibrate` describes."""
+    where = "LSHLinear.calibrate"
+    k = checks.checked_k(where, k, layer.out_features)
+    flat = checks.some_inputs(where, input, layer, layer.tables)
+    share = checks.checked_share(f"{where}: recall", recall)
+    checks.check_not_parametrized(where, layer)
+    return predictor.recalibrated(
+        layer.calibration, flat, layer.weight, layer.bias, k, share, generator
+    )
+
+
+def log_prob(layer: LSHLinear, input: Tensor) -> Tensor:
+    """See :meth:`LSHLinear.log_prob`."""
+    if isinstance(input, Tensor) and input.dtype == torch.bfloat16:
+        input = input.to(layer.weight.dtype)
+    checks.flat_inputs("LSHLinear.log_prob", input, layer, layer.tables)
+    return predictor.log_prob(input, layer.weight, layer.bias)
