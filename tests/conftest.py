@@ -12,6 +12,12 @@ def _reproducible():
 
 
 @pytest.fixture
+def one_thread(_reproducible):
+    """For problems so small that two threads are slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def both_thread_counts():
     """Calls a function with 1 and with 2 threads and returns both results."""
 

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from slide_torch import LSHLinear, LSHOptions, ops
+from slide_torch import HashTables, LSHLinear, LSHOptions, ops
 from slide_torch.hashing.make import make_family
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +96,14 @@ def small_model(*, bias=True, sparse=False, N=60, D=8, **options):
     options = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 2, **options}
     head = LSHLinear(D, N, bias, options=LSHOptions(**options), sparse=sparse)
     return nn.Sequential(nn.Linear(D, D), nn.ReLU(), head)
+
+
+def make_tables(options, N=400, d=16):
+    """Tables over random rows, and the rows."""
+    weight = torch.randn(N, d)
+    tables = HashTables(options, N, d, has_bias=False)
+    tables.rebuild(weight, None)
+    return tables, weight
 
 
 def hash_family(family, *, d=40, has_bias=True, seed=0, **options):

@@ -6,9 +6,12 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import frozen
+import frozen_names
+import frozen_runs
+import frozen_states
 import pytest
 import torch
-from helpers import in_format_1
+from helpers import LEVELS, in_format_1
 
 from slide_torch import load_sampler_state, sampler_state
 
@@ -22,13 +25,13 @@ def difference(recorded, found):
 
 
 def test_public_names_and_signatures():
-    found = frozen.names()
+    found = frozen_names.names()
     assert found == RECORD["names"], difference(RECORD["names"], found)
 
 
 def test_keys_of_states():
     recorded, found = (
-        json.dumps(keys, indent=1).split("\n") for keys in (RECORD["keys"], frozen.keys())
+        json.dumps(keys, indent=1).split("\n") for keys in (RECORD["keys"], frozen_states.keys())
     )
     assert found == recorded, difference(recorded, found)
 
@@ -41,13 +44,13 @@ def equal(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("format", frozen.SAVED_STATES)
-@pytest.mark.parametrize("name", frozen.SAVED)
+@pytest.mark.parametrize("format", frozen_states.SAVED_STATES)
+@pytest.mark.parametrize("name", frozen_states.SAVED)
 def test_a_sampler_state_is_taken_up_as_it_was(name, format):
-    layer, _, saved = frozen.resumed(name, format)
+    layer, _, saved = frozen_states.resumed(name, format)
     saved, state = saved["sampler"][""], sampler_state(layer)[""]
-    assert saved["format"] == format and state["format"] == max(frozen.SAVED_STATES)
-    assert saved["schedule"]["steps"] == frozen.SAVED_STEPS
+    assert saved["format"] == format and state["format"] == max(frozen_states.SAVED_STATES)
+    assert saved["schedule"]["steps"] == frozen_states.SAVED_STEPS
     if format == 1:
         state = in_format_1(state)
     # of a tail distribution that there is no longer
@@ -57,22 +60,22 @@ def test_a_sampler_state_is_taken_up_as_it_was(name, format):
         assert equal(saved[key], state[key]), key
 
 
-@pytest.mark.parametrize("format", frozen.SAVED_STATES)
+@pytest.mark.parametrize("format", frozen_states.SAVED_STATES)
 def test_a_sampler_state_of_the_quadratic_kernel_is_refused(format):
     """Saved when there was one; the layer has the other options of the one that was saved."""
-    file = frozen.SAVED_STATES[format].with_name("sampler_states_quadratic_kernel.pt")
+    file = frozen_states.SAVED_STATES[format].with_name("sampler_states_quadratic_kernel.pt")
     state = torch.load(file, weights_only=True)[format]
-    layer, _ = frozen.small(frozen.SAVED["drift"])
+    layer, _ = frozen_states.small(frozen_states.SAVED["drift"])
     message = r"options\.tail_distribution: .*got 'quadratic_kernel', which was removed: make the layer with"
     with pytest.raises(ValueError, match=message):
         load_sampler_state(layer, state)
     assert not layer.tables.built and layer.stats()["steps"] == 0
 
 
-@pytest.mark.parametrize("name", frozen.SAVED)
+@pytest.mark.parametrize("name", frozen_states.SAVED)
 def test_sampler_states_of_all_formats_resume_alike(name):
     """Those of format 1 have recorded bits, below."""
-    of_formats = [frozen.resume(name, format) for format in frozen.SAVED_STATES]
+    of_formats = [frozen_states.resume(name, format) for format in frozen_states.SAVED_STATES]
     assert all(found == of_formats[0] for found in of_formats)
 
 
@@ -80,7 +83,7 @@ def test_sampler_states_of_all_formats_resume_alike(name):
 def found_bits():
     """Digests at each recorded level of this machine, computed side by side; why others have none."""
     levels, reasons = [], {}
-    for level in frozen.LEVELS:
+    for level in LEVELS:
         if level not in frozen.supported_levels():
             reasons[level] = f"this machine ({platform.machine()}) has no {level}"
         elif frozen.level_key(level) not in RECORD["bits"]:
@@ -92,7 +95,7 @@ def found_bits():
         return dict(zip(levels, found, strict=True)), reasons
 
 
-@pytest.mark.parametrize("level", frozen.LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_bits_of_training_runs(level, found_bits):
     """Parameters, losses, input gradients and optimizer states, with one thread and with two (by turns, where
     they are not of the matrix of patterns, corrections, dtypes and ways)."""
@@ -100,7 +103,7 @@ def test_bits_of_training_runs(level, found_bits):
     if level in reasons:
         pytest.skip(reasons[level])
     found, recorded = found[level], RECORD["bits"][frozen.level_key(level)]
-    assert found["level"] == level and len(frozen.CASES) > 100
+    assert found["level"] == level and len(frozen_runs.CASES) > 100
     assert found.keys() == recorded.keys(), difference(sorted(recorded), sorted(found))
     by_threads = [name for name, digests in found.items() if isinstance(digests, dict)]
     assert not by_threads, f"not the same bits with one thread as with two: {by_threads}"
@@ -108,7 +111,9 @@ def test_bits_of_training_runs(level, found_bits):
         pytest.skip(f"torch {torch.__version__} itself computes other bits here than when recorded")
     changed = [name for name in found if found[name] != recorded[name]]
     if found["numpy"] != recorded["numpy"]:
-        cases = frozen.CASES | {f"resumed, {name}": case for name, case in frozen.SAVED.items()}
+        cases = frozen_runs.CASES | {
+            f"resumed, {name}": case for name, case in frozen_states.SAVED.items()
+        }
         changed = [name for name in changed if name in cases and not cases[name].uses_numpy]
     assert not changed, f"other bits than recorded: {changed}; {REMEDY}"
 

@@ -1,4 +1,4 @@
-"""Hidden layers over active sets: LSHLinear(output="dense") and LSHFeedForward."""
+"""Hidden layers, LSHLinear(output="dense") and LSHFeedForward: active sets, training, states, refusals."""
 
 import copy
 import pickle
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ROOT
+from hidden_layers import OPTIONS, OUT, PATTERNS, B, D, N, close, feed_forward, gradients, linear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,36 +16,9 @@ from slide_torch import LSHFeedForward, LSHLinear, LSHOptions, load_sampler_stat
 from slide_torch.optim import Adam
 from slide_torch.sampling.candidates import candidates
 
-N, D, OUT, B = 60, 8, 5, 7
-PATTERNS = ["shared", "per_sample"]
-OPTIONS = {pattern: LSHOptions(pattern=pattern, budget=9, K=2, L=6) for pattern in PATTERNS}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = LSHOptions(budget=N)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)  # for such small problems two are slower
-
-
-def linear(pattern="per_sample", **arguments):
-    return LSHLinear(D, N, output="dense", **{"options": OPTIONS[pattern], **arguments})
-
-
-def feed_forward(pattern="per_sample", **arguments):
-    return LSHFeedForward(D, N, OUT, **{"options": OPTIONS[pattern], **arguments})
-
-
-def randn(*shape, **arguments):
-    return torch.randn(*shape, **arguments)
-
-
-def gradients(loss, tensors):
-    return [g.to_dense() for g in torch.autograd.grad(loss, tensors)]
-
-
-def close(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 # --- what is active -------------------------------------------------------------------------------
@@ -54,7 +28,7 @@ def test_per_sample_sets_are_those_of_the_tables():
     options = LSHOptions(
         pattern="per_sample", budget=40, K=4, L=3
     )  # all that collide: no ties to break
-    layer, x = linear(options=options), randn(B, D)
+    layer, x = linear(options=options), torch.randn(B, D)
     y = layer(x)
     assert type(y) is torch.Tensor and y.shape == (B, N) and y.is_contiguous()
     offsets, ids = candidates(layer.tables, layer.weight, layer.bias, x)
@@ -68,7 +42,7 @@ def test_per_sample_sets_are_those_of_the_tables():
 
 def test_a_shared_set_is_the_most_retrieved():
     options = LSHOptions(budget=40, batch_budget=9, K=4, L=3)
-    layer, x = linear(options=options), randn(B, D)
+    layer, x = linear(options=options), torch.randn(B, D)
     y = layer(x)
     _, ids = candidates(layer.tables, layer.weight, layer.bias, x)
     times = ids.bincount(minlength=N)
@@ -84,14 +58,14 @@ def test_batch_budget_in_an_output_layer_leaves_labels_and_tail():
     options = LSHOptions(budget=9, batch_budget=4, tail=3, K=2, L=6)
     layer = LSHLinear(D, N, options=options)
     labels = torch.arange(B)
-    F.cross_entropy(layer(randn(B, D)), labels).backward()
+    F.cross_entropy(layer(torch.randn(B, D)), labels).backward()
     active = layer.weight.grad.abs().sum(1) > 0
     assert active[labels].all() and B < active.sum() <= B + 4 + 3
 
 
 def test_budget_0_with_a_tail_is_a_random_set():
     layer = linear(options=LSHOptions(budget=0, tail=11, pattern="per_sample"))
-    sets = [layer(randn(B, D)) != 0 for _ in range(2)]
+    sets = [layer(torch.randn(B, D)) != 0 for _ in range(2)]
     assert all((s == s[0]).all() and s[0].sum() == 11 for s in sets)
     assert not torch.equal(*sets) and not layer.tables.built
 
@@ -103,137 +77,6 @@ def test_defaults():
     shared = LSHOptions().for_hidden_layer(1001)
     assert (shared.budget, shared.batch_budget, shared.tail) == (51, 51, 0)
     assert LSHLinear(D, N).output == "sampled"
-
-
-# --- gradients ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_linear_gradients_are_those_of_active_neurons(pattern, bias, sparse):
-    layer, x = linear(pattern, bias=bias, sparse=sparse), randn(B, D, requires_grad=True)
-    wanted = [x, *layer.parameters()]
-    y = layer(x)
-    weights = randn(B, N)
-    dense = F.linear(x, layer.weight, layer.bias) * (y != 0)
-    expected = gradients((dense * weights).sum(), wanted)
-    (y * weights).sum().backward()
-    assert layer.weight.grad.is_sparse is sparse
-    if sparse:
-        rows = layer.weight.grad._indices()[0]
-        assert torch.equal(rows, (y != 0).any(0).nonzero().flatten())
-    close([t.grad.to_dense() for t in wanted], expected)
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("activation", [F.relu, nn.GELU(), torch.sigmoid])
-def test_feed_forward_is_the_dense_one_with_inactive_neurons_zero(
-    activation, pattern, bias, sparse
-):
-    layer = feed_forward(pattern, activation=activation, bias=bias, sparse=sparse)
-    x = randn(2, 3, D, requires_grad=True)
-    wanted = [x, *layer.parameters()]
-    torch.manual_seed(5)
-    y = layer(x)
-    torch.manual_seed(5)
-    mask = layer.first(x) != 0  # a hidden layer with the same draw
-    dense = activation(F.linear(x, layer.first.weight, layer.first.bias)) * mask
-    expected = F.linear(dense, layer.second_weight.T, layer.second_bias)
-    weights = randn(2, 3, OUT)
-    close([y], [expected])
-    found, truth = ((z * weights).sum() for z in (y, expected))
-    close(gradients(found, wanted), gradients(truth, wanted))
-    (layer(x)).sum().backward()
-    assert layer.second_weight.grad.is_sparse is sparse
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_gradcheck_with_every_neuron_active(pattern):
-    options = LSHOptions(pattern=pattern, budget=N)
-    x = randn(3, D, dtype=torch.float64, requires_grad=True)
-    layer = linear(options=options, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), layer.eval()(x))
-    pair = feed_forward(options=options, dtype=torch.float64, activation=torch.tanh)
-    torch.testing.assert_close(pair(x), pair.eval()(x))
-    for module in (layer.train(), pair.train()):
-        names = [name for name, _ in module.named_parameters()]
-
-        def call(x, *parameters, module=module, names=names):
-            values = dict(zip(names, parameters, strict=True))
-            return torch.func.functional_call(module, values, (x,))
-
-        assert torch.autograd.gradcheck(call, (x, *module.parameters()), fast_mode=True)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_gradcheck_of_active_sets(pattern):
-    """Through the operators, whose active sets stay as they are while the numbers move."""
-    from slide_torch.nn import hidden
-
-    layer = feed_forward(pattern, dtype=torch.float64)
-    x = randn(B, D, dtype=torch.float64, requires_grad=True)
-    _, active = layer.first.draw_active(x)
-    first, second = layer.first, layer.second_weight
-
-    def call(x, weight, bias, second):
-        values = hidden.into_active(x, weight, bias, active, sparse=False)
-        return hidden.out_of_active(torch.tanh(values), second, active, sparse=False)
-
-    assert torch.autograd.gradcheck(call, (x, first.weight, first.bias, second), fast_mode=True)
-
-
-def test_float32_errs_no_more_than_torch():
-    width, hidden, count = 64, 500, 50
-    layer = LSHFeedForward(width, hidden, options=LSHOptions(budget=hidden))
-    x = randn(count, width, requires_grad=True)
-    weights = randn(count, width)
-    wanted = [x, *layer.parameters()]
-
-    def run(module, x, weights):
-        y = module(x)
-        return [y, *torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])]
-
-    def error(results):
-        pairs = zip(results, truth, strict=True)
-        return torch.stack([(a.double() - t).abs().max() / t.abs().max() for a, t in pairs])
-
-    found = run(layer, x, weights)
-    dense = run(layer.eval(), x, weights)
-    exact = copy.deepcopy(layer).double()
-    truth = run(exact, x.detach().double().requires_grad_(), weights.double())
-    assert len(found) == len(wanted) + 1
-    # 4 times: both are luck of the order in which some hundred numbers are added
-    assert (error(found) < 4 * error(dense) + torch.finfo(torch.float32).eps).all()
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_same_bits_at_any_number_of_threads(pattern, sparse, both_thread_counts):
-    def run():
-        options = LSHOptions(pattern=pattern, budget=100, rehash_every=2)
-        layer = LSHFeedForward(48, 3000, 40, options=options, sparse=sparse)
-        alone = LSHLinear(40, 500, output="dense", sparse=sparse)
-        optimizer = Adam([*layer.parameters(), *alone.parameters()], lr=0.1)
-        for _ in range(4):
-            loss = alone(layer(randn(64, 48))).pow(2).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return [loss.detach(), *(p.detach().clone() for p in layer.parameters())]
-
-    one, two = both_thread_counts(run)
-    assert all(map(torch.equal, one, two))
-
-
-def test_no_second_derivative():
-    x = randn(B, D, requires_grad=True)
-    for layer in (linear(), feed_forward()):
-        (grad,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiable once"):
-            grad.sum().backward()
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -248,7 +91,7 @@ def test_tables_follow(pattern):
     touched = torch.zeros(N, dtype=torch.bool)
     for step in range(4):
         before = tables.schedule.rehashes
-        loss = layer(randn(B, D)).pow(2).sum()
+        loss = layer(torch.randn(B, D)).pow(2).sum()
         optimizer.zero_grad()
         loss.backward()
         rows = layer.first.weight.grad._indices()[0]
@@ -265,7 +108,7 @@ def test_tables_follow(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_it_learns(pattern, moments_dtype):
     """A disc in a ring: no linear map tells them apart."""
-    x = randn(400, 2)
+    x = torch.randn(400, 2)
     y = (x.norm(dim=1) > 1.18).long()
     options = LSHOptions(pattern=pattern, budget=64)
     model = nn.Sequential(nn.Linear(2, D), LSHFeedForward(D, 256, 2, options=options, sparse=True))
@@ -280,7 +123,7 @@ def test_it_learns(pattern, moments_dtype):
 
 
 def test_eval():
-    x = randn(B, D)
+    x = torch.randn(B, D)
     layer = feed_forward().eval()
     hidden = F.linear(x, layer.first.weight, layer.first.bias).relu()
     close([layer(x)], [F.linear(hidden, layer.second_weight.T, layer.second_bias)])
@@ -291,7 +134,7 @@ def test_eval():
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_eval_within_the_budget(pattern):
-    x = randn(B, D)
+    x = torch.randn(B, D)
     layer = linear(pattern, eval_active="budget")
     layer(x)
     state, steps = torch.get_rng_state(), layer.tables.schedule.steps
@@ -308,7 +151,7 @@ def test_eval_within_the_budget(pattern):
 @pytest.mark.parametrize("shape", [(D,), (0, D), (2, 0, D), (2, 3, D)])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_shapes(pattern, shape):
-    x = randn(shape, requires_grad=True)
+    x = torch.randn(shape, requires_grad=True)
     for layer, width in ((linear(pattern), N), (feed_forward(pattern), OUT)):
         y = layer(x)
         assert y.shape == (*shape[:-1], width) and y.isfinite().all()
@@ -318,7 +161,7 @@ def test_shapes(pattern, shape):
 
 def test_state_dicts():
     layer = linear()
-    layer(randn(B, D))
+    layer(torch.randn(B, D))
     nn.Linear(D, N).load_state_dict(layer.state_dict(), strict=True)
     other = nn.Linear(D, N)
     layer.load_state_dict(other.state_dict(), strict=True)
@@ -338,7 +181,7 @@ def test_state_dicts():
 def test_from_and_to_linears(bias):
     first, second = nn.Linear(D, N, bias), nn.Linear(N, OUT, bias)
     layer = LSHFeedForward.from_linears(first, second, activation=F.gelu, sparse=True)
-    x = randn(B, D)
+    x = torch.randn(B, D)
     expected = second(F.gelu(first(x)))
     assert layer.first.weight is first.weight and layer.second_bias is second.bias
     assert layer.first.sparse and layer.first.output == "dense" and layer.training
@@ -366,7 +209,7 @@ def test_initialised_as_two_linears():
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_go_on_alike(how):
     layer = feed_forward(eval_active="budget")
-    x = randn(B, D)
+    x = torch.randn(B, D)
     layer(x)
     other = how(layer)
     assert repr(other) == repr(layer) and "eval_active='budget'" in repr(layer)
@@ -379,7 +222,7 @@ def test_copies_go_on_alike(how):
 
 def test_sampler_state():
     model = nn.Sequential(feed_forward(), LSHLinear(OUT, N, output="dense"))
-    x = randn(B, D)
+    x = torch.randn(B, D)
     model(x)
     other = nn.Sequential(feed_forward(), LSHLinear(OUT, N, output="dense"))
     other.load_state_dict(model.state_dict())
@@ -396,7 +239,7 @@ def test_sampler_state():
 def test_autocast():
     body = nn.Sequential(nn.Linear(D, D), feed_forward(), nn.Linear(OUT, D), linear())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = body(randn(B, D))
+        y = body(torch.randn(B, D))
         y.sum().backward()
     assert y.dtype == torch.float32
     assert all(p.grad is not None and p.grad.isfinite().all() for p in body.parameters())
@@ -408,7 +251,7 @@ def test_activation_checkpointing_draws_the_same_set(pattern):
     for recompute in (False, True):
         torch.manual_seed(2)
         layer = feed_forward(pattern)
-        x = randn(B, D, requires_grad=True)
+        x = torch.randn(B, D, requires_grad=True)
         y = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
         y.pow(2).sum().backward()
         found.append([y, x.grad, *(p.grad for p in layer.parameters())])
@@ -422,7 +265,7 @@ def test_compile(pattern, sparse):
     model = nn.Sequential(feed_forward(pattern, sparse=sparse), last)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     for count in (B, B + 2):
-        x = randn(count, D)
+        x = torch.randn(count, D)
         found = []
         for one in (model, compiled):
             torch.manual_seed(1)
@@ -440,11 +283,11 @@ def test_pointwise_convolution_of_the_docs():
     (code,) = re.findall(r"```python\n(class PointwiseConv.*?)```", text, re.S)
     namespace = {"nn": nn, "LSHLinear": LSHLinear, "LSHOptions": LSHOptions}
     exec(code, namespace)
-    conv, x = nn.Conv2d(D, N, 1), randn(2, D, 3, 4, requires_grad=True)
+    conv, x = nn.Conv2d(D, N, 1), torch.randn(2, D, 3, 4, requires_grad=True)
     layer = namespace["PointwiseConv"](D, N, options=EXACT)
     conv_state = conv.state_dict()
     layer.linear.load_state_dict(conv_state | {"weight": conv_state["weight"].flatten(1)})
-    weights = randn(2, N, 3, 4)
+    weights = torch.randn(2, N, 3, 4)
     found, expected = ((m(x) * weights).sum() for m in (layer, conv))
     close(gradients(found, [x, layer.linear.bias]), gradients(expected, [x, conv.bias]))
     few = namespace["PointwiseConv"](D, N, options=OPTIONS["per_sample"])(x)
@@ -479,7 +322,7 @@ def test_feed_forward_refuses():
     with pytest.raises(ValueError, match="out_features: expected an int of at least 1, got 0"):
         LSHFeedForward(D, N, 0)
     with pytest.raises(ValueError, match="activation: expected an elementwise function, got one"):
-        feed_forward(activation=lambda z: z[:1])(randn(B, D))
+        feed_forward(activation=lambda z: z[:1])(torch.randn(B, D))
     with pytest.raises(ValueError, match=r"second: expected in_features 60, .*, got 61"):
         LSHFeedForward.from_linears(nn.Linear(D, N), nn.Linear(N + 1, D))
     with pytest.raises(ValueError, match=r"first: expected nn\.Linear, got ReLU"):
@@ -490,7 +333,7 @@ def test_feed_forward_refuses():
 
 def test_wrong_inputs_change_nothing():
     for layer in (linear(), feed_forward()):
-        inputs = randn(B, D + 1), randn(B, D).double()
+        inputs = torch.randn(B, D + 1), torch.randn(B, D).double()
         state = torch.get_rng_state()
         for wrong in inputs:
             with pytest.raises(ValueError, match="input: expected"):

@@ -1,53 +1,24 @@
-"""Inside the rest of PyTorch: clipping, autocast, checkpointing, tying, copies, threads, processes."""
+"""Inside the rest of PyTorch: clipping, autocast, checkpointing, parametrizations, averaged models."""
 
 import copy
-import multiprocessing
-import pickle
-import subprocess
-import sys
-import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import small_model as make
+from small_batches import PATTERNS, B, D, N, batch, loss_of, stale_unmarked
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
 
 import slide_torch
-from slide_torch import LSHLinear, LSHOptions
+from slide_torch import LSHLinear
 
-N, D, B = 60, 8, 5
-PATTERNS = ["shared", "per_sample"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)  # for such small problems two are slower
-
-
-def batch(seed=1):
-    data = torch.Generator().manual_seed(seed)
-    return torch.randn(B, D, generator=data), torch.randint(N, (B,), generator=data)
-
-
-def loss_of(model, seed=1):
-    x, y = batch(seed)
-    torch.manual_seed(seed)
-    return F.cross_entropy(model(x), y)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def grads_of(model):
     return [p.grad.to_dense().clone() for p in model.parameters()]
-
-
-def stale_unmarked(layer):
-    """Rows whose codes are not those of the weights, and that are not marked as such."""
-    tables = layer.tables
-    moved = (tables.family.row_codes(layer.weight, layer.bias) != tables.codes).any(0)
-    return moved & ~tables.dirty
 
 
 # --- gradients --------------------------------------------------------------------------------------
@@ -256,141 +227,6 @@ def test_float16_parameters_are_refused():
         F.cross_entropy(model[-1](torch.zeros(2, D).half()), torch.zeros(2, dtype=torch.int64))
 
 
-class Tied(nn.Module):
-    def __init__(self, *, embedding_sparse, sparse, budget=5, call=True):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(N, D, sparse=embedding_sparse)
-        options = LSHOptions(budget=budget, tail=2, K=4, L=3, rehash_every=100)
-        self.head = LSHLinear(D, N, bias=False, options=options, sparse=sparse)
-        if call:
-            assert self.head.tie(self.embedding) is self.head
-        else:
-            self.head.weight = self.embedding.weight
-
-    def forward(self, tokens):
-        return self.head(self.embedding(tokens).mean(1))
-
-
-def tokens_and_labels(seed):
-    data = torch.Generator().manual_seed(seed)
-    return torch.randint(N, (B, 3), generator=data), torch.randint(N, (B,), generator=data)
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("embedding_sparse", [False, True])
-def test_tied_embedding_gets_both_gradients(embedding_sparse, sparse):
-    model = Tied(embedding_sparse=embedding_sparse, sparse=sparse, budget=N)
-    tokens, labels = tokens_and_labels(0)
-    F.cross_entropy(model(tokens), labels).backward()
-    weight = model.embedding.weight.detach().clone().requires_grad_()
-    F.cross_entropy(F.embedding(tokens, weight).mean(1) @ weight.T, labels).backward()
-    assert len(list(model.parameters())) == 1 and model.head.weight is model.embedding.weight
-    torch.testing.assert_close(model.head.weight.grad.to_dense(), weight.grad)
-
-
-@pytest.mark.parametrize("copied", [False, True])
-@pytest.mark.parametrize("call", [False, True])
-def test_tables_follow_a_tied_embedding(call, copied):
-    """Rows that only the embedding has moved are marked; without tie() they are not."""
-    model = Tied(embedding_sparse=True, sparse=True, call=call)
-    if copied:
-        model = pickle.loads(pickle.dumps(copy.deepcopy(model)))
-    optimizer = slide_torch.optim.SGD(model.parameters(), lr=20.0)
-    for seed in range(3):
-        tokens, labels = tokens_and_labels(seed)
-        optimizer.zero_grad()
-        F.cross_entropy(model(tokens), labels).backward()
-        optimizer.step()
-    assert bool(stale_unmarked(model.head).any()) != call
-    before = model.head.tables.dirty.clone()
-    model.eval().embedding(torch.arange(N))
-    model.train()
-    with torch.no_grad():
-        model.embedding(torch.arange(N))
-    assert torch.equal(model.head.tables.dirty, before)
-
-
-def test_tied_embeddings_are_called_as_torch_allows():
-    """By position or keyword, as tensors of any shape, as bags; what torch refuses leaves no marks."""
-
-    def marked(embedding, *args, **kwargs):
-        head = LSHLinear(
-            D, N, bias=False, options=LSHOptions(budget=2, tail=0, K=4, L=3), sparse=True
-        )
-        head.tie(embedding)
-        head.rebuild()
-        try:
-            embedding(*args, **kwargs)
-        except (IndexError, RuntimeError, TypeError):
-            head.rehash()  # would tell of marks that wait for a step
-            assert not head.tables.dirty.any()
-            raise
-        head.rehash()  # marks outlive a rehash that comes before the step
-        return head.tables.dirty.nonzero().flatten().tolist()
-
-    tokens = torch.tensor([[3, 1], [1, 7]])
-    for sparse in (False, True):
-        embedding = nn.Embedding(N, D, sparse=sparse)
-        assert marked(embedding, tokens) == marked(embedding, input=tokens) == [1, 3, 7]
-        assert marked(embedding, tokens.int()) == marked(embedding, input=tokens.T) == [1, 3, 7]
-        assert marked(embedding, torch.tensor(5)) == [5]
-    bag = nn.EmbeddingBag(N, D)
-    starts = torch.tensor([0, 2])
-    assert marked(bag, tokens) == marked(bag, offsets=starts, input=tokens.flatten()) == [1, 3, 7]
-    assert marked(bag, tokens.flatten(), offsets=starts) == [1, 3, 7]
-    for wrong in (torch.tensor([N]), torch.tensor([-1])):
-        with pytest.raises(IndexError):
-            marked(nn.Embedding(N, D), wrong)
-        with pytest.raises(IndexError):
-            marked(nn.Embedding(N, D), input=wrong)
-    with pytest.raises(TypeError):
-        marked(nn.Embedding(N, D), ids=tokens)
-
-
-def test_a_tied_embedding_that_grows():
-    """As resize_token_embeddings of transformers does it; the remedy of the error works."""
-    model = Tied(embedding_sparse=False, sparse=True)
-    tokens, labels = tokens_and_labels(0)
-    F.cross_entropy(model(tokens), labels).backward()
-    model.embedding.weight.data = torch.randn(N + 4, D)
-    model.embedding.num_embeddings = model.head.out_features = N + 4
-    model.zero_grad()
-    tokens[0] = N + 3
-    with pytest.raises(
-        ValueError, match=r"LSHLinear: weight: .*make a new layer, LSHLinear.from_linear"
-    ):
-        model(tokens)
-    head = LSHLinear.from_linear(model.head, options=model.head.options, sparse=model.head.sparse)
-    model.head = head.tie(model.embedding)
-    labels[0] = N + 3
-    F.cross_entropy(model(tokens), labels).backward()
-    assert head.out_features == N + 4 and head.weight is model.embedding.weight
-    assert head.tables.dirty[N + 3] and head.weight.grad.to_dense()[N + 3].any()
-
-
-def test_tied_embedding_of_another_signature():
-    class Embedding(nn.Embedding):
-        def forward(self, ids):
-            return super().forward(ids)
-
-    embedding = Embedding(N, D)
-    head = LSHLinear(D, N, sparse=True).tie(embedding)
-    embedding(torch.arange(3))
-    with pytest.raises(ValueError, match=r"tie: embedding: .*first argument or input=.*\['ids'\]"):
-        embedding(ids=torch.arange(3))
-    assert head.weight is embedding.weight
-
-
-def test_tie_refuses():
-    head = LSHLinear(D, N, sparse=True)
-    for wrong in (nn.Embedding(N + 1, D), nn.Embedding(N, D).double(), nn.Linear(D, N)):
-        with pytest.raises(
-            ValueError, match=r"tie: embedding: expected an nn.Embedding.*make the layer"
-        ):
-            head.tie(wrong)
-
-
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_averaged_model(use_buffers):
     model = make()
@@ -408,122 +244,3 @@ def test_averaged_model(use_buffers):
     assert averaged.eval()(x).shape == (B, N)
     assert loss_of(averaged.train()).isfinite()
     assert model[-1].stats()["steps"] == 4 and not list(model.buffers())
-
-
-# --- threads and processes --------------------------------------------------------------------------
-
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, index):
-        # a worker computes, with the operators too, as a preprocessing step might
-        x = torch.full((D,), float(index))
-        return slide_torch.ops.mean_row(x.unsqueeze(0), None, 1), index
-
-
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_data_loader_workers(start):
-    """Workers start while layers with tables live in the parent, which has used its threads."""
-    model = make(sparse=True)
-    torch.set_num_threads(2)
-    loss_of(model).backward()
-    context = multiprocessing.get_context(start)
-    loader = DataLoader(Rows(), batch_size=4, num_workers=1, multiprocessing_context=context)
-    seen = 0
-    for x, index in loader:
-        assert torch.equal(x[:, 0], index.float())
-        F.cross_entropy(model(x), index).backward()
-        seen += len(x)
-    assert seen == 12
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_several_threads(pattern):
-    """Each thread trains a layer of its own, and all read one in eval; results are those of one thread."""
-    shared = make().eval()
-
-    def train(seed):
-        generator = torch.Generator().manual_seed(seed)
-        layer = copy.deepcopy(layers[seed])
-        for step in range(30):
-            x, y = batch(100 * seed + step)
-            loss = slide_torch.functional.lsh_linear_cross_entropy(
-                x, layer.weight, y, linear_bias=layer.bias, tables=layer.tables, sparse=True,
-                generator=generator,
-            )  # fmt: skip
-            for p, g in zip(layer.parameters(), torch.autograd.grad(loss, list(layer.parameters())),
-                            strict=True):  # fmt: skip
-                p.data.sub_(g.to_dense(), alpha=0.1)
-            with torch.no_grad():
-                evaluations[seed] = shared(x)
-        return [p.detach() for p in layer.parameters()]
-
-    layers = [make(sparse=True, pattern=pattern, budget=9)[-1] for _ in range(4)]
-    evaluations = {}
-    expected = [train(seed) for seed in range(4)]
-    expected_evaluations = dict(evaluations)
-    found = [None] * 4
-
-    def run(seed):
-        found[seed] = train(seed)
-
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for seed in range(4):
-        assert all(map(torch.equal, found[seed], expected[seed]))
-        assert torch.equal(evaluations[seed], expected_evaluations[seed])
-
-
-def test_threads_changed_between_steps():
-    results = []
-    for counts in ((1, 1, 1, 1), (2, 1, 2, 1)):
-        model = make(sparse=True)
-        optimizer = slide_torch.optim.Adam(model[-1].parameters(), lr=0.1)
-        for seed, count in enumerate(counts):
-            torch.set_num_threads(count)
-            optimizer.zero_grad()
-            F.cross_entropy(model[-1](batch(seed)[0]), batch(seed)[1]).backward()
-            optimizer.step()
-        results.append(model[-1].weight.detach())
-    assert torch.equal(*results)
-
-
-LEAVES = """
-import threading, torch, torch.nn.functional as F
-from slide_torch import LSHLinear, LSHOptions
-torch.set_num_threads(2)
-layer = LSHLinear(8, 6000, options=LSHOptions(budget=5, tail=6), sparse=True)
-def train():
-    for _ in range(20):
-        F.cross_entropy(layer(torch.randn(64, 8)), torch.randint(6000, (64,))).backward()
-train()
-threading.Thread(target=train).start()
-print("done")
-"""
-
-
-def test_the_interpreter_exits():
-    """With its thread pool started, with live tables, while another thread still trains."""
-    answer = subprocess.run(
-        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=120
-    )
-    assert answer.stdout == "done\n" and answer.returncode == 0, answer.stderr
-
-
-def test_tensor_dataset_training_loop_with_generator_state():
-    """The sampler draws from torch's generator: restoring it restores the run."""
-    model = make(sparse=True)
-    data = TensorDataset(*batch())
-    state = torch.get_rng_state()
-    losses = []
-    for _ in range(2):
-        torch.set_rng_state(state)
-        one = copy.deepcopy(model)
-        for x, y in DataLoader(data, batch_size=2, shuffle=True):
-            losses.append(F.cross_entropy(one(x), y).item())
-    assert losses[:3] == losses[3:]

@@ -1,0 +1,148 @@
+"""The operators of approximate prediction: rows coded in lists, and the search of these."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import coded_lists
+from predicted_layers import DTYPES
+
+from slide_torch import ops
+
+
+def test_refusals_of_the_operators():
+    x, w, b = torch.randn(2, 4), torch.randn(9, 4), torch.randn(9)
+    offsets, rows = torch.tensor([0, 4, 9]), torch.arange(9, dtype=torch.int32)
+    probes = torch.tensor([[0], [1]])
+    for k in (0, 10):
+        with pytest.raises(RuntimeError, match="k: expected 1 to 9"):
+            ops.topk_linear(x, w, b, k)
+    with pytest.raises(RuntimeError, match="bias: expected shape"):
+        ops.topk_linear(x, w, b[:3], 1)
+    coded = coded_lists(w, b, offsets, rows)[:2]
+
+    def search(offsets=offsets, rows=rows, coded=coded, probes=probes, k=1, rescored=5):
+        return ops.topk_lists(x, w, b, offsets, rows, *coded, probes, k, rescored)
+
+    assert search()[1].tolist() == search(k=4)[1][:, :1].tolist()
+    for wrong, message in (
+        ({"k": 0}, "k: expected at least 1"),
+        ({"k": 3, "rescored": 2}, "rescored: expected at least k"),
+        ({"probes": probes + 1}, r"probes: expected values in \[-1, 2\), got 2"),
+        ({"probes": probes - 2}, r"probes: expected values in \[-1, 2\), got -2"),
+        ({"offsets": offsets + 1}, "list_offsets: expected non-decreasing"),
+        ({"rows": rows + 1}, r"list_rows: expected values in \[0, 9\)"),
+        ({"rows": rows - 1}, r"list_rows: expected values in \[0, 9\)"),
+        ({"coded": (coded[0][:1], coded[1])}, "codes: expected at least 2 blocks"),
+        ({"coded": (coded[0], coded[1][:1])}, "terms: expected shape"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            search(**wrong)
+    with pytest.raises(RuntimeError, match="list_rows: expected values in"):
+        coded_lists(w, b, offsets, rows + 1)
+    with pytest.raises(RuntimeError, match="list_rows: expected values in"):
+        ops.list_centers(w, b, offsets, rows + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "bias"), [(1, True), (7, False), (128, True), (701, True)])
+def test_codes_of_rows(d, bias, dtype):
+    """Rows are within half a code's unit of what was coded."""
+    weight = torch.randn(60, d, dtype=dtype) * torch.rand(60, 1, dtype=dtype)
+    weight[3] = 0
+    shift = torch.randn(60, dtype=dtype) if bias else None
+    rows = torch.randperm(60).int()
+    offsets = torch.tensor([0, 16, 16, 33, 60])
+    codes, terms, place = coded_lists(weight, shift, offsets, rows)
+    codes, terms = codes[:5], terms[:5]
+    assert codes.shape == (5, (d + 1) // 2, 16, 2) and codes.abs().max() == 127
+    places = torch.cat([torch.arange(16), torch.arange(16, 33), torch.arange(48, 75)])
+    coded = codes.permute(0, 2, 1, 3).reshape(80, -1)[places, :d]
+    scale, found = terms.transpose(0, 1).reshape(2, 80)[:, places]
+    error = (coded * scale.unsqueeze(1) - weight[rows.long()]).abs()
+    assert (error <= 0.51 * scale.unsqueeze(1)).all()
+    torch.testing.assert_close(found, shift[rows.long()].float() if bias else torch.zeros(60))
+    assert torch.equal(place[rows.long()].long(), places)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_recoded_rows_are_as_if_coded_anew(bias, dtype):
+    weight, rows = torch.randn(50, 9, dtype=dtype), torch.randperm(50)[:45].int()
+    shift = torch.randn(50, dtype=dtype) if bias else None
+    offsets = torch.tensor([0, 20, 45])
+    coded = coded_lists(weight, shift, offsets, rows)
+    changed = rows[:12].long().sort().values
+    weight[changed] *= -3
+    if bias:
+        shift[changed] += 1
+    ops.recode_rows_(*coded, weight, shift, changed)
+    for own, fresh in zip(coded, coded_lists(weight, shift, offsets, rows), strict=True):
+        assert torch.equal(own, fresh)
+    stray = (coded[2] < 0).nonzero().flatten()[:1]
+    for wrong, message in ((stray, "places: expected values in"), (changed.flip(0), "increasing")):
+        with pytest.raises(RuntimeError, match=message):
+            ops.recode_rows_(*coded, weight, shift, wrong)
+
+
+def test_lists_that_are_short_or_capped():
+    """Where a sample's lists hold fewer than k rows the rest is -1; of a list longer than the cap only whole
+    blocks are looked at, from any of them on, around the end."""
+    weight, x = torch.randn(90, 6), torch.randn(3, 6)
+    rows, offsets = torch.randperm(90).int(), torch.tensor([0, 3, 3, 90])
+    coded = coded_lists(weight, None, offsets, rows)[:2]
+    probes = torch.tensor([[0, 1], [1, -1], [-1, 0]])
+    values, ids = ops.topk_lists(x, weight, None, offsets, rows, *coded, probes, 5, 9)
+    assert (ids >= 0).sum(1).tolist() == [3, 0, 3] and (ids[:, 3:] == -1).all()
+    assert (values[ids < 0] == -float("inf")).all()
+    place = torch.empty(90, dtype=torch.int64)
+    place[rows.long()] = torch.arange(90) - 3
+    seen = set()
+    for seed in range(30):
+        lists = (offsets, rows, *coded, torch.full((3, 1), 2))
+        _, ids = ops.topk_lists(x, weight, None, *lists, 90, 90, 20, seed)
+        assert ((ids >= 0) == (ids[:1] >= 0)).all()
+        blocks = place[ids[0][ids[0] >= 0]] // 16
+        first = tuple(blocks.unique().tolist())
+        assert len(first) == 2 and (first[1] - first[0]) in (1, 5)
+        assert len(blocks) == sum(min(16, 87 - 16 * b) for b in first)
+        seen.add(first)
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 9, 70])
+def test_best_of_lists_where_all_are_rescored(batch, dtype):
+    """Then codes decide nothing: the exact best of the lists' rows, in any list length."""
+    N, d, k = 700, 33, 6
+    weight, bias = torch.randn(N, d, dtype=dtype), torch.randn(N, dtype=dtype)
+    x = torch.randn(batch, d, dtype=dtype)
+    rows = torch.randperm(N).int()
+    offsets = torch.tensor([0, 5, 5, 37, 100, N])  # the last is longer than what a thread takes
+    probes = torch.stack([torch.randperm(5)[:4] for _ in range(batch)])
+    coded = coded_lists(weight, bias, offsets, rows)[:2]
+    values, indices = ops.topk_lists(x, weight, bias, offsets, rows, *coded, probes, k, N)
+    list_of = torch.empty(N, dtype=torch.int64)
+    list_of[rows.long()] = torch.arange(5).repeat_interleave(offsets.diff())
+    allowed = (list_of.unsqueeze(0).unsqueeze(2) == probes.unsqueeze(1)).any(2)
+    logits = F.linear(x, weight, bias).masked_fill(~allowed, -float("inf"))
+    expected = logits.topk(k)
+    torch.testing.assert_close(values, expected.values)
+    assert torch.equal(indices, expected.indices)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scores_do_not_depend_on_what_else_is_scored(weight_dtype):
+    """Which of the rescored rows stands where is left to chance between threads: the same bits, however
+    many there are."""
+    torch.manual_seed(0)
+    N, d, B = 300, 37, 20
+    dtype = torch.float64 if weight_dtype == torch.float64 else torch.float32
+    x, weight = torch.randn(B, d, dtype=dtype), torch.randn(N, d).to(weight_dtype)
+    offsets, rows = torch.tensor([0, N]), torch.randperm(N).int()
+    codes, terms, _ = coded_lists(weight.to(dtype), None, offsets, rows)
+    probes = torch.zeros(B, 1, dtype=torch.int64)
+    arguments = (x, weight, None, offsets, rows, codes, terms, probes)
+    values, ids = ops.topk_lists(*arguments, 4, N)
+    for rescored in (29, 30, 31, 32, 33):  # all find the best four
+        more, same = ops.topk_lists(*arguments, 4, rescored)
+        assert torch.equal(same, ids) and torch.equal(more, values)
