@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library test-builds test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs lint format clean
+.PHONY: demo test test-programs test-library test-builds test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs sdist wheel repair check-dist lint format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -100,6 +100,32 @@ examples: $(VENV)/installed-examples
 # The site, into site/. Once installed it needs no network.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Into dist/: the sdist, and a wheel for this platform, compiled from the unpacked sdist: what the sdist lacks shows.
+DIST := dist
+WHEEL = build/wheel/*.whl
+
+sdist: $(VENV)/installed-release
+	rm -f $(DIST)/*.tar.gz
+	$(BIN)/pyproject-build --sdist --no-isolation --outdir $(DIST)
+	$(BIN)/twine check --strict $(DIST)/*.tar.gz
+
+wheel: sdist
+	rm -rf build/wheel $(DIST)/*.whl
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps --wheel-dir build/wheel $(DIST)/*.tar.gz
+	$(MAKE) repair
+	$(MAKE) check-dist
+
+# Gives a wheel the lowest platform tag that it fulfils. torch's libraries stay outside: importing torch loads them.
+REPAIR_Linux = auditwheel repair --strip --exclude 'libtorch*' --exclude 'libc10*'
+REPAIR_Darwin = delocate-wheel --verbose --exclude libtorch --exclude libc10
+
+repair:
+	PATH="$(abspath $(BIN)):$$PATH" $(REPAIR_$(shell uname)) --wheel-dir $(DIST) $(WHEEL)
+
+check-dist: $(VENV)/installed-release
+	$(BIN)/abi3audit --strict --summary $(DIST)/*.whl
+	$(BIN)/twine check --strict $(DIST)/*
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

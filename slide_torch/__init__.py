@@ -14,7 +14,7 @@ from .tuning.probe import RecallProbe
 from .tuning.result import TuneResult
 from .tuning.tune import tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "HashTables",
