@@ -9,9 +9,18 @@
 #include <climits>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include "../common/tensors.h"
+
+#if !defined(__cpp_lib_to_chars)  // libc++ (macOS): its from_chars takes no float
+#include <locale.h>
+#include <stdlib.h>
+#if defined(__APPLE__)
+#include <xlocale.h>
+#endif
+#endif
 
 namespace slide_torch {
 namespace {
@@ -82,6 +91,18 @@ const char* read_index(const char* p, const char* end, int64_t limit, int32_t& i
   return p > begin && number < limit ? p : nullptr;
 }
 
+// The float nearest to the unsigned decimal number in [begin, end), infinity for too large a one. `large`: above 1.
+float nearest_float(const char* begin, const char* end, [[maybe_unused]] bool large) {
+#if defined(__cpp_lib_to_chars)
+  float value = 0;
+  const bool outside = std::from_chars(begin, end, value).ec == std::errc::result_out_of_range;
+  return !outside ? value : large ? std::numeric_limits<float>::infinity() : 0;
+#else
+  static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);  // in others the point may be a comma
+  return strtof_l(std::string(begin, end).c_str(), nullptr, plain);
+#endif
+}
+
 // Reads a decimal number, rounded to the nearest float; too small a number becomes zero. Returns where it stopped, or
 // null if there is no number or it is not finite as a float.
 const char* read_value(const char* p, const char* end, float& value) {
@@ -120,10 +141,9 @@ const char* read_value(const char* p, const char* end, float& value) {
   if (mantissa <= (uint64_t{1} << 24) && exponent >= -10 && exponent <= 10) {
     const float whole = static_cast<float>(mantissa);
     value = exponent < 0 ? whole / powers[-exponent] : whole * powers[exponent];
-  } else if (std::from_chars(begin, p, value).ec == std::errc::result_out_of_range) {
-    // The mantissa has at most 18 digits, so the exponent alone tells the two sides apart.
-    if (exponent > 0) return nullptr;
-    value = 0;
+  } else {
+    // The mantissa has at most 18 digits, so the exponent alone tells too large numbers from too small ones.
+    value = nearest_float(begin, p, exponent > 0);
   }
   if (negative) value = -value;
   return std::isfinite(value) ? p : nullptr;
