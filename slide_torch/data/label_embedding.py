@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import as_number, checked_int
+from .scipy_matrices import check_indices
 from .sparse_rows import SparseRows
 
 __all__ = ["label_embedding"]
@@ -79,8 +80,8 @@ def label_embedding(
     if size is None or not 0 < size < math.inf:
         raise ValueError(f"{where}: rms: expected a positive finite number, got {rms!r}")
     num_labels = int(rows.label_indices.max(initial=-1)) + 1
-    _check_indices(f"{where}: rows: features", rows.feature_indices, num_features)
-    _check_indices(f"{where}: rows: labels", rows.label_indices, num_labels)
+    check_indices(f"{where}: rows: features", rows.feature_indices, num_features)
+    check_indices(f"{where}: rows: labels", rows.label_indices, num_labels)
     if not np.isfinite(rows.feature_values).all():
         raise ValueError(f"{where}: rows: feature_values: expected finite numbers, got NaN or Inf")
 
@@ -127,9 +128,3 @@ def _bags(entries: Tensor, table: Tensor, starts: Tensor, weights: Tensor | None
     return F.embedding_bag(
         entries, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
-
-
-def _check_indices(where: str, indices: np.ndarray, count: int) -> None:
-    if len(indices) and (indices.min() < 0 or indices.max() >= count):
-        got = f"{indices.min()} to {indices.max()}"
-        raise ValueError(f"{where}: expected indices in [0, {count}), got {got}")

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .scipy_matrices import check_indices, row_arrays, scipy_sparse, without_zeros
 
 __all__ = ["IGNORE_INDEX", "SparseRows", "XMCData", "batches"]
 
@@ -44,6 +46,86 @@ class SparseRows:
     def __len__(self) -> int:
         return len(self.feature_indptr) - 1
 
+    @staticmethod
+    def from_scipy(features: Any, labels: Any = None) -> XMCData:
+        """A copy of sparse matrices of scipy, which scikit-learn's vectorizers and binarizers return.
+
+        Entries of CSR matrices stay as they stand there: neither sorted nor merged. Matrices in other
+        formats are converted to CSR first.
+
+        Args:
+            features: Sparse ``(n, num_features)`` of any real dtype. Values are rounded to float32.
+            labels: Sparse ``(n, num_labels)`` of any real dtype: a row has the labels whose entries are
+                not 0. None: no row has any, and ``num_labels`` is 0.
+
+        Raises:
+            ImportError: if scipy is not installed.
+            ValueError: if a matrix is no sparse matrix of two dimensions, its dtype is not real, it has
+                more than 2^31 columns or is damaged, a value is not finite as float32, or the
+                numbers of rows differ.
+
+        Examples:
+            >>> features = TfidfVectorizer().fit_transform(documents)
+            >>> labels = MultiLabelBinarizer(sparse_output=True).fit_transform(tags)
+            >>> train = SparseRows.from_scipy(features, labels)
+        """
+        where = "SparseRows.from_scipy"
+        indptr, indices, values = row_arrays(f"{where}: features", features)
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{where}: features: expected values that are finite as float32, got NaN or Inf"
+            )
+        if labels is None:
+            label_indptr, label_indices = np.zeros_like(indptr), np.empty(0, np.int32)
+        else:
+            found = row_arrays(f"{where}: labels", labels)
+            label_indptr, label_indices = without_zeros(*found)
+        if len(label_indptr) != len(indptr):
+            raise ValueError(
+                f"{where}: labels: expected {len(indptr) - 1} rows, as many as of features, got "
+                f"{len(label_indptr) - 1}"
+            )
+        return XMCData(
+            feature_indptr=indptr,
+            feature_indices=indices,
+            feature_values=values,
+            label_indptr=label_indptr,
+            label_indices=label_indices,
+            num_features=features.shape[1],
+            num_labels=0 if labels is None else labels.shape[1],
+        )
+
+    def to_scipy(self) -> tuple[Any, Any]:
+        """Features and labels as two ``scipy.sparse.csr_array``, as a copy.
+
+        Entries stay as they stand here: neither sorted nor merged.
+
+        Returns:
+            ``(n, num_features)`` and ``(n, num_labels)``, both float32; each label is a 1. Where the
+            rows do not tell these numbers (:class:`XMCData` does) they are the largest index plus 1.
+
+        Raises:
+            ImportError: if scipy is not installed.
+            ValueError: if an index is out of range.
+        """
+        where = "SparseRows.to_scipy"
+        sparse = scipy_sparse(where)
+        ones = np.ones(len(self.label_indices), np.float32)
+        matrices = []
+        for kind, values, indices, indptr in (
+            ("feature", self.feature_values, self.feature_indices, self.feature_indptr),
+            ("label", ones, self.label_indices, self.label_indptr),
+        ):
+            count = getattr(self, f"num_{kind}s", None)
+            if count is None:
+                count = int(indices.max(initial=-1)) + 1
+            check_indices(f"{where}: {kind}_indices", indices, count)
+            arrays = (values, indices, indptr)  # a copy: scipy sorts and merges in place
+            matrices.append(sparse.csr_array(arrays, shape=(len(self), count), copy=True))
+        return matrices[0], matrices[1]
+
     def select(self: _Rows, rows: np.ndarray) -> _Rows:
         """The given rows, in the given order, as a copy.
 
@@ -68,7 +150,7 @@ class SparseRows:
 
 @dataclass(frozen=True)
 class XMCData(SparseRows):
-    """The rows of one file, as they stand there: neither sorted nor merged.
+    """The rows of one file or of matrices, as they stand there: neither sorted nor merged.
 
     Attributes:
         num_features: How many features there are: the rows of the embedding.

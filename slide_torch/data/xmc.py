@@ -24,12 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import ops
+from .scipy_matrices import LARGEST
 from .sparse_rows import SparseRows, XMCData
 
 __all__ = ["read_xmc"]
 
 CHUNK_BYTES = 32 << 20
-_LARGEST = 1 << 31  # indices are int32
 
 _NOT_TEXT = (
     (b"PK\x03\x04", "a zip archive", "unpack it"),
@@ -81,13 +81,9 @@ def read_xmc(
         num_features = header_features if num_features is None else num_features
         num_labels = header_labels if num_labels is None else num_labels
         for name, size in (("num_features", num_features), ("num_labels", num_labels)):
-            if (
-                isinstance(size, bool)
-                or not isinstance(size, Integral)
-                or not 0 <= size <= _LARGEST
-            ):
+            if isinstance(size, bool) or not isinstance(size, Integral) or not 0 <= size <= LARGEST:
                 raise ValueError(
-                    f"read_xmc: {path}: {name}: expected an integer in [0, {_LARGEST}], got {size!r}: "
+                    f"read_xmc: {path}: {name}: expected an integer in [0, {LARGEST}], got {size!r}: "
                     "indices are kept as int32"
                 )
         rows = SparseRows(
