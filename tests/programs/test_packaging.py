@@ -4,6 +4,7 @@ The wheel has the extension that these tests run with: ``make wheel`` compiles t
 """
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ import slide_torch
 
 def run(command, *, directory, path=None):
     """Runs a program where neither the checkout nor the tests are importable; its output."""
-    environment = {"PATH": str(path)} if path else None
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if path is not None:
+        environment["PATH"] = str(path)
     result = subprocess.run(
         [*map(str, command)], cwd=directory, env=environment, capture_output=True, text=True
     )
