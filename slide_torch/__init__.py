@@ -9,6 +9,7 @@ from .ops import instruction_set
 from .optim.clipping import clip_grad_norm_
 from .options import LSHOptions
 from .persistence import load_sampler_state, sampler_state
+from .prediction.topk import TopK
 from .tables import HashTables
 from .tuning.probe import RecallProbe
 from .tuning.result import TuneResult
@@ -23,6 +24,7 @@ __all__ = [
     "LSHOptions",
     "RecallProbe",
     "SampledLogits",
+    "TopK",
     "TuneResult",
     "clip_grad_norm_",
     "convert_",

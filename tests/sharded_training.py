@@ -133,6 +133,7 @@ def own_batches_are_the_mean_of_the_ranks_losses(mesh):
     reference.eval()
     torch.testing.assert_close(model(x), reference(x))
     predicted = model[1].predict(x, 5)
+    assert type(predicted) is TopK
     torch.testing.assert_close(predicted, reference[1].predict(x, 5))
 
 

@@ -15,6 +15,7 @@ from ..nn.linear import LSHLinear
 from ..ops import fused_update
 from ..options import LSHOptions
 from ..precision import computed_dtype, widened
+from ..prediction.topk import TopK
 from ..randomness import draw_seed
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
@@ -120,7 +121,7 @@ class ShardedLSHLinear(LSHLinear):
     # --- prediction -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, input: Tensor, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+    def predict(self, input: Tensor, k: int, *, exact: bool = True) -> TopK:
         r"""As :meth:`LSHLinear.predict`, the best of all ranks' classes, on every rank for its input."""
         self._check("LSHLinear.predict")
         k = checks.checked_k("LSHLinear.predict", k, self.out_features)
@@ -128,7 +129,7 @@ class ShardedLSHLinear(LSHLinear):
         batch = Batch.of("LSHLinear.predict", self.shard, flat)
         values, indices = (batch.own(t) for t in self._best(batch.input, k, exact=exact))
         shape = (*input.shape[:-1], k)
-        return values.view(shape), indices.view(shape)
+        return TopK(values.view(shape), indices.view(shape))
 
     def _best(self, flat: Tensor, k: int, *, exact: bool) -> tuple[Tensor, Tensor]:
         """The k best of all classes for inputs (B, d) that all ranks have."""

@@ -14,6 +14,7 @@ from ..ops import fused_update
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
 from ..prediction.calibration import Calibration
+from ..prediction.topk import TopK
 from ..storage import check_in_memory
 from ..tables import HashTables
 from . import hidden
@@ -274,7 +275,7 @@ class LSHLinear(nn.Linear):
         return prediction.recall(self, input, k)
 
     @torch.no_grad()
-    def predict(self, input: Tensor, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+    def predict(self, input: Tensor, k: int, *, exact: bool = True) -> TopK:
         r"""The k largest logits of each input and their neurons, without materialising all (\*, N) logits.
 
         ``torch.topk(F.linear(input, weight, bias), k)``, but faster, and in memory that does not grow with N.
@@ -287,8 +288,8 @@ class LSHLinear(nn.Linear):
                 recall, and more lists where these hold fewer than k neurons. Returned logits are exact.
 
         Returns:
-            ``(values, indices)``: (\*, k) each, indices int64; values in descending order, equal ones by
-            smaller index, NaN first, as in ``torch.topk``. Values are float32 for bfloat16 parameters.
+            A named tuple ``(values, indices)``, (\*, k) each, as of ``torch.topk``: indices int64; values in
+            descending order, equal ones by smaller index, NaN first; float32 for bfloat16 parameters.
 
         Raises:
             ValueError: shape or dtype of ``input``, or k, is wrong.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..prediction import predictor
 from ..prediction.calibration import Calibration
+from ..prediction.topk import TopK
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
 from ..sampling.recall import found_among
@@ -30,7 +31,7 @@ def recall(layer: LSHLinear, input: Tensor, k: int) -> float:
     return found_among(best, *found, layer.out_features).float().mean().item()
 
 
-def predict(layer: LSHLinear, input: Tensor, k: int, *, exact: bool) -> tuple[Tensor, Tensor]:
+def predict(layer: LSHLinear, input: Tensor, k: int, *, exact: bool) -> TopK:
     """See :meth:`LSHLinear.predict`."""
     where, weight, bias = "LSHLinear.predict", layer.weight, layer.bias
     k = checks.checked_k(where, k, layer.out_features)
@@ -40,7 +41,7 @@ def predict(layer: LSHLinear, input: Tensor, k: int, *, exact: bool) -> tuple[Te
     else:
         values, indices = predictor.approximate_topk(flat, weight, bias, k, layer.calibration)
     shape = (*input.shape[:-1], k)
-    return values.view(shape), indices.view(shape)
+    return TopK(values.view(shape), indices.view(shape))
 
 
 def calibrated(
