@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checks import as_number, checked_int
-from ..functional.checks import autocast_input
 from ..options import LSHOptions
-from ..precision import DTYPES, widened
-from ..storage import check_in_memory
+from ..precision import DTYPES
+from ..prediction import inputs
 from ..tables import HashTables
 from . import carry_over
 
@@ -132,27 +131,13 @@ def checked_input(input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor
             f"LSHLinear: input: expected last dimension {layer.in_features} (in_features), "
             f"got shape {tuple(input.shape)}"
         )
-    return _cast("LSHLinear", input, layer.weight)
+    return inputs.cast_input("LSHLinear", input, layer.weight)
 
 
 def flat_inputs(where: str, input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor:
     """The inputs of a prediction as contiguous (n, d), bfloat16 ones as float32."""
     check_parameters(where, layer, tables, called=False)
-    if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != layer.in_features:
-        got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
-        raise ValueError(
-            f"{where}: input: expected a tensor with last dimension {layer.in_features} "
-            f"(in_features), got {got}"
-        )
-    weight = layer.weight
-    check_in_memory(where, weight=weight, bias=layer.bias)
-    if weight.dtype not in DTYPES:
-        raise ValueError(
-            f"{where}: weight: expected float32, float64 or bfloat16, got "
-            f"{weight.dtype}: convert the layer with .float()"
-        )
-    input = _cast(where, input, weight)
-    return widened(input).reshape(-1, layer.in_features).contiguous()
+    return inputs.flat_inputs(where, input, layer.weight, layer.bias)
 
 
 def some_inputs(where: str, input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor:
@@ -163,17 +148,6 @@ def some_inputs(where: str, input: Tensor, layer: nn.Linear, tables: HashTables)
     if not bool(torch.isfinite(flat).all()):
         raise ValueError(f"{where}: input: expected finite numbers, got NaN or Inf")
     return flat
-
-
-def _cast(where: str, input: Tensor, weight: Tensor) -> Tensor:
-    """``input``, under autocast in the dtype of ``weight``."""
-    input = autocast_input(input, weight)
-    if input.dtype != weight.dtype or input.device != weight.device:
-        raise ValueError(
-            f"{where}: input: expected {weight.dtype} on {weight.device}, the weight's, "
-            f"got {input.dtype} on {input.device}"
-        )
-    return input
 
 
 def checked_k(where: str, k: Any, neurons: int) -> int:

@@ -23,6 +23,7 @@ class Calibration:
 
     Attributes:
         partition: the lists.
+        k: number of the best neurons that the recall is about.
         probes: number of lists to search for each input.
         radius_weight: weight of a list's spread in the choice of lists.
         rescored: number of the best rows by int8 codes that are scored exactly.
@@ -31,6 +32,7 @@ class Calibration:
     """
 
     partition: RowPartition
+    k: int
     probes: int
     radius_weight: float
     rescored: int
@@ -86,4 +88,4 @@ def calibrate(
             rescored = min(2 * rescored, weight.shape[0])
         else:
             probes = min(max(probes + 1, fewest(held, recall + lost)), partition.lists)
-    return Calibration(partition, probes, radius_weight, rescored, measured, state)
+    return Calibration(partition, k, probes, radius_weight, rescored, measured, state)

@@ -22,6 +22,26 @@ INPUTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
+class Search:
+    """How far to look.
+
+    Attributes:
+        k: number of the best rows to find.
+        probes: number of lists to search for each input.
+        enough: number of lists to search for an input whose best lists hold fewer than k rows: any so many hold
+            k, see :meth:`RowPartition.lists_holding`.
+        radius_weight: weight of a list's spread in the choice of lists.
+        rescored: number of the best rows by int8 codes that are scored exactly, if it is above k.
+    """
+
+    k: int
+    probes: int
+    enough: int
+    radius_weight: float
+    rescored: int
+
+
+@dataclass(frozen=True)
 class RowPartition:
     """Rows of a weight matrix in lists of like direction (an inverted file), by spherical k-means.
 
@@ -131,33 +151,31 @@ class RowPartition:
         """The best k (at most N) among the rows of each input's best ``probes`` lists, or of more lists
         where an input's hold fewer than k rows; of these the ``rescored`` best by their codes are scored."""
 
-        def search(some: Tensor, probed: Tensor) -> tuple[Tensor, Tensor]:
-            return ops.topk_lists(
-                some,
-                weight,
-                widened(bias),
-                self.offsets,
-                self.rows,
-                self.codes,
-                self.terms,
-                probed,
-                k,
-                max(k, rescored),
-            )
+        search = Search(k, probes, self.lists_holding(k), radius_weight, rescored)
+        return self.best(input, weight, bias, search)
 
-        probed = self.probes(input, probes, radius_weight)
-        if probes >= self.lists_holding(k):
-            return search(input, probed)
-        short = self.offsets.diff()[probed].sum(1) < k
-        if not bool(short.any()):
-            return search(input, probed)
-        values = input.new_empty((input.shape[0], k))
-        indices = torch.empty((input.shape[0], k), dtype=torch.int64)
-        values[~short], indices[~short] = search(input[~short], probed[~short])
-        some = input[short]
-        found = search(some, self.probes(some, self.lists_holding(k), radius_weight))
-        values[short], indices[short] = found
-        return values, indices
+    def best(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, search: Search
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`topk` by a ``search``. No step of it depends on data: compilers trace it."""
+        most = max(search.probes, search.enough)
+        probed = self.probes(input, most, search.radius_weight)
+        if most > search.probes:
+            probed, further = probed.split([search.probes, most - search.probes], 1)
+            rows = self.offsets.diff()[probed].sum(1, keepdim=True)
+            probed = torch.cat([probed, further.masked_fill(rows >= search.k, -1)], 1)
+        return ops.topk_lists(
+            input,
+            weight,
+            widened(bias),
+            self.offsets,
+            self.rows,
+            self.codes,
+            self.terms,
+            probed,
+            search.k,
+            max(search.k, search.rescored),
+        )
 
     def memory_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in vars(self).values())
