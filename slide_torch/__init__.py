@@ -9,6 +9,7 @@ from .ops import instruction_set
 from .optim.clipping import clip_grad_norm_
 from .options import LSHOptions
 from .persistence import load_sampler_state, sampler_state
+from .prediction.module import Predictor
 from .prediction.topk import TopK
 from .tables import HashTables
 from .tuning.probe import RecallProbe
@@ -22,6 +23,7 @@ __all__ = [
     "LSHFeedForward",
     "LSHLinear",
     "LSHOptions",
+    "Predictor",
     "RecallProbe",
     "SampledLogits",
     "TopK",

@@ -27,6 +27,7 @@ INTERNAL = {
     },
     "LSHLinear": {"draw_active"},
     "ShardedLSHLinear": {"draw_active"},
+    "Predictor": {"of"},
     "SampledLogits": {"__init__", "of"},
     "Adam": {"fused_step"},
 }

@@ -13,6 +13,7 @@ from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 import slide_torch
+from slide_torch import TopK
 from slide_torch.distributed import allreduce_row_gradients, prepare, shard_
 from slide_torch.optim import Adam
 

@@ -175,6 +175,12 @@ class ShardedLSHLinear(LSHLinear):
                 return measured
             share = (1 + share) / 2 if share < 0.999 else 1.0
 
+    def predictor(self) -> NoReturn:
+        raise NotImplementedError(
+            "LSHLinear.predictor: expected a layer that is whole, got a sharded one: make one of "
+            "LSHLinear.from_linear(layer.to_linear()), after calibrating that"
+        )
+
     @torch.no_grad()
     def recall(self, input: Tensor, k: int = 10) -> float:
         r"""As :meth:`LSHLinear.recall`, of the best k of all ranks' classes."""

@@ -14,6 +14,7 @@ from ..ops import fused_update
 from ..ops.rows import advise_hugepages_
 from ..options import LSHOptions
 from ..prediction.calibration import Calibration
+from ..prediction.module import Predictor
 from ..prediction.topk import TopK
 from ..storage import check_in_memory
 from ..tables import HashTables
@@ -328,6 +329,15 @@ class LSHLinear(nn.Linear):
         """
         self.calibration = prediction.calibrated(self, input, k, recall, generator)
         return self.calibration.recall
+
+    def predictor(self) -> Predictor:
+        """The approximate prediction of this layer, as :meth:`calibrate` has prepared it, as a module to save
+        and serve. It shares weight, bias and the calibration's partition, and copies nothing.
+
+        Raises:
+            RuntimeError: without :meth:`calibrate`, or after the weights have changed.
+        """
+        return prediction.predictor_of(self)
 
     def log_prob(self, input: Tensor) -> Tensor:
         r"""Log-probabilities of all neurons, as ``nn.AdaptiveLogSoftmaxWithLoss.log_prob``; differentiable.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..prediction import predictor
 from ..prediction.calibration import Calibration
+from ..prediction.module import Predictor
 from ..prediction.topk import TopK
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
@@ -56,6 +57,13 @@ def calibrated(
     return predictor.recalibrated(
         layer.calibration, flat, layer.weight, layer.bias, k, share, generator
     )
+
+
+def predictor_of(layer: LSHLinear) -> Predictor:
+    """See :meth:`LSHLinear.predictor`."""
+    weight, bias = layer.weight, layer.bias
+    calibration = predictor.valid("LSHLinear.predictor", layer.calibration, weight, bias)
+    return Predictor.of(weight, bias, calibration)
 
 
 def log_prob(layer: LSHLinear, input: Tensor) -> Tensor:

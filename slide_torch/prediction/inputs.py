@@ -10,7 +10,7 @@ from ..storage import check_in_memory
 
 
 def flat_inputs(where: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The inputs (\\*, d) of a prediction by ``weight`` (N, d) as contiguous (n, d), bfloat16 ones as float32.
+    """The inputs (\\*, d) of a prediction by ``weight`` (N, d) as contiguous (n, d); bfloat16 as float32.
 
     Raises:
         ValueError: they are not of the weight's width and dtype.

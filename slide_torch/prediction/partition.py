@@ -28,8 +28,8 @@ class Search:
     Attributes:
         k: number of the best rows to find.
         probes: number of lists to search for each input.
-        enough: number of lists to search for an input whose best lists hold fewer than k rows: any so many hold
-            k, see :meth:`RowPartition.lists_holding`.
+        enough: number of lists that hold k rows, whichever they are: so many are searched for an input whose
+            best ``probes`` lists hold fewer.
         radius_weight: weight of a list's spread in the choice of lists.
         rescored: number of the best rows by int8 codes that are scored exactly, if it is above k.
     """

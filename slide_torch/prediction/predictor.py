@@ -29,16 +29,7 @@ def approximate_topk(
     Raises:
         RuntimeError: there is no calibration, or it was made for other weights.
     """
-    if calibration is None:
-        raise RuntimeError(
-            "LSHLinear.predict: exact=False needs to know how far to look: call "
-            "layer.calibrate(inputs, k, recall=0.95) first"
-        )
-    if calibration.state != state_of(weight, bias):
-        raise RuntimeError(
-            "LSHLinear.predict: the weights have changed since layer.calibrate, whose recall is "
-            "not known to hold any more: call it again, or predict(..., exact=True)"
-        )
+    calibration = valid("LSHLinear.predict", calibration, weight, bias)
     return calibration.partition.topk(
         input,
         *_contiguous(weight, bias),
@@ -47,6 +38,23 @@ def approximate_topk(
         calibration.radius_weight,
         calibration.rescored,
     )
+
+
+def valid(
+    where: str, calibration: Calibration | None, weight: Tensor, bias: Tensor | None
+) -> Calibration:
+    """The ``calibration``, if there is one and it was made for these weights."""
+    if calibration is None:
+        raise RuntimeError(
+            f"{where}: approximate prediction needs to know how far to look: call "
+            "layer.calibrate(inputs, k, recall=0.95) first"
+        )
+    if calibration.state != state_of(weight, bias):
+        raise RuntimeError(
+            f"{where}: the weights have changed since layer.calibrate, whose recall is "
+            "not known to hold any more: call it again, or predict(..., exact=True)"
+        )
+    return calibration
 
 
 def recalibrated(

@@ -65,6 +65,8 @@ def predictions_are_those_of_the_whole_layer(mesh):
     _, approximate = head.predict(x, 5, exact=False)
     _, best = reference.predict(x, 5)
     assert (approximate.unsqueeze(2) == best.unsqueeze(1)).any(2).float().mean() >= 0.9 - 1e-6
+    with pytest.raises(NotImplementedError, match=r"LSHLinear\.predictor: .*that is whole"):
+        head.predictor()
     for use in (lambda logits: logits.topk(1), lambda logits: logits.to_dense()):
         with pytest.raises(NotImplementedError, match=r"call layer\.predict"):
             use(head(x))

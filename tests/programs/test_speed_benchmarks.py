@@ -84,6 +84,17 @@ def test_kernels_at_the_level_asked_for(record_of):
         assert found["ms"].keys() == {"1", "2"} and min(found["ms"].values()) > 0
 
 
+def test_predictor_loading(run, tmp_path):
+    target = tmp_path / "loading.json"
+    quick = ("--quick", "--seed", 3, "--threads", 2, "--json", target)
+    printed = run("benchmarks.speed.predictor_loading", *quick)
+    record = json.loads(target.read_text())
+    assert record["machine"]["seed"] == 3 and record["neurons"] == 2_000
+    assert record["megabytes"] > 2_000 * 128 * (4 + 1) / 1e6
+    for way in record["ways"].values():
+        assert min(way.values()) > 0 and f"{way['seconds']:.3f}" in printed
+
+
 def test_scaling(record_of):
     record, _ = record_of("speed.scaling")
     assert {p["neurons"] for p in record["points"]} == {3_000, 10_000}
