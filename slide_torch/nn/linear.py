@@ -313,7 +313,7 @@ class LSHLinear(nn.Linear):
 
         Recall on other inputs depends on how similar they are to ``input``: use a few hundred held-out
         inputs. The partition takes d + 12 bytes a neuron, for a copy of the rows in int8, and a few percent
-        more. State dicts, copies and pickles leave it out: calibrate where the layer is used.
+        more. It is not part of state dicts, copies or pickles of the layer: save :meth:`predictor`.
 
         Args:
             input: (\*, d), at least one.

@@ -360,6 +360,23 @@ def test_damaged_files(damage):
             assert same(loaded(x), layer.predict(x, K, exact=False))
 
 
+@pytest.mark.parametrize("name", ["codes", "terms", "centers", "center_bias"])
+def test_what_is_not_checked_costs_recall_only(name):
+    layer, x = calibrated()
+    state = tensors_of(layer.predictor())
+    for value in (float("nan"), float("inf"), 0.0, None):
+        if name == "codes":
+            state[name].random_(-128, 128)
+        elif value is None:
+            state[name].normal_()
+        else:
+            state[name].fill_(value)
+        values, indices = Predictor.from_state_dict(state)(x)
+        assert indices.min() >= 0 and all(len(row.unique()) == K for row in indices)
+        logits = F.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(values, logits.gather(1, indices))
+
+
 def test_a_predictor_made_otherwise_than_the_file():
     layer, _ = calibrated()
     state = layer.predictor().state_dict()
