@@ -332,7 +332,8 @@ class LSHLinear(nn.Linear):
 
     def predictor(self) -> Predictor:
         """The approximate prediction of this layer, as :meth:`calibrate` has prepared it, as a module to save
-        and serve. It shares weight, bias and the calibration's partition, and copies nothing.
+        and serve. It shares weight, bias and the calibration's partition: nothing is copied, all weights are
+        read once.
 
         Raises:
             RuntimeError: without :meth:`calibrate`, or after the weights have changed.
