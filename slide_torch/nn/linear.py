@@ -75,6 +75,8 @@ class LSHLinear(nn.Linear):
         >>> loss.backward()
     """
 
+    tied = False  # by tie()
+
     def __init__(
         self,
         in_features: int,
@@ -165,6 +167,7 @@ class LSHLinear(nn.Linear):
         """
         check_tied(embedding, self.weight, (self.out_features, self.in_features))
         self.weight = embedding.weight
+        self.tied = True
         self.tables.invalidate()
         if self.sparse:
             embedding.register_forward_hook(MarkLookedUp(self.tables), with_kwargs=True)

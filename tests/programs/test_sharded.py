@@ -91,6 +91,10 @@ def what_cannot_be_is_refused(mesh):
         shard_(LSHLinear(D, 1), mesh)
     with pytest.raises(ValueError, match=r"shard_: input_layouts: .*got Shard\(dim=1\)"):
         shard_(model_of()[1], mesh, input_layouts=Shard(1))
+    tied = model_of()[1]
+    tied.tie(nn.Embedding(tied.out_features, tied.in_features, dtype=tied.weight.dtype))
+    with pytest.raises(ValueError, match=r"shard_: layer: .*tied to an embedding"):
+        shard_(tied, mesh)
     with pytest.raises(NotImplementedError, match=r"init_from_class_means_: .*before shard_"):
         head.init_from_class_means_([data_of(0)])
     with pytest.raises(NotImplementedError, match=r"decoupled: .*sharded layer"):
