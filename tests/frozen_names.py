@@ -16,6 +16,8 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "slide_torch.distributed": None,
 }
 
+# (slide_torch.integrations needs other packages: its names are in tests/programs/test_integrations.py)
+
 # what stands in public classes for the library itself
 INTERNAL = {
     "HashTables": {

@@ -9,6 +9,7 @@ from helpers import ROOT
 # A module imports from lower floors and from its own package, never from a neighbour on its floor.
 LAYERS = (
     ("__init__",),
+    ("integrations",),
     ("distributed", "persistence", "tuning"),
     ("nn",),
     ("prediction",),
