@@ -91,7 +91,8 @@ model = Model()
     "docs/pytorch.md": IMPORTS
     + """
 path = "checkpoint.pt"
-loader = [(torch.randn(32, 300), torch.randint(1000, (32,))) for _ in range(2)]
+data = torch.utils.data.TensorDataset(torch.randn(64, 300), torch.randint(1000, (64,)))
+loader = torch.utils.data.DataLoader(data, batch_size=32)
 model = nn.Sequential(nn.Linear(16, 8), LSHLinear(8, 500, sparse=True))
 optimizer = Adam(model.parameters())
 x, y = torch.randn(4, 16), torch.randint(500, (4,))
