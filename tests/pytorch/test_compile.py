@@ -211,6 +211,23 @@ def test_new_batch_sizes_recompile_once_at_most():
     assert 1 <= len(calls) <= 2
 
 
+@pytest.mark.parametrize("capture", [False, True])
+def test_graphs_without_fullgraph(capture):
+    """Sizes that depend on data break them, unless torch is told to capture these."""
+    model, graphs = make(sparse=True), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(cross_entropy_of(model), backend=backend)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=capture):
+        losses, _ = train(model, compiled)
+    eager = make(sparse=True)
+    torch.testing.assert_close(losses, train(eager, cross_entropy_of(eager))[0])
+    assert len(graphs) == 1 if capture else len(graphs) > 1
+
+
 def test_two_draws_from_the_same_input_differ():
     """Drawing is random: equal calls are not merged into one."""
     model = make(budget=0)
