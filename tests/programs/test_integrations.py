@@ -227,7 +227,6 @@ def norm_of(model):
 def test_transformers_resumes_and_clips(tie, tmp_path):
     """Dropout draws random numbers; the checkpoint is in the middle of an epoch."""
     whole, norms = transformers_run(tmp_path / "whole", steps=10, tie=tie)
-    assert whole.model.lm_head.weight.grad is None or whole.model.lm_head.sparse
     assert len(norms) == 10 and max(norms) < 0.51
     logged = [entry["grad_norm"] for entry in whole.state.log_history if "grad_norm" in entry]
     assert len(logged) == 10 and max(logged) > 0.51
