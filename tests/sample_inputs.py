@@ -302,9 +302,11 @@ def draw_samples():
     for tables in DRAWN_FROM:
         for target in (indices, lists):
             layer = (randn(B, D), randn(N, D), randn(N))
-            how = ([B], None, -100, True, True)
+            negatives = torch.tensor([5, -100, 38]) if target is indices else lists.flip(0)
             ticket = torch.zeros((), dtype=torch.int64)
-            yield *layer, target, *how, tables.handle, ticket, "lsh_linear_cross_entropy"
+            for named in (None, negatives):
+                how = ([B], named, None, -100, True, True)
+                yield *layer, target, *how, tables.handle, ticket, "lsh_linear_cross_entropy"
 
 
 def sample_inputs():

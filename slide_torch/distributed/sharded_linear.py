@@ -83,8 +83,15 @@ class ShardedLSHLinear(LSHLinear):
                     "ranks the rows of rank 0: call slide_torch.distributed.prepare(model) before wrapping it"
                 )
 
-    def forward(self, input: Tensor) -> ShardedLogits | Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, input: Tensor, *, negatives: Tensor | None = None
+    ) -> ShardedLogits | Tensor:
         self._check("LSHLinear")
+        if negatives is not None:
+            raise NotImplementedError(
+                "LSHLinear: negatives: expected None for a sharded layer, got a tensor: use a layer that is "
+                "whole, or a larger budget"
+            )
         if not self.training:
             return self._all_logits(input)
         logits = ShardedLogits.of_shard(

@@ -25,6 +25,7 @@ def lsh_linear_binary_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     tables: HashTables,
+    negatives: Tensor | None = None,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -51,6 +52,8 @@ def lsh_linear_binary_cross_entropy(
             ``ignore_index``; or one class a row, int64 (\\*).
         linear_bias: (N) or None.
         tables: hash tables over ``linear_weight``, as for :func:`lsh_linear_cross_entropy`.
+        negatives: int64 (M) or (\\*, M), neurons that are always active, as for
+            :func:`lsh_linear_cross_entropy`.
         weight: (N), a factor for each class's loss.
         pos_weight: (N), or a tensor of one number, a factor for the positive targets.
         ignore_index: class index that counts as no label.
@@ -87,6 +90,7 @@ def lsh_linear_binary_cross_entropy(
         linear_bias,
         target,
         tables,
+        negatives=negatives,
         ignore_index=ignore_index,
         sparse=sparse,
         training=training,

@@ -23,6 +23,7 @@ def lsh_linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     tables: HashTables,
+    negatives: Tensor | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -48,6 +49,10 @@ def lsh_linear_cross_entropy(
         linear_bias: (N) or None.
         tables: hash tables over ``linear_weight``. They are built at the first use and updated as
             training goes on.
+        negatives: neurons that are always active, on top of what the tables find: int64 (M), for the whole
+            batch, or (\\*, M), a list a row, padded with -100. With ``pattern="shared"`` every row competes
+            with the union of the lists, with ``"per_sample"`` each with its own list. A negative that is a
+            label of a row stays its label there.
         weight: (N), a factor for each class, as in ``F.cross_entropy``.
         ignore_index: class index that counts as no label.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``F.cross_entropy``. The mean is over rows
@@ -98,6 +103,7 @@ def lsh_linear_cross_entropy(
         linear_bias,
         target,
         tables,
+        negatives=negatives,
         class_weight=weight,
         ignore_index=ignore_index,
         sparse=sparse,

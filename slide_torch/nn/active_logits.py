@@ -12,6 +12,7 @@ from ..active_set import ActiveSet, Labels, SampleActiveSets
 from ..inference_mode import version_of
 from ..precision import active_layer, widened
 from ..sampling.draw import draw_active_set, to_look_at
+from ..sampling.negatives import padded_lists
 from .forward_call import ForwardCall, joined
 
 
@@ -30,6 +31,16 @@ def active_logits(
     input, weight, bias = call.tensors("SampledLogits", with_graph=with_graph)
     flat = widened(input.reshape(-1, input.shape[-1]))
     moving = trains and torch.is_grad_enabled() and weight.requires_grad
+    negatives = call.negatives
+    if negatives is not None:
+        negatives = padded_lists(
+            negatives,
+            input.shape[:-1],
+            call.out_features,
+            "SampledLogits",
+            "negatives",
+            whole_batch=True,
+        )
     tables.check_tail("SampledLogits")
     if not trains:
         tables = to_look_at(tables, weight, bias)
@@ -37,7 +48,13 @@ def active_logits(
         tables.maintain(weight, bias, advance=moving, all_rows_move=not sparse)
     labels = Labels.none(flat.shape[0], flat.dtype)
     active = draw_active_set(
-        tables, flat, labels, weight=weight, bias=bias, seed=None if trains else 0
+        tables,
+        flat,
+        labels,
+        negatives=negatives,
+        weight=weight,
+        bias=bias,
+        seed=None if trains else 0,
     )
     if moving:
         tables.mark_dirty(active.rows, version_of(weight))

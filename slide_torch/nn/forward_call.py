@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class ForwardCall:
         bias: (N), or None.
         tables: hash tables over the weight.
         sparse: whether weight and bias get row-sparse gradients.
+        negatives: int64 (M) for the whole batch, or (\\*, M): neurons that are active beside labels; a copy.
         transformed: whether this is differentiated in other ways than backward, without a stand-in.
         scale: factor of the logits.
         normalised: whether these are log-probabilities, not logits.
@@ -38,9 +40,13 @@ class ForwardCall:
         tables: HashTables,
         *,
         sparse: bool,
+        negatives: Tensor | None = None,
     ) -> None:
         self.tables = tables
         self.sparse = sparse
+        self.negatives = None  # also for empty lists, which have no reshape to (-1, 0)
+        if negatives is not None and negatives.shape[-1]:
+            self.negatives = negatives.detach().clone()
         # other ways to differentiate go by the tensors themselves; losses refuse them
         self.transformed = ops.transform_of(input, weight, bias) is not None
         records = torch.is_grad_enabled()
@@ -72,6 +78,14 @@ class ForwardCall:
         copy.__dict__.update(self.__dict__)
         copy.__dict__.update(changes)
         return copy
+
+    def viewed(self, view: Callable[[Tensor], Tensor]) -> ForwardCall:
+        """A copy whose rows are those of ``view``, which keeps the last dimension, whatever its size."""
+        self.check_unchanged()  # the new input may be a copy
+        negatives = self.negatives
+        if negatives is not None and negatives.dim() > 1:
+            negatives = view(negatives)
+        return self.replaced(input=view(self.input), negatives=negatives)
 
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if anything has been written to since the forward."""

@@ -124,7 +124,23 @@ class LSHLinear(nn.Linear):
         else:
             super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, input: Tensor) -> SampledLogits | Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, input: Tensor, *, negatives: Tensor | None = None
+    ) -> SampledLogits | Tensor:
+        r"""The logits of ``input`` (\*, d): in training a :class:`SampledLogits`, in eval a tensor (\*, N).
+
+        Args:
+            negatives: neurons that are always active in training, beside labels and on top of what the tables
+                find: int64 (M), for the whole batch, or (\*, M), a list a row, padded with -100. With
+                ``pattern="shared"`` every row competes with the union of the lists, with ``"per_sample"``
+                each with its own list. In eval every neuron is active anyway.
+
+        Raises:
+            ValueError: shape or dtype is wrong. (Values are checked by the loss, before it changes anything.)
+            NotImplementedError: ``negatives`` of a hidden layer, or of a sharded one.
+        """
+        if negatives is not None:
+            checks.check_negatives(negatives, input, self.output)
         if self.output == "dense":
             drawn = self.draw_active(input)
             if drawn is None:
@@ -136,7 +152,14 @@ class LSHLinear(nn.Linear):
         if not self.training:
             return F.linear(input, self.weight, self.bias)
         input = checks.checked_input(input, self, self.tables)
-        logits = SampledLogits.of(input, self.weight, self.bias, self.tables, sparse=self.sparse)
+        logits = SampledLogits.of(
+            input,
+            self.weight,
+            self.bias,
+            self.tables,
+            sparse=self.sparse,
+            negatives=negatives,
+        )
         if logits.requires_grad:
             if self.sparse and fused_update.is_replica():
                 fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)

@@ -12,6 +12,7 @@ from ..checks import as_number, checked_int
 from ..options import LSHOptions
 from ..precision import DTYPES
 from ..prediction import inputs
+from ..sampling.negatives import check_lists
 from ..tables import HashTables
 from . import carry_over
 
@@ -132,6 +133,16 @@ def checked_input(input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor
             f"got shape {tuple(input.shape)}"
         )
     return inputs.cast_input("LSHLinear", input, layer.weight)
+
+
+def check_negatives(negatives: Any, input: Tensor, output: str) -> None:
+    """Checks the type and shape of a caller's negatives for ``input`` (\\*, d)."""
+    if output == "dense":
+        raise NotImplementedError(
+            "LSHLinear: negatives: expected None with output='dense', got a tensor: a hidden layer has no "
+            "classes that compete: pass them to the output layer"
+        )
+    check_lists(negatives, input.shape[:-1], "LSHLinear", "negatives", whole_batch=True)
 
 
 def flat_inputs(where: str, input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NoReturn
@@ -62,9 +63,10 @@ class SampledLogits:
         tables: HashTables,
         *,
         sparse: bool,
+        negatives: Tensor | None = None,
     ) -> SampledLogits:
         """The logits of ``input`` (\\*, d) for a layer of these parameters and tables, all checked."""
-        call = ForwardCall(input, weight, bias, tables, sparse=sparse)
+        call = ForwardCall(input, weight, bias, tables, sparse=sparse, negatives=negatives)
         return cls(stand_in(call), call)
 
     # --- what it looks like ---------------------------------------------------------------------------
@@ -110,11 +112,11 @@ class SampledLogits:
 
     # --- views of leading dimensions ------------------------------------------------------------------
 
-    def _with(self, input: Tensor | None = None, **changes: Any) -> SampledLogits:
-        if input is not None:
-            self._call.check_unchanged()  # the new input may be a copy
-            changes["input"] = input
+    def _with(self, **changes: Any) -> SampledLogits:
         return type(self)(self._graph, self._call.replaced(**changes))
+
+    def _viewed(self, view: Callable[[Tensor], Tensor]) -> SampledLogits:
+        return type(self)(self._graph, self._call.viewed(view))
 
     def reshape(self, *sizes: Any, shape: Any = None) -> SampledLogits:
         """Reshapes the leading dimensions; the last must stay N (or -1 for it)."""
@@ -130,7 +132,7 @@ class SampledLogits:
                 f"SampledLogits: reshape: expected a shape for {leading} rows that keeps the last "
                 f"dimension {N}, got {tuple(sizes)}: only leading dimensions can be reshaped"
             )
-        return self._with(self._call.input.reshape(*sizes[:-1], self._call.input.shape[-1]))
+        return self._viewed(lambda rows: rows.reshape(*sizes[:-1], rows.shape[-1]))
 
     def view(self, *shape: Any) -> SampledLogits:
         """As :meth:`reshape`."""
@@ -145,7 +147,7 @@ class SampledLogits:
             self._refuse(
                 "flattening the last dimension", "flatten leading dimensions only, with end_dim=-2"
             )
-        return self._with(self._call.input.flatten(start, end))
+        return self._viewed(lambda rows: rows.flatten(start, end))
 
     def __getitem__(self, index: Any) -> SampledLogits:
         items = index if isinstance(index, tuple) else (index,)
@@ -162,13 +164,13 @@ class SampledLogits:
                     "use layer.eval()(input) for logits by class (where a module's backward hook looks for a "
                     "tensor, let that module return the loss)",
                 )
-        return self._with(self._call.input[index])
+        return self._viewed(lambda rows: rows[index])
 
     def unsqueeze(self, dim: int) -> SampledLogits:
         position = dim if dim >= 0 else dim + self.ndim + 1
         if position == self.ndim:
             self._refuse("unsqueeze after the last dimension", "classes must stay last")
-        return self._with(self._call.input.unsqueeze(position))
+        return self._viewed(lambda rows: rows.unsqueeze(position))
 
     def contiguous(self) -> SampledLogits:
         return self
@@ -281,6 +283,7 @@ class SampledLogits:
             target,
             linear_bias=bias,
             tables=call.tables,
+            negatives=call.negatives,
             scale=call.scale,
             sparse=call.sparse,
             **options,
@@ -300,6 +303,7 @@ class SampledLogits:
             target,
             linear_bias=bias,
             tables=call.tables,
+            negatives=call.negatives,
             scale=call.scale,
             sparse=call.sparse,
             **options,

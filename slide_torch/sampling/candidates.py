@@ -63,6 +63,15 @@ def search(
     return starts, found[given].to(torch.int32), int(read)
 
 
+def no_tables(batch: int, neurons: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, offsets and ids of no tables, as ``ops.retrieve`` takes them."""
+    return (
+        torch.empty((0, batch), dtype=torch.int16),
+        torch.empty((0, 2), dtype=torch.int32),
+        torch.empty((0, neurons), dtype=torch.int32),
+    )
+
+
 def find(
     tables: HashTables,
     input: Tensor,
@@ -79,9 +88,7 @@ def find(
         return _best(input, weight, bias, label_offsets, label_ids, tail, options.budget)
     rerank = options.rerank if options.budget > 0 else 0
     if options.budget == 0:  # no tables to ask
-        codes = torch.empty((0, input.shape[0]), dtype=torch.int16)
-        table_offsets = torch.empty((0, 2), dtype=torch.int32)
-        table_ids = torch.empty((0, tables.out_features), dtype=torch.int32)
+        codes, table_offsets, table_ids = no_tables(input.shape[0], tables.out_features)
     else:
         built = tables.require_built()
         codes = built.family.query_codes(input, options.probes)
@@ -127,9 +134,7 @@ def _best(
     bias = None if bias is None else widened(bias.detach())
     batch, neurons = input.shape[0], weight.shape[0]
     offsets, active, _, label_positions, ids_read = ops.retrieve(
-        torch.empty((0, batch), dtype=torch.int16),
-        torch.empty((0, 2), dtype=torch.int32),
-        torch.empty((0, neurons), dtype=torch.int32),
+        *no_tables(batch, neurons),
         label_offsets,
         label_ids,
         tail[:0],

@@ -10,6 +10,7 @@ from ..active_set import ActiveSet, Labels, SampleActiveSets, SharedActiveSet
 from ..randomness import draw_seed
 from ..tables import HashTables
 from .candidates import find, search
+from .negatives import PADDING, with_negatives
 from .tail import Tail, draw_tail
 
 
@@ -23,6 +24,7 @@ def draw_active_set(
     input: Tensor,
     labels: Labels,
     *,
+    negatives: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -34,6 +36,7 @@ def draw_active_set(
         tables: built, unless its budget is 0.
         input: (B, d), of the dtype that is computed in.
         labels: always active.
+        negatives: (B, M), or (1, M) for the whole batch: always active too, padded, all checked.
         weight, bias: of the layer, needed where candidates are re-ranked or exact.
         generator: where the seed of tail and ties comes from; torch's global one if None.
         seed: that seed itself, instead.
@@ -47,35 +50,31 @@ def draw_active_set(
     tail = draw_tail(tables, seed)
     label_ids = labels.ids.to(torch.int32)
     shared = options.pattern == "shared"
+    named = label_ids  # active whatever the tables return
+    if negatives is not None:
+        named = torch.cat([label_ids, negatives[negatives != PADDING].to(torch.int32)])
     if shared and options.budget == 0:
-        return _share(label_ids, tail, labels, tables, input.dtype, 0)
+        return _share(named, tail, labels, tables, input.dtype, 0)
     if shared and tables.searches:
         _, best, searched = search(tables, input, weight, bias, seed)
         if options.batch_budget:
             best = _most_retrieved(best, options.batch_budget, neurons)
-        certain = torch.cat([label_ids, best])
-        return _share(certain, tail, labels, tables, input.dtype, searched)
-    own_tail = tail.ids[:0] if shared else tail.ids
+        return _share(torch.cat([named, best]), tail, labels, tables, input.dtype, searched)
+    own_tail = tail.ids[:0] if shared or negatives is not None else tail.ids
     offsets, active, tail_starts, label_positions, ids_read = find(
         tables, input, weight, bias, labels.offsets, label_ids, own_tail, seed
     )
     if shared:
         if options.batch_budget:
-            kept = _most_retrieved(active, options.batch_budget, neurons)
-            active = torch.cat([kept, label_ids])
+            active = _most_retrieved(active, options.batch_budget, neurons)
+        if options.batch_budget or negatives is not None:
+            active = torch.cat([active, named])
         return _share(active, tail, labels, tables, input.dtype, int(ids_read))
-    lengths = offsets.diff()
+    if negatives is not None:
+        offsets, active, tail_starts = with_negatives(offsets, active, negatives, tail.ids, neurons)
     log_weight = None
     if options.correction == "importance":
-        if tail.inclusion is None:
-            drawn = lengths - tail_starts
-            stands_for = ((neurons - tail_starts).to(input.dtype) / drawn.clamp(min=1)).log()
-            stands_for = stands_for.repeat_interleave(lengths)
-        else:
-            stands_for = tail.log_weight(active, input.dtype)
-        place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
-        in_tail = place >= tail_starts.repeat_interleave(lengths)
-        log_weight = torch.where(in_tail, stands_for, 0)
+        log_weight = _log_weight(offsets, active, tail_starts, tail, neurons, input.dtype)
     starts = offsets[:-1].repeat_interleave(labels.offsets.diff())
     rows, pair_offsets, pair_positions, pair_samples = ops.transpose_active(
         offsets, active, neurons
@@ -92,6 +91,27 @@ def draw_active_set(
         active.shape[0] / max(1, input.shape[0]),
         int(ids_read),
     )
+
+
+def _log_weight(
+    offsets: Tensor,
+    active: Tensor,
+    tail_starts: Tensor,
+    tail: Tail,
+    neurons: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What importance correction adds to the logits of each sample's active set, the tail at its end."""
+    lengths = offsets.diff()
+    if tail.inclusion is None:
+        drawn = lengths - tail_starts
+        stands_for = ((neurons - tail_starts).to(dtype) / drawn.clamp(min=1)).log()
+        stands_for = stands_for.repeat_interleave(lengths)
+    else:
+        stands_for = tail.log_weight(active, dtype)
+    place = torch.arange(active.shape[0]) - offsets[:-1].repeat_interleave(lengths)
+    in_tail = place >= tail_starts.repeat_interleave(lengths)
+    return torch.where(in_tail, stands_for, 0)
 
 
 @torch.no_grad()

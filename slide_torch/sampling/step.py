@@ -12,6 +12,7 @@ from ..inference_mode import version_of
 from ..randomness import draw_seed
 from ..tables import HashTables
 from .draw import draw_active_set
+from .negatives import padded_lists
 from .targets import as_labels, weighted
 
 
@@ -24,6 +25,7 @@ class StepRequest(NamedTuple):
         weight, bias: of the layer, without gradient.
         target: any form that the losses take, of inputs of shape (\\*leading, d), or labels.
         leading: the shape that the B inputs had.
+        negatives: int64 (M) or (\\*leading, M), neurons that are active beside labels, or None.
         class_weight: (N), a factor of each label's probability, or None.
         ignore_index: class index that counts as no label.
         moving: whether the active rows are about to change: a training step.
@@ -38,6 +40,7 @@ class StepRequest(NamedTuple):
     bias: Tensor | None
     target: Tensor | Labels
     leading: torch.Size
+    negatives: Tensor | None
     class_weight: Tensor | None
     ignore_index: int
     moving: bool
@@ -57,6 +60,7 @@ class StepRequest(NamedTuple):
         training: bool,
         sparse: bool,
         leading: torch.Size | None = None,
+        negatives: Tensor | None = None,
         class_weight: Tensor | None = None,
         ignore_index: int = -100,
         generator: torch.Generator | None = None,
@@ -73,6 +77,7 @@ class StepRequest(NamedTuple):
             None if bias is None else bias.detach(),
             target,
             input.shape[:1] if leading is None else leading,
+            negatives,
             class_weight,
             ignore_index,
             training and torch.is_grad_enabled() and trained,
@@ -97,6 +102,16 @@ def draw_step(request: StepRequest) -> tuple[Labels, ActiveSet]:
     )
     if request.class_weight is not None:
         labels = weighted(labels, request.class_weight, neurons, request.name)
+    negatives = None
+    if request.negatives is not None:
+        negatives = padded_lists(
+            request.negatives,
+            request.leading,
+            neurons,
+            request.name,
+            "negatives",
+            whole_batch=True,
+        )
     tables.check_tail(request.name)
     # One draw a step, whatever upkeep it brings: a recomputation (activation checkpointing) then finds the
     # random state in step, draws the same set, and is known by its seed.
@@ -123,7 +138,13 @@ def draw_step(request: StepRequest) -> tuple[Labels, ActiveSet]:
     if upkeep == "before":
         maintain()
     active = draw_active_set(
-        tables, request.input, labels, weight=weight, bias=request.bias, seed=seed
+        tables,
+        request.input,
+        labels,
+        negatives=negatives,
+        weight=weight,
+        bias=request.bias,
+        seed=seed,
     )
     if moving:
         tables.mark_dirty(active.rows, version_of(weight))

@@ -36,10 +36,9 @@ _OUTPUTS = {
 }
 torch.library.define(
     "slide_torch::draw_step",
-    "(Tensor input, Tensor weight, Tensor? bias, Tensor target, SymInt[] leading, Tensor? class_weight, "
-    "int ignore_index, bool moving, bool sparse, int tables, Tensor ticket, str name) -> ("
-    + ", ".join(f"Tensor {name}" for name in _OUTPUTS)
-    + ")",
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor target, SymInt[] leading, Tensor? negatives, "
+    "Tensor? class_weight, int ignore_index, bool moving, bool sparse, int tables, Tensor ticket, "
+    "str name) -> (" + ", ".join(f"Tensor {name}" for name in _OUTPUTS) + ")",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
 )
 
@@ -58,6 +57,7 @@ def draw(request: StepRequest) -> tuple[Labels, ActiveSet]:
         request.bias,
         request.target,
         request.leading,
+        request.negatives,
         request.class_weight,
         request.ignore_index,
         request.moving,
@@ -109,6 +109,7 @@ def _(
     bias: Tensor | None,
     target: Tensor,
     leading: list[int],
+    negatives: Tensor | None,
     class_weight: Tensor | None,
     ignore_index: int,
     moving: bool,
@@ -125,6 +126,7 @@ def _(
             bias,
             target,
             torch.Size(leading),
+            negatives,
             class_weight,
             ignore_index,
             moving,
