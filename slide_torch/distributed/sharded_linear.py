@@ -84,14 +84,15 @@ class ShardedLSHLinear(LSHLinear):
                 )
 
     def forward(  # type: ignore[override]
-        self, input: Tensor, *, negatives: Tensor | None = None
+        self, input: Tensor, *, negatives: Tensor | None = None, exclude: Tensor | None = None
     ) -> ShardedLogits | Tensor:
         self._check("LSHLinear")
-        if negatives is not None:
-            raise NotImplementedError(
-                "LSHLinear: negatives: expected None for a sharded layer, got a tensor: use a layer that is "
-                "whole, or a larger budget"
-            )
+        for argument, lists in (("negatives", negatives), ("exclude", exclude)):
+            if lists is not None:
+                raise NotImplementedError(
+                    f"LSHLinear: {argument}: expected None for a sharded layer, got "
+                    f"{type(lists).__name__}: use a layer that is whole"
+                )
         if not self.training:
             return self._all_logits(input)
         logits = ShardedLogits.of_shard(

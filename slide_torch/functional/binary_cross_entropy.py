@@ -13,6 +13,7 @@ from ..precision import widened
 from ..sampling.targets import INDEX_DTYPES, class_factors, is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
+from .exclusion import Excluded, LeftOut, labels_and_excluded
 from .step import DrawnStep, check_reduction, draw_for_loss, reduced
 
 _NAME = "lsh_linear_binary_cross_entropy"
@@ -26,6 +27,7 @@ def lsh_linear_binary_cross_entropy(
     linear_bias: Tensor | None = None,
     tables: HashTables,
     negatives: Tensor | None = None,
+    exclude: Tensor | None = None,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -54,6 +56,9 @@ def lsh_linear_binary_cross_entropy(
         tables: hash tables over ``linear_weight``, as for :func:`lsh_linear_cross_entropy`.
         negatives: int64 (M) or (\\*, M), neurons that are always active, as for
             :func:`lsh_linear_cross_entropy`.
+        exclude: int64 (\\*, M), a list a row, padded with -100: classes that count 0 in that row's loss (the
+            mean is still over all B N elements); none has a target in the row. Not available under
+            ``torch.compile``.
         weight: (N), a factor for each class's loss.
         pos_weight: (N), or a tensor of one number, a factor for the positive targets.
         ignore_index: class index that counts as no label.
@@ -83,12 +88,18 @@ def lsh_linear_binary_cross_entropy(
     factors = ClassFactors.of(weight, pos_weight, neurons, widened(input))
     if isinstance(target, Tensor) and target.dim() == input.dim():
         target = without_repeats(target, ignore_index)
+    drawn_for: Tensor | Labels = target
+    excluded = None
+    if exclude is not None:
+        drawn_for, excluded = labels_and_excluded(
+            _NAME, target, exclude, input, neurons, ignore_index
+        )
     step = draw_for_loss(
         _NAME,
         input,
         linear_weight,
         linear_bias,
-        target,
+        drawn_for,
         tables,
         negatives=negatives,
         ignore_index=ignore_index,
@@ -96,7 +107,7 @@ def lsh_linear_binary_cross_entropy(
         training=training,
         generator=generator,
     )
-    losses = losses_of(step, factors, scale, ones=not is_probabilities(target))
+    losses = losses_of(step, factors, scale, ones=not is_probabilities(target), excluded=excluded)
     # as in torch, the mean over no elements is NaN
     return reduced(losses, reduction, input.shape[:-1], losses.shape[0] * neurons)
 
@@ -134,19 +145,29 @@ class ClassFactors(NamedTuple):
         return ClassFactors(*(None if f is None else f[first:last] for f in self))
 
 
-def losses_of(step: DrawnStep, factors: ClassFactors, scale: float, *, ones: bool) -> Tensor:
+def losses_of(
+    step: DrawnStep,
+    factors: ClassFactors,
+    scale: float,
+    *,
+    ones: bool,
+    excluded: Excluded | None = None,
+) -> Tensor:
     """The losses (B) of a step's samples, over its active set.
 
     Args:
         ones: whether targets are 1 for each label, instead of its probability.
+        excluded: what does not count.
     """
+    active, row_weight = step.active, _row_weight(step.active, factors.weight)
+    labels, extra = _label_values(step.labels, *factors, ones=ones)
+    if excluded is not None:
+        own = torch.zeros_like(labels.probabilities) if extra is None else extra
+        labels, active, places, order = LeftOut.of(labels, active, excluded)
+        whole = own.new_ones(places.shape) if row_weight is None else row_weight[places]
+        extra = torch.cat([own, -whole])[order]
     return ops.binary_cross_entropy(
-        step.input,
-        step.layer,
-        step.active,
-        _row_weight(step.active, factors.weight),
-        *_label_values(step.labels, *factors, ones=ones),
-        scale,
+        step.input, step.layer, active, row_weight, labels, extra, scale
     )
 
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..active_set import Labels
 from ..ops import fused_update
 from ..sampling.targets import class_factors, is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
+from .exclusion import LeftOut, check_exclusion, labels_and_excluded
 from .smoothing import Smoothing, check_smoothing, smoothed
 from .step import check_reduction, draw_for_loss, reduced
 
@@ -24,6 +26,7 @@ def lsh_linear_cross_entropy(
     linear_bias: Tensor | None = None,
     tables: HashTables,
     negatives: Tensor | None = None,
+    exclude: Tensor | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -53,6 +56,11 @@ def lsh_linear_cross_entropy(
             batch, or (\\*, M), a list a row, padded with -100. With ``pattern="shared"`` every row competes
             with the union of the lists, with ``"per_sample"`` each with its own list. A negative that is a
             label of a row stays its label there.
+        exclude: known false negatives, int64 (\\*, M), a list a row, padded with -100: they do not compete in
+            the loss of that row, even if they are among ``negatives``, and none is a label of the row. With
+            ``correction="importance"`` the sum over other neurons is an unbiased estimate of that over all
+            classes that are not excluded. A row with several labels needs ``decoupled=True``. Not available
+            with ``label_smoothing`` and under ``torch.compile``.
         weight: (N), a factor for each class, as in ``F.cross_entropy``.
         ignore_index: class index that counts as no label.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``F.cross_entropy``. The mean is over rows
@@ -96,12 +104,19 @@ def lsh_linear_cross_entropy(
         fused_update.refuse_in_replicas(f"{_NAME}: linear_weight", linear_weight)
     check_reduction(_NAME, reduction, ("mean", "sum", "none"))
     check_smoothing(label_smoothing, tables, linear_weight, sparse, decoupled=decoupled)
+    neurons = linear_weight.shape[0]
+    drawn_for: Tensor | Labels = target
+    if exclude is not None:
+        drawn_for, excluded = labels_and_excluded(
+            _NAME, target, exclude, input, neurons, ignore_index
+        )
+        check_exclusion(_NAME, drawn_for, label_smoothing, decoupled=decoupled)
     step = draw_for_loss(
         _NAME,
         input,
         linear_weight,
         linear_bias,
-        target,
+        drawn_for,
         tables,
         negatives=negatives,
         class_weight=weight,
@@ -110,11 +125,10 @@ def lsh_linear_cross_entropy(
         training=training,
         generator=generator,
     )
-    labels, addition = step.labels, None
+    labels, active, addition = step.labels, step.active, None
     total = labels.probabilities.sum()
     if label_smoothing > 0:
         total = torch.where(total == 0, torch.nan, total)  # NaN as in torch, not inf
-        neurons = linear_weight.shape[0]
         if weight is not None:
             weight = class_factors(weight, neurons, step.input, _NAME)
         labels, addition = smoothed(
@@ -126,9 +140,11 @@ def lsh_linear_cross_entropy(
             tail_varies=step.active.log_weight is not None
             and tables.options.tail_parts != ("uniform",),
         )
-    losses = ops.cross_entropy(
-        step.input, step.layer, step.active, labels, scale, decoupled=decoupled
-    )
+    if exclude is not None:  # rows without a label have no loss
+        labelled = excluded.of_rows(labels.offsets.diff() > 0)
+        labels, active, *_ = LeftOut.of(labels, active, labelled)
+        decoupled = True
+    losses = ops.cross_entropy(step.input, step.layer, active, labels, scale, decoupled=decoupled)
     if addition is not None:
         losses = losses + addition
     return reduced(losses, reduction, input.shape[:-1], None if is_probabilities(target) else total)

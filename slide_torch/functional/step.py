@@ -47,7 +47,7 @@ def draw_for_loss(
 ) -> DrawnStep:
     """Draws the active set of ``input`` (\\*, d) and ``target`` for the loss ``name``, with the upkeep of the
     tables. Input and layer have passed :func:`checked_input`; the target is checked here."""
-    flat = widened(input).reshape(-1, input.shape[-1])
+    flat = widened(input).reshape(-1, input.shape[-1]).contiguous()
     labels, active = draw(
         StepRequest.of(
             name,
@@ -66,7 +66,7 @@ def draw_for_loss(
         )
     )
     layer = active_layer(weight, bias, active.rows, sparse)
-    return DrawnStep(flat.contiguous(), labels, active, layer)
+    return DrawnStep(flat, labels, active, layer)
 
 
 def check_reduction(name: str, reduction: str, choices: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..active_set import ActiveSet, Labels, SampleActiveSets
+from ..functional.exclusion import Excluded
 from ..inference_mode import version_of
 from ..precision import active_layer, widened
 from ..sampling.draw import draw_active_set, to_look_at
@@ -29,7 +30,7 @@ def active_logits(
     """
     tables, sparse = call.tables, call.sparse
     input, weight, bias = call.tensors("SampledLogits", with_graph=with_graph)
-    flat = widened(input.reshape(-1, input.shape[-1]))
+    flat = widened(input.reshape(-1, input.shape[-1])).contiguous()
     moving = trains and torch.is_grad_enabled() and weight.requires_grad
     negatives = call.negatives
     if negatives is not None:
@@ -41,12 +42,17 @@ def active_logits(
             "negatives",
             whole_batch=True,
         )
+    labels = Labels.none(flat.shape[0], flat.dtype)
+    excluded = None
+    if call.exclude is not None:
+        excluded = Excluded.of(
+            "SampledLogits", call.exclude, labels, input.shape[:-1], call.out_features
+        )
     tables.check_tail("SampledLogits")
     if not trains:
         tables = to_look_at(tables, weight, bias)
     if tables.uses_tables:
         tables.maintain(weight, bias, advance=moving, all_rows_move=not sparse)
-    labels = Labels.none(flat.shape[0], flat.dtype)
     active = draw_active_set(
         tables,
         flat,
@@ -65,10 +71,20 @@ def active_logits(
     if bias is not None:
         values = values + bias.gather(0, rows, sparse_grad=sparse)
     values, log_weight = _of_each_sample(joined(values * call.scale, graph), active)
+    if excluded is not None:
+        values = values.masked_fill(_mask(excluded, active.rows, values), -math.inf)
     if call.normalised:
         weighted = values if log_weight is None else values + log_weight
         values = values - weighted.logsumexp(1, keepdim=True)
     return active.rows, values
+
+
+def _mask(excluded: Excluded, rows: Tensor, values: Tensor) -> Tensor:
+    """Which of the ``values`` (B, U) of active ``rows`` (U) are of excluded neurons."""
+    mask = torch.zeros(values.shape, dtype=torch.bool)
+    found = torch.isin(excluded.ids, rows)
+    mask[excluded.sample[found], torch.searchsorted(rows, excluded.ids[found])] = True
+    return mask
 
 
 def _of_each_sample(values: Tensor, active: ActiveSet) -> tuple[Tensor, Tensor | None]:

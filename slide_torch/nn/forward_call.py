@@ -27,6 +27,7 @@ class ForwardCall:
         tables: hash tables over the weight.
         sparse: whether weight and bias get row-sparse gradients.
         negatives: int64 (M) for the whole batch, or (\\*, M): neurons that are active beside labels; a copy.
+        exclude: int64 (\\*, M), neurons that do not compete in a row, or None; a copy.
         transformed: whether this is differentiated in other ways than backward, without a stand-in.
         scale: factor of the logits.
         normalised: whether these are log-probabilities, not logits.
@@ -41,12 +42,11 @@ class ForwardCall:
         *,
         sparse: bool,
         negatives: Tensor | None = None,
+        exclude: Tensor | None = None,
     ) -> None:
         self.tables = tables
         self.sparse = sparse
-        self.negatives = None  # also for empty lists, which have no reshape to (-1, 0)
-        if negatives is not None and negatives.shape[-1]:
-            self.negatives = negatives.detach().clone()
+        self.negatives, self.exclude = _copied(negatives), _copied(exclude)
         # other ways to differentiate go by the tensors themselves; losses refuse them
         self.transformed = ops.transform_of(input, weight, bias) is not None
         records = torch.is_grad_enabled()
@@ -85,7 +85,8 @@ class ForwardCall:
         negatives = self.negatives
         if negatives is not None and negatives.dim() > 1:
             negatives = view(negatives)
-        return self.replaced(input=view(self.input), negatives=negatives)
+        exclude = None if self.exclude is None else view(self.exclude)
+        return self.replaced(input=view(self.input), negatives=negatives, exclude=exclude)
 
     def check_unchanged(self) -> None:
         """Raises a RuntimeError if anything has been written to since the forward."""
@@ -111,6 +112,11 @@ class ForwardCall:
             return self.input, self.weight, self.bias
         bias = None if self.bias is None else self.bias.detach()
         return self.input.detach(), self.weight.detach(), bias
+
+
+def _copied(lists: Tensor | None) -> Tensor | None:
+    """None also for empty lists, (\\*, 0), which have no reshape to (-1, 0)."""
+    return None if lists is None or lists.shape[-1] == 0 else lists.detach().clone()
 
 
 class _StandIn(torch.autograd.Function):

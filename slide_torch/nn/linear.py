@@ -125,7 +125,7 @@ class LSHLinear(nn.Linear):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(  # type: ignore[override]
-        self, input: Tensor, *, negatives: Tensor | None = None
+        self, input: Tensor, *, negatives: Tensor | None = None, exclude: Tensor | None = None
     ) -> SampledLogits | Tensor:
         r"""The logits of ``input`` (\*, d): in training a :class:`SampledLogits`, in eval a tensor (\*, N).
 
@@ -134,13 +134,15 @@ class LSHLinear(nn.Linear):
                 find: int64 (M), for the whole batch, or (\*, M), a list a row, padded with -100. With
                 ``pattern="shared"`` every row competes with the union of the lists, with ``"per_sample"``
                 each with its own list. In eval every neuron is active anyway.
+            exclude: known false negatives in training, int64 (\*, M), a list a row, padded with -100: they do
+                not compete in the loss of that row. A label of the row cannot be excluded, and softmax cross
+                entropy with several labels a row needs ``decoupled=True``. Eval returns all logits.
 
         Raises:
             ValueError: shape or dtype is wrong. (Values are checked by the loss, before it changes anything.)
-            NotImplementedError: ``negatives`` of a hidden layer, or of a sharded one.
+            NotImplementedError: either of a hidden layer, or of a sharded one.
         """
-        if negatives is not None:
-            checks.check_negatives(negatives, input, self.output)
+        checks.check_lists_of(input, self.output, negatives=negatives, exclude=exclude)
         if self.output == "dense":
             drawn = self.draw_active(input)
             if drawn is None:
@@ -159,6 +161,7 @@ class LSHLinear(nn.Linear):
             self.tables,
             sparse=self.sparse,
             negatives=negatives,
+            exclude=exclude,
         )
         if logits.requires_grad:
             if self.sparse and fused_update.is_replica():

@@ -135,14 +135,18 @@ def checked_input(input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor
     return inputs.cast_input("LSHLinear", input, layer.weight)
 
 
-def check_negatives(negatives: Any, input: Tensor, output: str) -> None:
-    """Checks the type and shape of a caller's negatives for ``input`` (\\*, d)."""
-    if output == "dense":
-        raise NotImplementedError(
-            "LSHLinear: negatives: expected None with output='dense', got a tensor: a hidden layer has no "
-            "classes that compete: pass them to the output layer"
-        )
-    check_lists(negatives, input.shape[:-1], "LSHLinear", "negatives", whole_batch=True)
+def check_lists_of(input: Tensor, output: str, **lists: Any) -> None:
+    """Checks ``negatives`` and ``exclude``, where there are any, for ``input`` (\\*, d)."""
+    for argument, ids in lists.items():
+        if ids is None:
+            continue
+        if output == "dense":
+            raise NotImplementedError(
+                f"LSHLinear: {argument}: expected None with output='dense', got {type(ids).__name__}: a "
+                "hidden layer has no classes that compete: pass it to the output layer"
+            )
+        by_batch = argument == "negatives"
+        check_lists(ids, input.shape[:-1], "LSHLinear", argument, whole_batch=by_batch)
 
 
 def flat_inputs(where: str, input: Tensor, layer: nn.Linear, tables: HashTables) -> Tensor:

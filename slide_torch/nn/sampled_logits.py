@@ -64,9 +64,12 @@ class SampledLogits:
         *,
         sparse: bool,
         negatives: Tensor | None = None,
+        exclude: Tensor | None = None,
     ) -> SampledLogits:
         """The logits of ``input`` (\\*, d) for a layer of these parameters and tables, all checked."""
-        call = ForwardCall(input, weight, bias, tables, sparse=sparse, negatives=negatives)
+        call = ForwardCall(
+            input, weight, bias, tables, sparse=sparse, negatives=negatives, exclude=exclude
+        )
         return cls(stand_in(call), call)
 
     # --- what it looks like ---------------------------------------------------------------------------
@@ -284,6 +287,7 @@ class SampledLogits:
             linear_bias=bias,
             tables=call.tables,
             negatives=call.negatives,
+            exclude=call.exclude,
             scale=call.scale,
             sparse=call.sparse,
             **options,
@@ -304,6 +308,7 @@ class SampledLogits:
             linear_bias=bias,
             tables=call.tables,
             negatives=call.negatives,
+            exclude=call.exclude,
             scale=call.scale,
             sparse=call.sparse,
             **options,

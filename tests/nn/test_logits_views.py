@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from logits import N, make, same
 from torch import nn
 
-from slide_torch import SampledLogits
+from slide_torch import LSHLinear, LSHOptions, SampledLogits
 
 # --- what it looks like ---------------------------------------------------------------------------
 
@@ -206,3 +206,16 @@ def test_scaling(name):
     same(ours.to_dense(), theirs, layer, x)
     y = torch.randint(N, (6,))
     same(F.cross_entropy(ours, y), F.cross_entropy(theirs, y), layer, x)
+
+
+@pytest.mark.parametrize("family", ["kmeans", "simhash", "dwta"])
+def test_inputs_may_be_strided(family):
+    """Rows that are no contiguous matrix, such as a slice of a sequence."""
+    torch.set_num_threads(1)
+    layer = LSHLinear(8, 50, options=LSHOptions(budget=4, tail=5, K=2, L=3, family=family))
+    x, y = torch.randn(6, 3, 8), torch.randint(50, (6,))
+    results = []
+    for logits in (layer(x)[:, 1], layer(x[:, 1].clone())):
+        torch.manual_seed(0)
+        results.append([F.cross_entropy(logits, y), logits.to_dense()])
+    assert all(map(torch.equal, *results))
