@@ -83,6 +83,9 @@ def what_cannot_be_is_refused(mesh):
     x, y = data_of(mesh.get_rank())
     with pytest.raises(ValueError, match=r"got other inputs or targets"):
         F.cross_entropy(head(x), y)
+    for argument in ("negatives", "exclude"):
+        with pytest.raises(NotImplementedError, match=f"{argument}: expected None for a sharded"):
+            head(x, **{argument: y[:, None]})
     with pytest.raises(ValueError, match=r"shard_: layer: expected an LSHLinear.*shard it once"):
         shard_(head, mesh)
     with pytest.raises(ValueError, match=r"shard_: mesh: expected a DeviceMesh"):
