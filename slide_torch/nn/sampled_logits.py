@@ -34,8 +34,8 @@ class SampledLogits:
     :func:`slide_torch.functional.lsh_linear_cross_entropy`), ``F.binary_cross_entropy_with_logits`` and
     ``nn.BCEWithLogitsLoss``, ``F.nll_loss(F.log_softmax(logits, -1), target)``, ``topk``, ``argmax``,
     ``softmax``. Leading dimensions can be reshaped and sliced, and the logits scaled by a positive number.
-    Functions without labels (``topk``, ``to_dense``, ...) see only the neurons that the tables return, and
-    the tail; ``layer.eval()(input)`` gives all N logits.
+    Functions without labels (``topk``, ``to_dense``, ...) see only the neurons that the tables return, the
+    tail, and the call's ``negatives``, less what it excludes; ``layer.eval()(input)`` gives all N logits.
 
     It is part of the autograd graph as the output of an ``nn.Linear`` is. Gradients are recorded according to
     the mode in which ``layer(input)`` was called: under ``torch.no_grad()`` there are none, wherever the loss
