@@ -22,7 +22,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
 INTERNAL = {
     "HashTables": {
         *(
-            *("check_tail", "maintain", "mark_dirty", "meet"),
+            *("become", "check_tail", "install", "maintain", "mark_dirty", "meet"),
             *("read_with", "record", "require_built", "searches", "take_up"),
         ),
         *("codes", "dirty", "ids", "offsets", "sq8"),
@@ -31,7 +31,7 @@ INTERNAL = {
     "ShardedLSHLinear": {"draw_active"},
     "Predictor": {"of"},
     "SampledLogits": {"__init__", "of"},
-    "Adam": {"fused_step"},
+    "Adam": {"awaits_step", "fused_step"},
 }
 
 

@@ -249,6 +249,16 @@ class ShardedLSHLinear(LSHLinear):
             "before shard_"
         )
 
+    def extend_(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError(
+            "LSHLinear.extend_: expected a layer that is whole, got a sharded one: call it before shard_"
+        )
+
+    def drop_(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError(
+            "LSHLinear.drop_: expected a layer that is whole, got a sharded one: call it before shard_"
+        )
+
     def draw_active(self, input: Tensor) -> NoReturn:
         raise NotImplementedError("LSHLinear.draw_active: a sharded layer is no hidden layer")
 

@@ -22,6 +22,7 @@ from . import hidden
 from . import linear_checks as checks
 from . import linear_conversion as conversion
 from . import linear_prediction as prediction
+from . import resizing
 from .class_means import init_from_class_means_
 from .sampled_logits import SampledLogits
 from .tying import MarkLookedUp, check_tied
@@ -67,7 +68,8 @@ class LSHLinear(nn.Linear):
 
     Limits: the losses are softmax and binary cross entropy. The tables follow changes made by optimizer
     steps, ``load_state_dict`` and ``reset_parameters``; after any other write to ``weight`` call
-    :meth:`rehash`. The sizes are fixed: for a resized weight make a new layer with :meth:`from_linear`.
+    :meth:`rehash`. Classes come and go by :meth:`extend_` and :meth:`drop_`; for a weight that was resized
+    otherwise make a new layer with :meth:`from_linear`.
 
     Examples:
         >>> head = LSHLinear(128, 670_091, sparse=True)
@@ -242,6 +244,64 @@ class LSHLinear(nn.Linear):
         """
         init_from_class_means_(self, batches, scale, ignore_index, progress)
         return self
+
+    def extend_(
+        self,
+        count_or_rows: int | Tensor,
+        *,
+        bias: Tensor | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> LSHLinear:
+        """Adds classes behind the present ones, whose logits stay as they are, in place: ``weight`` and
+        ``bias`` remain the same Parameters, in new memory.
+
+        Tables keep their hash functions and codes; the new rows are hashed and inserted, in time proportional
+        to N, so add many classes in one call. ``"auto"`` options are those of the new N; where that changes
+        the functions (``K``), the next step builds new tables. Frequencies (:meth:`set_frequencies`) of new
+        classes are the smallest one. :meth:`calibrate` again.
+
+        Args:
+            count_or_rows: number n of classes, initialised as in ``nn.Linear``, from torch's global
+                generator; or their rows (n, d), of the weight's dtype.
+            bias: (n), of new classes; by default 0 with given rows, else initialised as in ``nn.Linear``.
+            optimizer: the one that updates the weight, of :mod:`slide_torch.optim` or torch; its states get
+                rows as before a first step. Another one with states raises an error at its next step.
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: an argument is wrong, there are gradients, an optimizer has states of other shapes,
+                or the layer is a hidden one, parametrized, sharded, in shared memory or not on the CPU;
+                nothing is changed.
+
+        Examples:
+            >>> optimizer.zero_grad()
+            >>> head.extend_(10, optimizer=optimizer)
+        """
+        resizing.extend_(self, count_or_rows, bias, optimizer)
+        return self
+
+    def drop_(
+        self, ids: Tensor | Iterable[int], *, optimizer: torch.optim.Optimizer | None = None
+    ) -> Tensor:
+        """Removes classes in place, as :meth:`extend_` adds them; later ids move down.
+
+        Args:
+            ids: the classes, int64 (n) or a list, in any order; at least one class must stay.
+            optimizer: as of :meth:`extend_`.
+
+        Returns:
+            int64 (N before): the new id of each class, -1 for removed ones.
+
+        Raises:
+            ValueError: as :meth:`extend_`.
+
+        Examples:
+            >>> new_ids = head.drop_([3, 17], optimizer=optimizer)
+            >>> targets = new_ids[targets]
+        """
+        return resizing.drop_(self, ids, optimizer)
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
         """Sets the class counts for ``tail_distribution="frequencies"``: the tail is drawn in proportion to

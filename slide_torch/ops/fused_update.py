@@ -17,6 +17,9 @@ class FusingOptimizer(Protocol):
     def fused_step(self, param: Tensor) -> AbstractContextManager[dict[str, Any]]:
         """States and scalars of this step of ``param``, which counts unless the block raises."""
 
+    def awaits_step(self, param: Tensor) -> bool:
+        """Whether backward has updated ``param`` since the last step."""
+
 
 _optimizers: Any = WeakIdKeyDictionary()  # parameter -> weak reference to its optimizer
 

@@ -144,6 +144,10 @@ class Adam(RowOptimizer):
         for param in group["params"]:
             fused_update.register(param, self, fuse=group["fuse_backward"])
 
+    def awaits_step(self, param: Tensor) -> bool:
+        """Whether backward has updated ``param`` since the last step."""
+        return id(param) in self._fused
+
     @contextmanager
     def fused_step(self, param: Tensor) -> Iterator[dict[str, Any]]:
         """Called by backward: the states and scalars of this step of ``param``. The step counts unless the

@@ -13,6 +13,7 @@ from ..hashing.base import HashFamily
 from ..hashing.kmeans import KMeans, group_count
 from ..hashing.make import make_family
 from ..inference_mode import keeps_normal_tensors
+from ..options import ResolvedOptions
 from .built_tables import SQ8Rows
 from .schedule import COUNTERS, DRIFT_SAMPLE_ROWS
 
@@ -129,6 +130,12 @@ def read_state(tables: HashTables, state: Any) -> SavedState:
         dict(state["last"]),
         _kept(state["frequencies"]),
     )
+
+
+def same_functions(own: ResolvedOptions, other: ResolvedOptions) -> bool:
+    """Whether hash functions and codes of tables with ``own`` options are of use to tables with ``other``."""
+    names = {field.name for field in dataclasses.fields(own)} - _NOT_IN_CODES
+    return all(getattr(own, name) == getattr(other, name) for name in names)
 
 
 def _in_present_format(state: Any) -> dict[str, Any]:

@@ -138,6 +138,10 @@ class SeenSteps:
 
 def codes_of_drift_sample(family: HashFamily, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Present codes (L, 512) of the drift sample: the same rows as long as the functions have one seed."""
+    return family.row_codes(weight, bias, drift_sample(family, weight.shape[0]))
+
+
+def drift_sample(family: HashFamily, neurons: int) -> Tensor:
+    """The rows (512) of the drift sample of ``neurons`` rows."""
     generator = torch.Generator().manual_seed(family.seed)
-    rows = torch.randint(weight.shape[0], (DRIFT_SAMPLE_ROWS,), generator=generator)
-    return family.row_codes(weight, bias, rows)
+    return torch.randint(neurons, (DRIFT_SAMPLE_ROWS,), generator=generator)
