@@ -26,7 +26,7 @@ def state(layer):
     tables = layer.tables
     tensors = [
         *layer.parameters(),
-        *(p.grad for p in layer.parameters()),
+        *(p.grad for p in layer.parameters() if p.grad is not None),
         *tables.tensors().values(),
     ]
     tensors += [torch.get_rng_state()]

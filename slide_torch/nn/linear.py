@@ -18,11 +18,10 @@ from ..prediction.module import Predictor
 from ..prediction.topk import TopK
 from ..storage import check_in_memory
 from ..tables import HashTables
-from . import hidden
+from . import hidden, resizing
 from . import linear_checks as checks
 from . import linear_conversion as conversion
 from . import linear_prediction as prediction
-from . import resizing
 from .class_means import init_from_class_means_
 from .sampled_logits import SampledLogits
 from .tying import MarkLookedUp, check_tied
@@ -301,7 +300,8 @@ class LSHLinear(nn.Linear):
             >>> new_ids = head.drop_([3, 17], optimizer=optimizer)
             >>> targets = new_ids[targets]
         """
-        return resizing.drop_(self, ids, optimizer)
+        new_ids: Tensor = resizing.drop_(self, ids, optimizer)
+        return new_ids
 
     def set_frequencies(self, counts: Tensor, power: float = 0.75) -> None:
         """Sets the class counts for ``tail_distribution="frequencies"``: the tail is drawn in proportion to

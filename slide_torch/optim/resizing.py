@@ -58,10 +58,12 @@ def resized_states(
         start = float(group.get(_STARTS.get(key, ""), 0.0))
         if value.layout == torch.strided:
             return resized_rows(value, kept, value.new_full((added, *value.shape[1:]), start))
-        none = torch.sparse_coo_tensor(
-            size=(added, *value.shape[1:]), dtype=value.dtype, check_invariants=True
-        )
-        return torch.cat([value.index_select(0, kept), none]).coalesce()
+        # torch's momentum of row-sparse gradients
+        stay = value.coalesce().index_select(0, kept).coalesce()
+        shape = (len(kept) + added, *value.shape[1:])
+        return torch.sparse_coo_tensor(
+            stay.indices(), stay.values(), shape, check_invariants=True
+        ).coalesce()
 
     return {key: resized(key, value) for key, value in optimizer.state[param].items()}
 

@@ -92,14 +92,6 @@ class HashTables:
             setattr(found, part, copy.copy(getattr(self, part)))
         return found
 
-    def become(self, other: HashTables) -> None:
-        """Goes on as ``other``, which is used no more, under the handle by which graphs find these tables."""
-        self.__dict__.update(vars(other) | {"handle": self.handle, "draws": self.draws})
-
-    def install(self, built: BuiltTables) -> None:
-        """Takes up tables that were made for these options; the schedule is not told."""
-        self.family, self._built = built.family, built
-
     def clear(self) -> None:
         """Drops tables, functions and schedule; the next use builds anew."""
         self.family: HashFamily | None = None
@@ -108,6 +100,15 @@ class HashTables:
         self.pending = PendingRows()
         self.last_step: dict[str, float] = {}
         self._seen_steps = SeenSteps()
+
+    def become(self, other: HashTables) -> None:
+        """Goes on as ``other``, which is used no more, under the handle by which graphs find these tables."""
+        self.__dict__.update(vars(other) | {"handle": self.handle, "draws": self.draws})
+
+    def install(self, built: BuiltTables) -> None:
+        """Takes up tables that were made for these options; the schedule is not told."""
+        self._built = built
+        self.family = built.family
 
     def invalidate(self) -> None:
         """Says that the weights have changed as a whole: all rows are rehashed at the next use."""

@@ -15,7 +15,6 @@ from slide_torch import LSHLinear, LSHOptions, load_sampler_state, sampler_state
 N, D, B = 120, 8, 6
 OPTIONS = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 3}
 DROPPED = [0, 17, 18, 60, N - 1]
-CHANGES = {"extend": lambda layer, **a: layer.extend_(7, **a), "drop": None, "both": None}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +48,14 @@ def make_optimizer(name, parameters):
 
 
 def make(
-    neurons=N, *, optimizer="adam", sparse=True, bias=True, dtype=torch.float32, counts=True, **options
+    neurons=N,
+    *,
+    optimizer="adam",
+    sparse=True,
+    bias=True,
+    dtype=torch.float32,
+    counts=True,
+    **options,
 ):
     options = LSHOptions(**{**OPTIONS, **options})
     layer = LSHLinear(D, neurons, bias, options=options, sparse=sparse, dtype=dtype)
@@ -169,7 +175,9 @@ def test_old_rows_stay_and_new_ones_start_as_in_a_new_layer(case):
         for key in after:
             start = {"sum": 0.25, "step_size": 0.05}.get(key, 0.0)
             assert after[key].dtype == before[key].dtype
-            assert torch.equal(after[key][:N], before[key]) and bool((after[key][N:] == start).all())
+            assert torch.equal(after[key][:N], before[key]) and bool(
+                (after[key][N:] == start).all()
+            )
     if old.tables.built:
         tables = layer.tables
         assert torch.equal(tables.codes[:, :N], old.tables.codes)
@@ -348,9 +356,7 @@ def test_a_tied_embedding_grows_too(sparse):
 
 def test_a_compiled_layer_goes_on():
     layer, optimizer = make(counts=False)
-    loss = torch.compile(
-        lambda x, y: F.cross_entropy(layer(x), y), backend="eager", fullgraph=True
-    )
+    loss = torch.compile(lambda x, y: F.cross_entropy(layer(x), y), backend="eager", fullgraph=True)
     x = torch.randn(B, D)
     for how in ("extend", "drop", "extend"):
         y = torch.full((B,), layer.out_features - 1)
@@ -373,11 +379,11 @@ WRONG = {
         (lambda layer: layer.extend_(-1), r"count_or_rows: expected an int from 0"),
         (lambda layer: layer.extend_(True), r"count_or_rows: expected an int from 0"),
         (lambda layer: layer.extend_(2**31), r"count_or_rows: expected an int from 0"),
-        (lambda layer: layer.extend_(torch.randn(D)), r"expected a CPU tensor \(n, 8\)"),
-        (lambda layer: layer.extend_(torch.randn(2, D + 1)), r"expected a CPU tensor \(n, 8\)"),
-        (lambda layer: layer.extend_(torch.randn(2, D).double()), r"torch.float64: give"),
-        (lambda layer: layer.extend_(torch.randn(2, D, device="meta")), r"strided on meta"),
-        (lambda layer: layer.extend_(torch.randn(2, D).to_sparse()), r"sparse_coo on cpu"),
+        (lambda layer: layer.extend_(torch.ones(D)), r"expected a CPU tensor \(n, 8\)"),
+        (lambda layer: layer.extend_(torch.ones(2, D + 1)), r"expected a CPU tensor \(n, 8\)"),
+        (lambda layer: layer.extend_(torch.ones(2, D).double()), r"torch.float64: give"),
+        (lambda layer: layer.extend_(torch.ones(2, D, device="meta")), r"strided on meta"),
+        (lambda layer: layer.extend_(torch.ones(2, D).to_sparse()), r"sparse_coo on cpu"),
         (lambda layer: layer.extend_(torch.full((2, D), torch.nan)), r"finite numbers, got NaN"),
         (lambda layer: layer.extend_(2, bias=torch.ones(3)), r"bias: expected .*\(2,\)"),
         (lambda layer: layer.extend_(2, bias=[0.0, 0.0]), r"bias: expected .*got list"),
@@ -425,7 +431,7 @@ def test_a_step_that_backward_has_begun_is_refused():
 
 
 def test_optimizers_that_are_refused():
-    layer, optimizer = make(sparse=False)
+    layer, _ = make(sparse=False)
     other = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
     both(layer, ValueError, r"optimizer: expected the one that updates", optimizer=other)
     for make_one in (torch.optim.Adafactor, torch.optim.ASGD, torch.optim.LBFGS):
@@ -441,7 +447,6 @@ def test_optimizers_that_are_refused():
         one.step(closure)
         one.zero_grad()
         both(layer, ValueError, r"optimizer: expected states with", optimizer=one)
-    assert optimizer is not None
 
 
 @pytest.mark.parametrize("name", ["adam", "fused", "sgd", "adagrad", "torch_sparse_adam"])
@@ -479,5 +484,5 @@ def test_layers_that_are_refused():
     with pytest.raises(ValueError, match="make a new layer"):
         layer.extend_(2)
     layer, _ = make(bias=False)
-    both_bias = r"bias: expected None, as the layer has no bias"
-    refused(layer, lambda: layer.extend_(2, bias=torch.zeros(2)), ValueError, both_bias)
+    message = r"bias: expected None, as the layer has no bias"
+    refused(layer, lambda: layer.extend_(2, bias=torch.zeros(2)), ValueError, message)
