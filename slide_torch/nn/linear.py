@@ -18,7 +18,7 @@ from ..prediction.module import Predictor
 from ..prediction.topk import TopK
 from ..storage import check_in_memory
 from ..tables import HashTables
-from . import hidden, resizing
+from . import hidden, replicas, resizing
 from . import linear_checks as checks
 from . import linear_conversion as conversion
 from . import linear_prediction as prediction
@@ -165,6 +165,7 @@ class LSHLinear(nn.Linear):
             exclude=exclude,
         )
         if logits.requires_grad:
+            replicas.refuse_outgrown(self.weight)
             if self.sparse and fused_update.is_replica():
                 fused_update.refuse_in_replicas("LSHLinear: weight", self.weight)
             checks.refuse_backward_hooks(self)

@@ -17,6 +17,7 @@ from ..shards import shard_of
 from ..storage import check_in_memory
 from ..tables.resizing import resized
 from . import linear_checks as checks
+from . import replicas
 
 if TYPE_CHECKING:
     from .linear import LSHLinear
@@ -73,6 +74,7 @@ def _resize(layer: LSHLinear, kept: Tensor, added: NewRows, optimizer: Any) -> N
         _replace_values(parameter, value)
         if state:
             optimizer.state[parameter].update(state)
+    replicas.outgrow(layer.weight)
     layer.tables.become(tables)
     layer.out_features = layer.weight.shape[0]
     layer.calibration = None

@@ -5,12 +5,15 @@ import gc
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from refusals import refused
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import slide_torch
 from slide_torch import LSHLinear, LSHOptions, load_sampler_state, sampler_state
+from slide_torch.distributed import prepare
 
 N, D, B = 120, 8, 6
 OPTIONS = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 3}
@@ -291,6 +294,7 @@ def test_graphs_of_the_old_size_raise_and_do_not_stand_in_the_way(how, sparse):
     layer, optimizer = make(sparse=sparse)
     hooked = []
     layer.weight.register_hook(lambda grad: hooked.append(grad.shape[0]))
+    layer.weight.register_post_accumulate_grad_hook(lambda param: hooked.append(len(param)))
     x, y = torch.randn(B, D, requires_grad=True), torch.arange(B)
     logits = layer(x)
     loss, sampled = F.cross_entropy(layer(x), y), F.cross_entropy(layer(x), y)
@@ -309,7 +313,7 @@ def test_graphs_of_the_old_size_raise_and_do_not_stand_in_the_way(how, sparse):
     F.cross_entropy(layer(x), y).backward()
     assert layer.weight.grad.shape == layer.weight.shape
     F.cross_entropy(F.linear(x, layer.weight, layer.bias), y).backward()
-    assert hooked[0] == N and set(hooked[1:]) == {layer.out_features}
+    assert hooked == 2 * [N] + 4 * [layer.out_features]
 
 
 def test_calibration_and_predictors_end():
@@ -486,3 +490,36 @@ def test_layers_that_are_refused():
     layer, _ = make(bias=False)
     message = r"bias: expected None, as the layer has no bias"
     refused(layer, lambda: layer.extend_(2, bias=torch.zeros(2)), ValueError, message)
+
+
+@pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+@pytest.mark.parametrize("seen", [False, True])
+def test_data_parallel_models_are_made_anew(seen, tmp_path):
+    """DistributedDataParallel would not average the gradients of the new memory, and not say so."""
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        layer, _ = make(sparse=False)
+        x, y = torch.randn(B, D), torch.arange(B)
+        for grow in (True, False):
+            wrapped = DistributedDataParallel(layer)
+            if seen:
+                F.cross_entropy(wrapped(x), y).backward()
+                layer.zero_grad()
+            layer.extend_(3)
+            if seen and not grow:  # the old size, in new memory
+                layer.drop_([1, 2, 3])
+            with pytest.raises(RuntimeError, match=r"weight: expected .*wrap the model anew"):
+                wrapped(x)
+            assert layer(x).shape == (B, layer.out_features)
+        wrapped = DistributedDataParallel(layer)
+        F.cross_entropy(wrapped(x), y).backward()
+        layer, optimizer = make()
+        wrapped = DistributedDataParallel(prepare(nn.Sequential(nn.Linear(D, D), layer)))
+        for _ in range(2):  # row-sparse gradients are averaged by size
+            F.cross_entropy(wrapped(x), y).backward()
+            optimizer.zero_grad()
+            layer.extend_(3, optimizer=optimizer)
+    finally:
+        dist.destroy_process_group()
