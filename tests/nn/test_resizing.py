@@ -296,12 +296,12 @@ def test_graphs_of_the_old_size_raise_and_do_not_stand_in_the_way(how, sparse):
     layer.weight.register_hook(lambda grad: hooked.append(grad.shape[0]))
     layer.weight.register_post_accumulate_grad_hook(lambda param: hooked.append(len(param)))
     x, y = torch.randn(B, D, requires_grad=True), torch.arange(B)
-    logits = layer(x)
-    loss, sampled = F.cross_entropy(layer(x), y), F.cross_entropy(layer(x), y)
-    exact = F.linear(x, layer.weight, layer.bias).sum()
+    loss = F.cross_entropy(layer(x), y)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+    logits, sampled = layer(x), F.cross_entropy(layer(x), y)
+    exact = F.linear(x, layer.weight, layer.bias).sum()
     change(layer, how, optimizer)
     for old in (sampled, exact):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
