@@ -5,18 +5,13 @@ import gc
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from refusals import refused
+from resized_layers import B, D, N, make, make_optimizer, train
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import slide_torch
-from slide_torch import LSHLinear, LSHOptions, load_sampler_state, sampler_state
-from slide_torch.distributed import prepare
+from slide_torch import LSHLinear, load_sampler_state, sampler_state
 
-N, D, B = 120, 8, 6
-OPTIONS = {"budget": 5, "tail": 6, "K": 2, "L": 3, "rehash_every": 3}
 DROPPED = [0, 17, 18, 60, N - 1]
 
 
@@ -31,54 +26,6 @@ def change(layer, how, optimizer=None):
         layer.drop_(DROPPED, optimizer=optimizer)
     if how in ("extend", "both"):
         layer.extend_(7, optimizer=optimizer)
-
-
-def make_optimizer(name, parameters):
-    slide, plain = slide_torch.optim, torch.optim
-    return {
-        "adam": lambda p: slide.Adam(p, lr=0.05),
-        "fused": lambda p: slide.Adam(p, lr=0.05, fuse_backward=True),
-        "small_moments": lambda p: slide.Adam(p, lr=0.05, moments_dtype=torch.bfloat16),
-        "sgd": lambda p: slide.SGD(p, lr=0.05, momentum=0.9),
-        "adagrad": lambda p: slide.Adagrad(p, lr=0.05, initial_accumulator_value=0.25),
-        "torch_adam": lambda p: plain.Adam(p, lr=0.05, amsgrad=True),
-        "torch_adamw": lambda p: plain.AdamW(p, lr=0.05),
-        "torch_rprop": lambda p: plain.Rprop(p, lr=0.05),
-        "torch_sparse_adam": lambda p: plain.SparseAdam(list(p), lr=0.05),
-        "torch_sgd": lambda p: plain.SGD(p, lr=0.05, momentum=0.9),
-        "torch_adagrad": lambda p: plain.Adagrad(p, lr=0.05, initial_accumulator_value=0.25),
-    }[name](parameters)
-
-
-def make(
-    neurons=N,
-    *,
-    optimizer="adam",
-    sparse=True,
-    bias=True,
-    dtype=torch.float32,
-    counts=True,
-    **options,
-):
-    options = LSHOptions(**{**OPTIONS, **options})
-    layer = LSHLinear(D, neurons, bias, options=options, sparse=sparse, dtype=dtype)
-    if counts:
-        layer.set_frequencies(torch.arange(1.0, neurons + 1))
-    return layer, make_optimizer(optimizer, layer.parameters())
-
-
-def train(layer, optimizer, steps):
-    """Losses; class ids of the data are of those that the layer has."""
-    data, losses = torch.Generator(), []
-    for step in steps:
-        data.manual_seed(step)
-        x = torch.randn(B, D, generator=data).to(layer.weight.dtype)
-        loss = F.cross_entropy(layer(x), torch.randint(layer.out_features, (B,), generator=data))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return torch.stack(losses)
 
 
 def of_rows(optimizer, parameter):
@@ -316,6 +263,18 @@ def test_graphs_of_the_old_size_raise_and_do_not_stand_in_the_way(how, sparse):
     assert hooked == 2 * [N] + 4 * [layer.out_features]
 
 
+def test_a_graph_of_the_old_size_does_not_update_inside_backward():
+    layer, optimizer = make(optimizer="fused")
+    train(layer, optimizer, range(2))
+    old = F.cross_entropy(layer(torch.randn(B, D)), torch.arange(B))
+    layer.extend_(7, optimizer=optimizer)
+    weight = layer.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        old.backward()
+    assert torch.equal(layer.weight, weight)
+    assert train(layer, optimizer, range(3)).isfinite().all()
+
+
 def test_calibration_and_predictors_end():
     layer, _ = make()
     x = torch.randn(50, D)
@@ -376,150 +335,3 @@ def test_a_compiled_layer_goes_on():
         torch.compile(lambda: layer.extend_(1), backend="eager", fullgraph=True)()
     torch.compile(lambda: layer.extend_(1), backend="eager")()
     assert layer.out_features == len(layer.weight)
-
-
-WRONG = {
-    "extend": [
-        (lambda layer: layer.extend_(-1), r"count_or_rows: expected an int from 0"),
-        (lambda layer: layer.extend_(True), r"count_or_rows: expected an int from 0"),
-        (lambda layer: layer.extend_(2**31), r"count_or_rows: expected an int from 0"),
-        (lambda layer: layer.extend_(torch.ones(D)), r"expected a CPU tensor \(n, 8\)"),
-        (lambda layer: layer.extend_(torch.ones(2, D + 1)), r"expected a CPU tensor \(n, 8\)"),
-        (lambda layer: layer.extend_(torch.ones(2, D).double()), r"torch.float64: give"),
-        (lambda layer: layer.extend_(torch.ones(2, D, device="meta")), r"strided on meta"),
-        (lambda layer: layer.extend_(torch.ones(2, D).to_sparse()), r"sparse_coo on cpu"),
-        (lambda layer: layer.extend_(torch.full((2, D), torch.nan)), r"finite numbers, got NaN"),
-        (lambda layer: layer.extend_(2, bias=torch.ones(3)), r"bias: expected .*\(2,\)"),
-        (lambda layer: layer.extend_(2, bias=[0.0, 0.0]), r"bias: expected .*got list"),
-        (lambda layer: layer.extend_(2, optimizer="adam"), r"expected a torch optimizer, got str"),
-    ],
-    "drop": [
-        (lambda layer: layer.drop_([N]), r"ids: expected class indices from 0 to 119"),
-        (lambda layer: layer.drop_(torch.tensor([-1])), r"ids: expected class indices from 0"),
-        (lambda layer: layer.drop_(torch.ones(N, dtype=torch.bool)), r"of a mask give"),
-        (lambda layer: layer.drop_(torch.ones(2)), r"ids: expected a tensor \(n\) of integers"),
-        (lambda layer: layer.drop_([0.5]), r"ids: expected a tensor \(n\) of integers"),
-        (lambda layer: layer.drop_(3), r"ids: expected .*got int"),
-        (lambda layer: layer.drop_(range(N)), r"at least one class that stays"),
-    ],
-}
-
-
-@pytest.mark.parametrize("call, message", [*WRONG["extend"], *WRONG["drop"]])
-def test_wrong_arguments_change_nothing(call, message):
-    layer, optimizer = make()
-    train(layer, optimizer, range(2))
-    refused(layer, lambda: call(layer), ValueError, message)
-
-
-def both(layer, error, message, **arguments):
-    refused(layer, lambda: layer.extend_(2, **arguments), error, f"extend_: .*{message}")
-    refused(layer, lambda: layer.drop_([2], **arguments), error, f"drop_: .*{message}")
-
-
-def test_gradients_are_refused():
-    layer, optimizer = make()
-    F.cross_entropy(layer(torch.randn(B, D)), torch.arange(B)).backward()
-    both(layer, ValueError, r"weight: expected no gradient.*zero_grad", optimizer=optimizer)
-    optimizer.zero_grad()
-    layer.bias.grad = torch.zeros(N)
-    both(layer, ValueError, r"bias: expected no gradient")
-
-
-def test_a_step_that_backward_has_begun_is_refused():
-    layer, optimizer = make(optimizer="fused", bias=False)
-    F.cross_entropy(layer(torch.randn(B, D)), torch.arange(B)).backward()
-    both(layer, ValueError, r"weight: expected finished steps.*call optimizer.step\(\)")
-    optimizer.step()
-    layer.extend_(2, optimizer=optimizer)
-
-
-def test_optimizers_that_are_refused():
-    layer, _ = make(sparse=False)
-    other = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
-    both(layer, ValueError, r"optimizer: expected the one that updates", optimizer=other)
-    for make_one in (torch.optim.Adafactor, torch.optim.ASGD, torch.optim.LBFGS):
-        one = make_one(layer.parameters())
-        x, y = torch.randn(B, D), torch.arange(B)
-
-        def closure(one=one, x=x, y=y):
-            one.zero_grad()
-            loss = F.cross_entropy(F.linear(x, layer.weight, layer.bias), y)
-            loss.backward()
-            return loss
-
-        one.step(closure)
-        one.zero_grad()
-        both(layer, ValueError, r"optimizer: expected states with", optimizer=one)
-
-
-@pytest.mark.parametrize("name", ["adam", "fused", "sgd", "adagrad", "torch_sparse_adam"])
-def test_an_optimizer_that_was_not_told_raises_an_error(name):
-    layer, optimizer = make(optimizer=name)
-    train(layer, optimizer, range(2))
-    layer.extend_(2)
-    weight = layer.weight.detach().clone()
-    with pytest.raises((ValueError, RuntimeError)):
-        train(layer, optimizer, range(1))
-    assert torch.equal(layer.weight, weight)
-
-
-def test_layers_that_are_refused():
-    layer = LSHLinear(D, N, output="dense")
-    both(layer, ValueError, r"output: expected 'sampled'")
-    layer = nn.utils.parametrizations.weight_norm(LSHLinear(D, N))
-    with pytest.raises(ValueError, match=r"weight: expected a Parameter.*parametrization"):
-        layer.extend_(2)
-    layer = nn.utils.weight_norm(make()[0])
-    with pytest.raises(ValueError, match="weight_norm computes anew"):
-        layer.drop_([1])
-    layer = LSHLinear(D, N, device="meta")
-    with pytest.raises(ValueError, match=r"got one on meta: move the layer to the CPU"):
-        layer.extend_(2)
-    layer, _ = make()
-    layer.share_memory()
-    both(layer, ValueError, r"weight: expected .*got one in shared memory")
-    with torch.inference_mode():
-        layer, _ = make()
-    with pytest.raises(ValueError, match="got an inference tensor"):
-        layer.extend_(2)
-    layer, _ = make()
-    layer.weight.data = torch.randn(N + 1, D)
-    with pytest.raises(ValueError, match="make a new layer"):
-        layer.extend_(2)
-    layer, _ = make(bias=False)
-    message = r"bias: expected None, as the layer has no bias"
-    refused(layer, lambda: layer.extend_(2, bias=torch.zeros(2)), ValueError, message)
-
-
-@pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
-@pytest.mark.parametrize("seen", [False, True])
-def test_data_parallel_models_are_made_anew(seen, tmp_path):
-    """DistributedDataParallel would not average the gradients of the new memory, and not say so."""
-    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        layer, _ = make(sparse=False)
-        x, y = torch.randn(B, D), torch.arange(B)
-        for grow in (True, False):
-            wrapped = DistributedDataParallel(layer)
-            if seen:
-                F.cross_entropy(wrapped(x), y).backward()
-                layer.zero_grad()
-            layer.extend_(3)
-            if seen and not grow:  # the old size, in new memory
-                layer.drop_([1, 2, 3])
-            with pytest.raises(RuntimeError, match=r"weight: expected .*wrap the model anew"):
-                wrapped(x)
-            assert layer(x).shape == (B, layer.out_features)
-        wrapped = DistributedDataParallel(layer)
-        F.cross_entropy(wrapped(x), y).backward()
-        layer, optimizer = make()
-        wrapped = DistributedDataParallel(prepare(nn.Sequential(nn.Linear(D, D), layer)))
-        for _ in range(2):  # row-sparse gradients are averaged by size
-            F.cross_entropy(wrapped(x), y).backward()
-            optimizer.zero_grad()
-            layer.extend_(3, optimizer=optimizer)
-    finally:
-        dist.destroy_process_group()

@@ -100,6 +100,11 @@ def what_cannot_be_is_refused(mesh):
         shard_(tied, mesh)
     with pytest.raises(NotImplementedError, match=r"init_from_class_means_: .*before shard_"):
         head.init_from_class_means_([data_of(0)])
+    for resize, argument in ((head.extend_, 2), (head.drop_, [2])):
+        with pytest.raises(NotImplementedError, match=rf"{resize.__name__}: .*before shard_"):
+            resize(argument)
+    with pytest.raises(ValueError, match=r"weight: .*this rank's rows of a sharded layer"):
+        head.local.extend_(2)
     with pytest.raises(NotImplementedError, match=r"decoupled: .*sharded layer"):
         head(data_of(0)[0]).cross_entropy(data_of(0)[1], decoupled=True)
     with pytest.raises(TypeError, match=r"made by shard_"):
