@@ -311,15 +311,15 @@ def test_frozen_weight_has_no_gradient_rows(pattern, loss):
         pairs, places = (starts, *transposed), places * 6
     labels = (offsets, places, numbers)
     if loss == "cross_entropy":
-        extra = (None, *labels)
+        extra, modes = (None, *labels), (False,)  # decoupled
         between = labels
     else:
-        extra = (None, *labels, None)
+        extra, modes = (None, *labels, None), ()
         between = extra
     forward = getattr(torch.ops.slide_torch, f"{pattern}_{loss}")
     backward = getattr(torch.ops.slide_torch, f"{pattern}_{loss}_backward")
-    _, *kept = forward(x, weight, bias, rows, *pairs, *extra, 1.0, False)
-    arguments = (torch.rand(B), x, weight, rows, *pairs, *between, *kept)
+    _, *kept = forward(x, weight, bias, rows, *pairs, *extra, 1.0, *modes, False)
+    arguments = (torch.rand(B), x, weight, rows, *pairs, *between, *kept, *modes)
     grad_input, grad_rows, grad_bias = backward(*arguments, True, True)
     assert grad_rows.shape == (len(rows), D) and grad_rows.any()
     for has_bias in (False, True):
