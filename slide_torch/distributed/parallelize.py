@@ -60,7 +60,7 @@ def shard_(
             f"{where}: layer: expected an LSHLinear with output='sampled', got {got}: make one with "
             "LSHLinear.from_linear, and shard it once"
         )
-    if layer.tied:
+    if layer._tied:
         raise ValueError(
             f"{where}: layer: expected a weight of its own, got one tied to an embedding, which would keep "
             "all rows and no longer share them: leave the layer untied"

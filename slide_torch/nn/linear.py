@@ -76,7 +76,7 @@ class LSHLinear(nn.Linear):
         >>> loss.backward()
     """
 
-    tied = False  # by tie()
+    _tied = False  # by tie()
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class LSHLinear(nn.Linear):
         """
         check_tied(embedding, self.weight, (self.out_features, self.in_features))
         self.weight = embedding.weight
-        self.tied = True
+        self._tied = True
         self.tables.invalidate()
         if self.sparse:
             embedding.register_forward_hook(MarkLookedUp(self.tables), with_kwargs=True)
