@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .linear import LSHLinear
 
 # The attributes that an LSHLinear has and an nn.Linear lacks.
-OWN_ATTRIBUTES = frozenset(("options", "sparse", "output", "eval_active", "tables", "calibration"))
+OWN_ATTRIBUTES = frozenset(
+    ("options", "sparse", "output", "eval_active", "tables", "calibration", "_tied")
+)
 
 
 class Settings(NamedTuple):
