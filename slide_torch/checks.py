@@ -1,4 +1,4 @@
-"""What counts as a number in an argument: Python's own, and those that torch takes too."""
+"""Arguments that are integers or real numbers: Python's, and others that torch takes too, such as numpy's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What outlives a call under ``torch.inference_mode()`` must be of use to training later."""
+"""Tensors made under ``torch.inference_mode()`` that training uses later, and their versions."""
 
 from __future__ import annotations
 

@@ -47,15 +47,16 @@ class LSHOptions:
             candidates of all others (the most classes per byte moved). ``"per_sample"``: every sample's
             softmax runs over its own active set, as in SLIDE (Chen et al. 2020).
         budget: the most active neurons per sample, its labels included; labels are active even beyond it.
-            With ``out_features`` or more every neuron is active and the layer is exact. With 0 there are no
-            tables, only labels and tail. ``"auto"``: 10 with the shared pattern (16 for families other than
-            ``"kmeans"``), 1,024 with the per-sample pattern.
+            With one re-ranked table and the shared pattern (the default): the most candidates per sample, to
+            which its labels are added. With ``out_features`` or more every neuron is active and the layer is
+            exact. With 0 there are no tables, only labels and tail. ``"auto"``: 10 with the shared pattern
+            (16 for families other than ``"kmeans"``), 1,024 with the per-sample pattern.
         batch_budget: with the shared pattern, the most candidates for the whole batch, in addition to labels
             and tail: those that most samples have retrieved (ties by smaller index). 0 for no limit.
             ``"auto"``: 0 in an output layer; the budget in a hidden layer.
         tail: neurons drawn at random per batch, in addition to the budget. ``"auto"``: 1,024, at most a
             quarter of the layer; 0 where k-means finds hard candidates for a shared set and no correction
-            requires a tail (in trials on places easy negatives did not help then).
+            requires a tail.
         tail_distribution: the distribution of the tail, see docs/sampling.md. ``"uniform"``: without
             replacement. ``"log_uniform"``: class i in proportion to log((i + 2) / (i + 1)), for ids sorted by
             decreasing frequency. ``"frequencies"``: the shares given to :meth:`LSHLinear.set_frequencies`.

@@ -1,4 +1,4 @@
-"""Parameters in bfloat16: they are computed with in float32, by copies of some rows at a time."""
+"""Computing with bfloat16 parameters: in float32, from copies of some rows at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from .active_set import ActiveLayer
 
 # Rows that are copied at a time where all are read.
 ROWS_AT_ONCE = 65536
-
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 

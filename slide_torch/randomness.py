@@ -1,4 +1,4 @@
-"""Where seeds come from."""
+"""Seeds, drawn from a generator of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the integrations ask of gradients."""
+"""Row-sparse gradients, as the integrations find them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The logits of the active neurons of a call, where no labels say which these are."""
+"""The logits of active neurons where no labels are given: tables and tail alone choose the neurons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion of linear layers: what one has beside weight and bias is carried over, or an error."""
+"""Conversion of linear layers: what a layer has beside weight and bias is kept, or an error is raised."""
 
 from __future__ import annotations
 

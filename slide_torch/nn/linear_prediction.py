@@ -1,4 +1,4 @@
-"""What an LSHLinear predicts: arguments are checked here, and computed with in ``prediction/``."""
+"""Prediction with an LSHLinear: checks the arguments and calls ``prediction/``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators over active sets refuse: other ways to differentiate than backward."""
+"""Errors for ``torch.func`` and forward mode: operators over active sets have a backward only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of approximate prediction in a state dict: its tensors, their checks, whose weights it is for."""
+"""The index of approximate prediction in a state dict: tensors, checks, checksum of the weights."""
 
 from __future__ import annotations
 

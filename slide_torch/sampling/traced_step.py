@@ -3,7 +3,7 @@
 Upkeep and sampling are Python whose every step depends on data. Compiled graphs call it as a whole: it
 takes and gives tensors, finds the tables by their handle, and draws from torch's global generator just as
 in eager mode, so that losses and gradients are those of eager mode. Each call takes a ticket of its own, a
-counter that the graph advances: compilers merge calls of equal arguments, and two draws are not one.
+counter that the graph advances: compilers merge calls with equal arguments, and two draws must stay two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tables hold, read off as a whole: to be saved, counted or shown."""
+"""The state of tables as a whole: what a sampler state saves of it, its tensors, its statistics."""
 
 from __future__ import annotations
 
