@@ -1,5 +1,5 @@
-// Hash families. Each lane of a vector is one input row: a block of `lanes` rows is transposed once, and
-// every hash is then vertical arithmetic whose codes leave as contiguous stores into the (L, n) result.
+// Hash families. Each lane of a vector is one input row: a block of `lanes` rows is transposed once, and every hash is
+// then vertical arithmetic whose codes leave as contiguous stores into the (L, n) result.
 
 // Transposes rows [first, first + count) into block[coordinate * stride + lane]; lanes past count repeat zeros.
 // `defect` becomes NaN in a lane whose row holds NaN or Inf (0 * Inf is NaN), and stays 0 elsewhere.
@@ -192,14 +192,6 @@ void simhash_dense(const HashInput<T>& in, const T* projection, const HashOutput
   }
 }
 
-inline uint32_t mix(uint32_t h) {  // a 32-bit finaliser: every input bit reaches every output bit
-  h ^= h >> 16;
-  h *= 0x7feb352dU;
-  h ^= h >> 15;
-  h *= 0x846ca68bU;
-  return h ^ (h >> 16);
-}
-
 // Offers the runner-up of each hash of one table, as far as it is behind the winner.
 template <class T>
 inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first_bin, int64_t hashes, int64_t lane,
@@ -225,9 +217,8 @@ inline void offer_second(const T* block, const WinnerFunctions& f, int64_t first
 }
 
 // Fills the empty bins (-1) of one row, whose winners are `stride` apart: each borrows from a bin that its own number
-// determines, so equal vectors borrow equally (densification: Shrivastava 2017). A row with no
-// coordinate at all gets zeros. Bins borrow from those that were full before any borrowing: filled ones are marked
-// below -1 until the end.
+// determines, so equal vectors borrow equally (densification: Shrivastava 2017). A row with no coordinate at all gets
+// zeros. Bins borrow from those that were full before any borrowing: filled ones are marked below -1 until the end.
 inline void fill_empty_bins(int32_t* winners, int64_t stride, int64_t bins) {
   int64_t full = 0;
   for (int64_t b = 0; b < bins; ++b) full += winners[b * stride] >= 0;

@@ -1,6 +1,6 @@
-// Small matrix products whose operands are gathered: C(i, j) = sum over p of A(i, p) B(p, j).
-// A tile of C stays in registers, rows x two vectors wide. Each element of C is summed by one thread in the
-// order of p (in blocks of `kDepth`, which also bounds the rounding error), whatever the number of threads.
+// Small matrix products whose operands are gathered: C(i, j) = sum over p of A(i, p) B(p, j). A tile of C stays in
+// registers, rows x two vectors wide. Each element of C is summed by one thread in the order of p (in blocks of
+// `kDepth`, which also bounds the rounding error), whatever the number of threads.
 
 constexpr int64_t kTileRows = SLIDE_TILE_ROWS;
 constexpr int64_t kDepth = 256;

@@ -94,13 +94,6 @@ struct Stochastic {
 
   uint32_t random;
 
-  template <class U>
-  static U hash(U x) {  // Wellons, "lowbias32"
-    x = (x ^ (x >> 16)) * 0x7feb352dU;
-    x = (x ^ (x >> 15)) * 0x846ca68bU;
-    return x ^ (x >> 16);
-  }
-
   static void widen(const uint16_t* source, Vec<float>& value) {
     const Bits bits = __builtin_convertvector(load<Narrow>(source), Bits) << 16;
     value = load<Vec<float>>(reinterpret_cast<const float*>(&bits));
@@ -111,21 +104,21 @@ struct Stochastic {
   }
   // Two of element i, each by 16 random bits of its own.
   void narrow(int64_t i, uint16_t* const target[2], const Vec<float>* value) const {
-    const Bits noise = hash((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
+    const Bits noise = mix((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
     store(target[0] + i, rounded(value[0], noise >> 16));
     store(target[1] + i, rounded(value[1], noise & 0xffffU));
   }
   void narrow(int64_t i, uint16_t* const target[2], const float* value) const {
-    const uint32_t noise = hash(static_cast<uint32_t>(i) ^ random_of(i));
+    const uint32_t noise = mix(static_cast<uint32_t>(i) ^ random_of(i));
     target[0][i] = rounded(value[0], noise >> 16);
     target[1][i] = rounded(value[1], noise & 0xffffU);
   }
   void narrow(int64_t i, uint16_t* target, Vec<float> value) const {
-    const Bits noise = hash((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
+    const Bits noise = mix((lane_numbers() + static_cast<uint32_t>(i)) ^ random_of(i));
     store(target + i, rounded(value, noise >> 16));
   }
   void narrow(int64_t i, uint16_t* target, float value) const {
-    target[i] = rounded(value, hash(static_cast<uint32_t>(i) ^ random_of(i)) >> 16);
+    target[i] = rounded(value, mix(static_cast<uint32_t>(i) ^ random_of(i)) >> 16);
   }
 
  private:
@@ -151,7 +144,7 @@ struct Stochastic {
 // Two states in bfloat16, parameter and gradient in float.
 struct NarrowStates {
   RowUpdate<float> update;
-  Stochastic rounding{Stochastic::hash(update.step)};
+  Stochastic rounding{mix(update.step)};
 
   const void* param_at(int64_t i) const { return update.param + i; }
   const void* state_at(int s, int64_t i) const { return update.bfloat16_state[s] + i; }
@@ -175,7 +168,7 @@ struct NarrowStates {
 template <int States>
 struct Narrow {
   RowUpdate<float> update;
-  Stochastic of_states{Stochastic::hash(update.step)}, of_param{Stochastic::hash(~update.step)};
+  Stochastic of_states{mix(update.step)}, of_param{mix(~update.step)};
 
   const void* param_at(int64_t i) const { return update.bfloat16_param + i; }
   const void* state_at(int s, int64_t i) const { return update.bfloat16_state[s] + i; }

@@ -1,8 +1,8 @@
 // Asking for scattered rows ahead of their use.
 
-// Rows are asked for this many ahead. Into the first-level cache a line at a time,
-// between the arithmetic of the present row: all lines of a row at once would fill the core's miss buffers, and its own
-// loads would queue behind them.
+// Rows are asked for this many ahead. The first-level cache is asked for a line at a time, between the arithmetic of
+// the present row: all lines of a row at once would fill the core's miss buffers, and its own loads would queue behind
+// them.
 constexpr int64_t kRowsAhead = 10;
 
 template <class T>

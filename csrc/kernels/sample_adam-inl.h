@@ -68,11 +68,7 @@ inline void sample_adam_rows(const SampleProblem<T> s, const T* gradient, T* gra
       sample_adam_strip<T, kVectors>(s, gradient, grad_input, memory, step, u, i);
     for (; i + W <= s.features; i += W) sample_adam_strip<T, 1>(s, gradient, grad_input, memory, step, u, i);
     if (i < s.features) sample_adam_rest(s, gradient, grad_input, memory, step, u, i);
-    if (grad_bias) {
-      T sum = T(0);
-      for (int64_t e = first; e < last; ++e) sum += gradient[s.pair_positions[e]];
-      grad_bias[u] = sum;
-    }
+    if (grad_bias) grad_bias[u] = bias_gradient(s, gradient, u);
   }
 }
 

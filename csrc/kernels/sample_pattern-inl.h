@@ -1,6 +1,6 @@
-// Softmax cross entropy where every sample has its own active set (SLIDE's pattern), traversed neuron-major:
-// a weight row comes from memory once a batch and meets every sample that activated it; the inputs of the
-// batch sit in the second-level cache.
+// Softmax cross entropy where every sample has its own active set (SLIDE's pattern), traversed neuron-major: a weight
+// row comes from memory once a batch and meets every sample that activated it; the inputs of the batch sit in the
+// second-level cache.
 
 // <w, x> + bias for the samples of pairs [first, last), w being as wide as `Vectors` vectors, which are loaded once.
 // Most rows meet one sample or two: loops over the width would cost as much as the products.
@@ -154,6 +154,14 @@ inline void add_multiple(T g, const T* __restrict w, int64_t n, T* __restrict gx
   for (; i < n; ++i) gx[i] += w[i] * g;
 }
 
+// The sum over row u's pairs of the derivative by their logits.
+template <class T>
+inline T bias_gradient(const SampleProblem<T>& s, const T* gradient, int64_t u) {
+  T sum = T(0);
+  for (int64_t e = s.pair_offsets[u]; e < s.pair_offsets[u + 1]; ++e) sum += gradient[s.pair_positions[e]];
+  return sum;
+}
+
 // For the pairs of rows [begin, end): grad_rows[u] = sum g x, and grad_input[sample] += g weight[rows[u]] into
 // this chunk's own accumulator. Chunks are cut by the data, not by the threads, and added in order. grad_rows and
 // grad_bias may be null.
@@ -177,11 +185,7 @@ void sample_gradients(const SampleProblem<T>& s, const T* gradient, T* grad_inpu
         pair_gradient<T, false>(g, w, x, nullptr, s.features, gx, out);
     }
     for (int64_t i = 0; grad_rows && first == last && i < s.features; ++i) out[i] = T(0);
-    if (grad_bias) {
-      T sum = T(0);
-      for (int64_t e = first; e < last; ++e) sum += gradient[s.pair_positions[e]];
-      grad_bias[u] = sum;
-    }
+    if (grad_bias) grad_bias[u] = bias_gradient(s, gradient, u);
   }
 }
 

@@ -1,5 +1,5 @@
-// Softmax cross entropy over one active set shared by the batch: logits (U, B) neuron-major, so that softmax
-// statistics are vertical arithmetic over samples.
+// Softmax cross entropy over one active set shared by the batch: logits (U, B) neuron-major, so that softmax statistics
+// are vertical arithmetic over samples.
 
 // logits[u, b] = scale (<weight[rows[u]], x[b]> + bias[rows[u]]) + log_weight[u] for u in [begin, end).
 template <class T>
@@ -58,8 +58,8 @@ void shared_log_normalizer(const T* logits, int64_t active, int64_t batch, T* lo
   }
 }
 
-// gradient[u, :] of rows [begin, end): the loss's derivative by the logits but for the labels' share,
-// scale[b] * softmax[u, b]; the labels are subtracted by the caller, who knows where they are.
+// gradient[u, :] of rows [begin, end): the loss's derivative by the logits without the labels' share, which the caller
+// subtracts: scale[b] * softmax[u, b].
 template <class T>
 void shared_softmax_gradient(const T* logits, const T* log_normalizer, const T* scale, int64_t batch, T* gradient,
                              int64_t begin, int64_t end) {
@@ -107,8 +107,8 @@ void shared_grad_rows(const SharedProblem<T>& s, const T* gradient, const T* pac
   }
 }
 
-// grad_input[b, :] = sum_u gradient[u, b] weight[rows[u], :] for samples [begin, end). `panel` holds
-// kDepth rows' columns of one tile.
+// grad_input[b, :] = sum_u gradient[u, b] weight[rows[u], :] for samples [begin, end). `panel` holds kDepth rows'
+// columns of one tile.
 template <class T>
 void shared_grad_input(const SharedProblem<T>& s, const T* gradient, T* grad_input, int64_t begin, int64_t end,
                        T* panel) {

@@ -1,7 +1,7 @@
-// Fixed-width vectors through the compiler's vector extension, so that one body serves SSE2, AVX2,
-// AVX-512 and NEON. Included once per instruction set, after the target pragma, inside that set's
-// anonymous namespace; therefore no include guard, and no call to a standard library template in any
-// *-inl.h file: the linker might keep the copy compiled for the wider instruction set for everybody.
+// Fixed-width vectors through the compiler's vector extension, so that one body serves SSE2, AVX2, AVX-512 and NEON.
+// Included once per instruction set, after the target pragma, inside that set's anonymous namespace; therefore no
+// include guard, and no call to a standard library template in any *-inl.h file: the linker might keep the copy
+// compiled for the wider instruction set for everybody.
 
 template <class T>
 struct Simd {
@@ -81,9 +81,16 @@ inline int64_t min_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// exp(x) for float: x = n ln2 + r with |r| <= ln2/2, a degree-6 polynomial for exp(r), then 2^n put into
-// the exponent in two halves so that results near the limits stay right. At most 2 ulp off; exp(-inf) = 0,
-// NaN stays NaN.
+// A hash of uint32_t, or of a vector of them: every input bit reaches every output bit (Wellons, "lowbias32").
+template <class U>
+inline U mix(U x) {
+  x = (x ^ (x >> 16)) * 0x7feb352dU;
+  x = (x ^ (x >> 15)) * 0x846ca68bU;
+  return x ^ (x >> 16);
+}
+
+// exp(x) for float: x = n ln2 + r with |r| <= ln2/2, a degree-6 polynomial for exp(r), then 2^n put into the exponent
+// in two halves so that results near the limits stay right. At most 2 ulp off; exp(-inf) = 0, NaN stays NaN.
 inline Vec<float> vector_exp(Vec<float> x) {
   using V = Vec<float>;
   using I = IntVec<float>;

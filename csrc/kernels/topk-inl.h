@@ -1,6 +1,6 @@
-// The largest k of <weight[row], x> + bias[row] for each sample: products are made in register tiles and looked
-// at while they are in the first-level cache, so that logits are never held. Nearly every product is below
-// the worst of its sample's best k so far, which costs one vector comparison.
+// The largest k of <weight[row], x> + bias[row] for each sample: products are made in register tiles and looked at
+// while they are in the first-level cache, so that logits are never held. Nearly every product is below the worst of
+// its sample's best k so far, which costs one vector comparison.
 
 // One tile of rows against the `count` <= Vectors * W samples, from `first` on, of one panel.
 template <class T, int64_t Vectors>

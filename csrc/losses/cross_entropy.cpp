@@ -90,7 +90,7 @@ struct BackwardArgs {
     check_tensor(op, "logits", logits, scalar_type_of<T>(), logits_shape);
     check_tensor(op, "log_normalizer", log_normalizer, scalar_type_of<T>(), {batch});
     if (grad_log_normalizer) {
-      STD_TORCH_CHECK(!decoupled, op, ": decoupled: expected false with grad_log_normalizer, got true");
+      check(!decoupled, op, "decoupled: expected false with grad_log_normalizer, got true");
       check_tensor(op, "grad_log_normalizer", *grad_log_normalizer, scalar_type_of<T>(), {batch});
     }
     Wanted<T> wanted{.rows = has_rows, .bias = has_bias};

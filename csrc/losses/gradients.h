@@ -129,9 +129,9 @@ Gradients shared_gradients(const SharedProblem<T>& s, const Tensor& input, const
   return to.tensors;
 }
 
-// output (B, width) = the sum over active rows of what body(sums, first, last) adds to `sums` for rows
-// [first, last). Any row may meet any sample: rows are cut into a fixed number of chunks with equal pairs, each chunk
-// has sums of its own, and these are added in order: the same result at any number of threads.
+// output (B, width) = the sum over active rows of what body(sums, first, last) adds to `sums` for rows [first, last).
+// Any row may meet any sample: rows are cut into a fixed number of chunks with equal pairs, each chunk has sums of its
+// own, and these are added in order: the same result at any number of threads.
 template <class T, class F>
 void sum_of_chunks(const SampleActive<T>& active, const Tensor& output, const F& body) {
   constexpr int64_t kChunks = 16, kAccumulatorBytes = int64_t{64} << 20;

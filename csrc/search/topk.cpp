@@ -3,9 +3,8 @@
 // row is left to chance, and does not matter: the order of candidates is total.
 #include <algorithm>
 
-#include "../common/parallel.h"
+#include "../common/layer.h"
 #include "../common/reservoirs.h"
-#include "../common/tensors.h"
 #include "../kernels/dispatch.h"
 
 namespace slide_torch {
@@ -16,31 +15,14 @@ constexpr int64_t kPackedBytes = int64_t{256} << 10;
 // Rows that a thread takes at a time, as many as make up for the taking; fewer where there are few.
 constexpr int64_t kRowsATime = 4096, kFewRowsATime = 256;
 
+// The best k of samples [first, last), to values and ids (any, k).
 template <class T>
-TopkProblem<T> topk_problem(const char* op, const Tensor& input, const Tensor& weight,
-                            const std::optional<Tensor>& bias) {
-  check(input.dim() == 2 && weight.dim() == 2, op, "expected input (B, d) and weight (N, d), got ", shape_of(input),
-        " and ", shape_of(weight));
-  check_tensor(op, "input", input, scalar_type_of<T>(), {-1, weight.size(1)});
-  check_tensor(op, "weight", weight, scalar_type_of<T>(), {-1, -1});
-  if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {weight.size(0)});
-  return {.weight = data<T>(weight),
-          .bias = data_or_null<T>(bias),
-          .input = data<T>(input),
-          .features = weight.size(1),
-          .batch = input.size(0)};
-}
-
-// The best k of `count` samples, to values and ids (count, k).
-template <class T>
-void merge(const std::vector<Reservoirs<T>>& workers, int64_t count, int64_t k, T* values, int64_t* ids) {
-  parallel_for(0, count, grain(64 * k), [&](int64_t first, int64_t last) {
-    std::vector<Entry<T>> entries;
-    for (int64_t b = first; b < last; ++b) {
-      gather(workers, b, entries);
-      write_best(entries, k, values + b * k, ids + b * k);
-    }
-  });
+void merge(const std::vector<Reservoirs<T>>& workers, int64_t first, int64_t last, int64_t k, T* values, int64_t* ids) {
+  std::vector<Entry<T>> entries;
+  for (int64_t b = first; b < last; ++b) {
+    gather(workers, b, entries);
+    write_best(entries, k, values + b * k, ids + b * k);
+  }
 }
 
 // The search, block of samples by block; values and ids (B, k) get the results.
@@ -96,11 +78,7 @@ class BlockSearch {
       std::vector<Reservoirs<T>> own(1);
       const Block block = pack(number, packed[worker]);
       block.meet(own[0], k_, 0, neurons_);
-      std::vector<Entry<T>> entries;
-      for (int64_t b = 0; b < block.problem.batch; ++b) {
-        gather(own, b, entries);
-        write_best(entries, k_, values_ + (block.first + b) * k_, ids_ + (block.first + b) * k_);
-      }
+      merge(own, 0, block.problem.batch, k_, values_ + block.first * k_, ids_ + block.first * k_);
     });
   }
 
@@ -114,7 +92,9 @@ class BlockSearch {
       share_out(chunks, workers, [&](int64_t worker, int64_t chunk) {
         block.meet(reservoirs[worker], k_, chunk * chunk_rows, std::min(neurons_, (chunk + 1) * chunk_rows));
       });
-      merge(reservoirs, block.problem.batch, k_, values_ + block.first * k_, ids_ + block.first * k_);
+      parallel_for(0, block.problem.batch, grain(64 * k_), [&](int64_t first, int64_t last) {
+        merge(reservoirs, first, last, k_, values_ + block.first * k_, ids_ + block.first * k_);
+      });
     }
   }
 
@@ -131,7 +111,12 @@ std::tuple<Tensor, Tensor> topk_linear(Tensor input, Tensor weight, std::optiona
   constexpr const char* op = "topk_linear";
   return dispatch_real(op, input.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const TopkProblem<T> problem = topk_problem<T>(op, input, weight, bias);
+    const LayerArgs<T> layer(op, input, weight, bias);
+    const TopkProblem<T> problem = {.weight = data<T>(weight),
+                                    .bias = layer.bias,
+                                    .input = data<T>(input),
+                                    .features = layer.features(),
+                                    .batch = layer.batch()};
     const int64_t neurons = weight.size(0);
     check(1 <= k && k <= neurons, op, "k: expected 1 to ", neurons, " (rows of weight), got ", k);
     Tensor values = empty({problem.batch, k}, scalar_type_of<T>());
