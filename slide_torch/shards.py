@@ -146,7 +146,12 @@ def loaded_state(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> di
 
 
 def _is_like(value: Any, param: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == param.shape
+    """Whether ``value`` has the parameter's shape, or one number for each of its rows."""
+    return (
+        isinstance(value, Tensor)
+        and value.dim() > 0
+        and value.shape in (param.shape, param.shape[:1])
+    )
 
 
 def _mapped(

@@ -106,9 +106,10 @@ class Adam(RowOptimizer):
             got = repr(group["moments_dtype"])
             refuse(f"{name}: moments_dtype", "None or torch.bfloat16", got, "pass one of them")
 
-    def _state_dtype(self, group: dict[str, Any], param: Tensor) -> torch.dtype:
-        dtype: torch.dtype | None = group["moments_dtype"]
-        return dtype or param.dtype
+    def _state_form(
+        self, group: dict[str, Any], param: Tensor, key: str
+    ) -> tuple[torch.Size, torch.dtype]:
+        return param.shape, group["moments_dtype"] or param.dtype
 
     def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
         plain = param.dtype in (torch.float32, torch.bfloat16) and param.device.type == "cpu"

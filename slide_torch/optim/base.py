@@ -57,6 +57,11 @@ def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return state.zero_()
 
 
+def row_form(param: Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Shape and dtype of a state with one number a row, in float32 at least."""
+    return param.shape[:1], torch.promote_types(param.dtype, torch.float32)
+
+
 def _rounds_stochastically(param: Tensor) -> bool:
     """Whether kernels update a parameter that has a dense gradient."""
     return param.dtype == torch.bfloat16 and param.device.type == "cpu" and param.is_contiguous()
@@ -149,14 +154,17 @@ class RowOptimizer(Optimizer):
                 group["lr"] = group["lr"].item()
             self._check_group(group)
         super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param, {})
-                for key, value in state.items():
-                    if key != "step" and isinstance(value, Tensor):
-                        value = value.to_dense()  # torch's momentum of sparse gradients is sparse
-                        dtype = self._state_dtype(group, param)
-                        state[key] = _zeros_like(value, dtype).copy_(value)
+        numbers = [number for saved in state_dict["param_groups"] for number in saved["params"]]
+        owners = [(group, param) for group in self.param_groups for param in group["params"]]
+        for number, (group, param) in zip(numbers, owners, strict=True):
+            state, saved = self.state.get(param, {}), state_dict["state"].get(number, {})
+            for key, value in state.items():
+                if key != "step" and isinstance(value, Tensor):
+                    value = value.to_dense()  # torch's momentum of sparse gradients is sparse
+                    _, dtype = self._state_form(group, param, key)
+                    # torch has cast it to the parameter's dtype, which may be narrower
+                    exact = value if value.dtype == dtype else saved.get(key, value).to_dense()
+                    state[key] = _zeros_like(value, dtype).copy_(exact)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -218,18 +226,21 @@ class RowOptimizer(Optimizer):
                 dense.append(param)
         return dense, row_sparse
 
-    def _state_dtype(self, group: dict[str, Any], param: Tensor) -> torch.dtype:
-        """The dtype of the states of ``param`` except its step."""
-        return param.dtype
+    def _state_form(
+        self, group: dict[str, Any], param: Tensor, key: str
+    ) -> tuple[torch.Size, torch.dtype]:
+        """Shape and dtype of a state of ``param``, its step excepted."""
+        return param.shape, param.dtype
 
     def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
-        dtype = self._state_dtype(group, param)
         for key, value in self.state.get(param, {}).items():
-            if key == "step" or (value.shape == param.shape and value.dtype == dtype):
+            if key == "step":
                 continue
-            advice = "load the state dict of this model, or make a new optimizer"
-            got = f"{tuple(value.shape)} of {value.dtype}"
-            refuse(where, f"{key} {tuple(param.shape)} of {dtype}", got, advice)
+            shape, dtype = self._state_form(group, param, key)
+            if value.shape != shape or value.dtype != dtype:
+                advice = "load the state dict of this model, or make a new optimizer"
+                got = f"{tuple(value.shape)} of {value.dtype}"
+                refuse(where, f"{key} {tuple(shape)} of {dtype}", got, advice)
 
     def _can_fuse(self, param: Tensor) -> bool:
         # torch's fused CPU kernels walk tensors in storage order, whatever their strides say.
@@ -240,7 +251,9 @@ class RowOptimizer(Optimizer):
         """A tensor of the state of ``param``, made at the first use."""
         state: dict[str, Tensor] = self.state[param]
         if key not in state:
-            state[key] = _zeros_like(param, self._state_dtype(group, param))
+            shape, dtype = self._state_form(group, param, key)
+            alike = shape == param.shape
+            state[key] = _zeros_like(param, dtype) if alike else param.new_zeros(shape, dtype=dtype)
             if fill != 0.0:
                 state[key].fill_(fill)
         elif param.is_contiguous() and not state[key].is_contiguous():
