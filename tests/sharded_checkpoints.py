@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard
 import slide_torch
 from slide_torch import LSHLinear
 from slide_torch.distributed import prepare_optimizer, shard_
-from slide_torch.optim import Adam
+from slide_torch.optim import Adagrad, Adam
 
 
 def train_some(model, optimizer, steps, first=0):
@@ -66,6 +66,16 @@ def checkpoints_are_saved(mesh, folder):
     train_some(model, optimizer, 1)
     sums = optimizer.state_dict()["state"][2]["sum"]
     assert sums.shape == (N, D) and sums.placements == (Shard(0),)
+    # one number a row
+    model, _ = new_model(mesh)
+    optimizer = Adagrad(model.parameters(), row_wise=True)
+    train_some(model, optimizer, 1)
+    saved = optimizer.state_dict()
+    sums = saved["state"][2]["sum"]
+    assert sums.shape == (N,) and sums.placements == (Shard(0),)
+    before = optimizer.state[model[1].weight]["sum"].clone()
+    optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.state[model[1].weight]["sum"], before)
 
 
 def _full(optimizer_state):

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.accuracy import contenders, step_timing
 from benchmarks.accuracy.contenders import CONTENDERS, make_output_layer, parse_contender
+from benchmarks.accuracy.head_optimizers import OPTIMIZERS
 from benchmarks.accuracy.output_layers import SampledLayer
 from benchmarks.accuracy.record import seconds_at
 from benchmarks.accuracy.training import choose_rate
@@ -30,6 +31,20 @@ def test_equal_steps(record_of, tmp_path):
     assert [p["validation_p1"] for p in record["curve"]] == [
         p["validation_p1"] for p in other["curve"]
     ]
+
+
+def test_head_optimizers(record_of):
+    record, printed = record_of("accuracy.head_optimizers")
+    runs = {run["optimizer"]: run for run in record["optimizers"]}
+    assert set(runs) == set(OPTIMIZERS) and all(name in printed for name in runs)
+    for run in runs.values():
+        tried = {trial["lr"]: trial["P@1"] for trial in run["trials"]}
+        assert tried[run["lr"]] == max(tried.values()) == run["validation"]["P@1"]
+        assert len(tried) == 2 and 0 <= run["test"]["P@1"] <= 1 and run["ms_step"] > 0
+    # of 128 weights and a bias in float32
+    state = {name: run["state_bytes_per_neuron"] for name, run in runs.items()}
+    assert state["Adam"] == 2 * 4 * 129 == 2 * state["Adam, bfloat16 moments"]
+    assert state["Adagrad"] == 4 * 129 and state["row-wise Adagrad"] == 4 * 2
 
 
 def test_retrieval_measures_every_family(record_of):
