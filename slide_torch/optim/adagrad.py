@@ -154,5 +154,5 @@ def _mean_square_of_rows(values: Tensor, dtype: torch.dtype) -> Tensor:
     """The mean of the squares of each row of ``values`` (U, ...), (U)."""
     if values.dim() < 2:
         return values.to(dtype).square()
-    norms = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())), dtype=dtype)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())), dtype=dtype)
     return norms.square_().div_(max(1, values[:1].numel()))

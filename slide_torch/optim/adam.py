@@ -13,7 +13,8 @@ from torch.optim.adam import adam
 
 from .. import ops
 from ..ops import fused_update
-from .base import NOT_TRACED, RowGradient, RowOptimizer, check_number, gradients, refuse
+from .base import NOT_TRACED, RowGradient, RowOptimizer, check_number, gradients, refuse, row_form
+from .deferred_decay import DeferredDecay
 
 
 class Adam(RowOptimizer):
@@ -29,7 +30,8 @@ class Adam(RowOptimizer):
         betas: decay rates of the running averages of the gradient and of its square.
         eps: added to the denominator.
         weight_decay: decoupled weight decay: each updated row is first multiplied by
-            ``1 - lr * weight_decay``. With a row-sparse gradient only the rows of the gradient decay.
+            ``1 - lr * weight_decay``. With a row-sparse gradient only the rows of the gradient decay, unless
+            ``deferred_decay``.
         maximize: ascend instead of descend.
         fuse_backward: update the weight of a layer with ``sparse=True`` inside ``backward()``, while its
             gradient rows are still in the cache, instead of in :meth:`step`. The result is identical, bit
@@ -49,6 +51,19 @@ class Adam(RowOptimizer):
             any number of threads and on every replica of a model. Arithmetic and parameters stay float32.
             ``None`` uses the parameter's dtype; moments of bfloat16 parameters are always rounded
             stochastically. Can be set for each parameter group.
+        deferred_decay: rows without a gradient decay too, but later: a row that missed steps is multiplied by
+            their product of ``1 - lr * weight_decay``, with the ``lr`` and ``weight_decay`` of each, when it
+            next has a gradient, before its update. :meth:`apply_deferred_decay_` catches up all rows.
+            Parameters are then those of a dense decay: for the same gradients, they are the result of steps
+            of :class:`torch.optim.SparseAdam` before each of which *all* rows are multiplied by
+            ``1 - lr * weight_decay``, as :class:`torch.optim.AdamW` does. (AdamW also moves rows without a
+            gradient by their moments, unless ``betas=(0.0, 0.0)``.) They are equal up to rounding: a row is
+            rounded once whenever it catches up, and the sum of logarithms that is kept for it has a relative
+            error of 2^-24 (2^-53 for float64 parameters), whatever the number of steps. If a row has a
+            gradient in every step, its bits are those without ``deferred_decay``. Between its steps a row is
+            read as it was left, so catch up before evaluating or saving a model. The state is one number a
+            row (float32, or float64 for float64 parameters) and one a parameter. Not with ``fuse_backward``,
+            which updates rows while backward reads them. Can be set for each parameter group.
 
     Example::
 
@@ -74,6 +89,7 @@ class Adam(RowOptimizer):
         maximize: bool = False,
         fuse_backward: bool = False,
         moments_dtype: torch.dtype | None = None,
+        deferred_decay: bool = False,
     ) -> None:
         # ids of the parameters that backward has updated since the last step
         self._fused: set[int] = set()
@@ -87,6 +103,7 @@ class Adam(RowOptimizer):
             decoupled_weight_decay=True,
             fuse_backward=fuse_backward,
             moments_dtype=moments_dtype,
+            deferred_decay=deferred_decay,
         )
 
     def _check_options(self, name: str, group: dict[str, Any]) -> None:
@@ -99,9 +116,13 @@ class Adam(RowOptimizer):
         if not group["decoupled_weight_decay"] and group["weight_decay"] != 0:
             got = f"the L2 penalty {group['weight_decay']} of torch.optim.Adam"
             refuse(name, "decoupled weight decay", got, "set its weight_decay to 0 before loading")
-        if not isinstance(group["fuse_backward"], bool):
-            got = repr(group["fuse_backward"])
-            refuse(f"{name}: fuse_backward", "a bool", got, "pass True or False")
+        for key in ("fuse_backward", "deferred_decay"):
+            if not isinstance(group[key], bool):
+                refuse(f"{name}: {key}", "a bool", repr(group[key]), "pass True or False")
+        if group["fuse_backward"] and group["deferred_decay"]:
+            advice = "set one of them to False in this param group"
+            got = "fuse_backward=True, which updates rows while backward reads them"
+            refuse(f"{name}: deferred_decay", "fuse_backward=False", got, advice)
         if group["moments_dtype"] not in (None, torch.bfloat16):
             got = repr(group["moments_dtype"])
             refuse(f"{name}: moments_dtype", "None or torch.bfloat16", got, "pass one of them")
@@ -109,6 +130,10 @@ class Adam(RowOptimizer):
     def _state_form(
         self, group: dict[str, Any], param: Tensor, key: str
     ) -> tuple[torch.Size, torch.dtype]:
+        if key == "log_decay":
+            return row_form(param)
+        if key == "log_decay_total":
+            return torch.Size(()), torch.float64
         return param.shape, group["moments_dtype"] or param.dtype
 
     def _check_state(self, where: str, group: dict[str, Any], param: Tensor) -> None:
@@ -189,6 +214,11 @@ class Adam(RowOptimizer):
                     f"{tuple(param.shape)} that has a gradient from another use too, which would be a "
                     "second step: set fuse_backward=False for its group"
                 )
+        lr, weight_decay = group["lr"], group["weight_decay"]
+        if group["deferred_decay"] and not lr * weight_decay < 1:
+            where = f"slide_torch.optim.Adam: deferred_decay: parameter group {index}"
+            got = f"{lr} * {weight_decay}"
+            refuse(where, "lr * weight_decay below 1", got, "decrease one of them")
         return super()._plan(index, group)
 
     @staticmethod
@@ -217,7 +247,44 @@ class Adam(RowOptimizer):
         self._fused.clear()
         return loss
 
+    @torch.no_grad()
+    def apply_deferred_decay_(self) -> None:
+        """Brings all rows of the parameter groups with ``deferred_decay`` up to date, in place.
+
+        Before evaluating or saving a model. Training may go on after it: rows then decay from there, with
+        other roundings than without the call. Call :meth:`slide_torch.LSHLinear.rehash` too if it does, as
+        after other changes of all rows.
+        """
+        for group in self.param_groups:
+            for param in group["params"]:
+                if group["deferred_decay"] and "log_decay" in self.state.get(param, {}):
+                    decay = self._deferred(group, param)
+                    decay.catch_up_(None, int(self._steps(param)))
+                    decay.mark_(None)
+
+    def _deferred(self, group: dict[str, Any], param: Tensor) -> DeferredDecay:
+        total = self._buffer(group, param, "log_decay_total")
+        return DeferredDecay(param, total, self._buffer(group, param, "log_decay"))
+
+    @contextmanager
+    def _decaying(
+        self, group: dict[str, Any], params: list[Tensor], rows: Tensor | None
+    ) -> Iterator[None]:
+        """Around a step of ``rows`` (None: all) of ``params``: they first catch up with their decay, and have
+        that of the step after it."""
+        decays = [self._deferred(group, param) for param in params if group["deferred_decay"]]
+        for decay in decays:
+            decay.catch_up_(rows, int(self._steps(decay.param)))
+        yield
+        for decay in decays:
+            decay.count_(float(group["lr"]), group["weight_decay"])
+            decay.mark_(rows)
+
     def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
+        with self._decaying(group, params, None):
+            self._step_dense(group, params, fused)
+
+    def _step_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
         if group["moments_dtype"] is not None:
             for param in params:
                 assert param.grad is not None
@@ -243,7 +310,8 @@ class Adam(RowOptimizer):
         )
 
     def _update_rows(self, group: dict[str, Any], gradient: RowGradient) -> None:
-        self._apply(group, *gradient)
+        with self._decaying(group, [gradient.param], gradient.rows):
+            self._apply(group, *gradient)
 
     def _apply(
         self, group: dict[str, Any], param: Tensor, rows: Tensor | None, gradient: Tensor
