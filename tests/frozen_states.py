@@ -90,9 +90,16 @@ def keys() -> dict[str, Any]:
         "LSHLinear without bias": described(LSHLinear(8, 64, bias=False).state_dict()),
         "LSHFeedForward": described(LSHFeedForward(8, 64, 4).state_dict()),
     }
-    for name, options in (("Adam", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})):
+    for name, options in (
+        ("Adam", {}),
+        ("Adam, deferred_decay", {"deferred_decay": True}),
+        ("SGD", {"momentum": 0.9}),
+        ("Adagrad", {}),
+        ("Adagrad, row_wise", {"row_wise": True}),
+    ):
         layer = LSHLinear(8, 64, sparse=True)
-        optimizer = getattr(slide_torch.optim, name)(layer.parameters(), **options)
+        make = getattr(slide_torch.optim, name.split(",")[0])
+        optimizer = make(layer.parameters(), **options)
         F.cross_entropy(layer(torch.zeros(2, 8)), torch.tensor([1, 2])).backward()
         optimizer.step()
         state = optimizer.state_dict()

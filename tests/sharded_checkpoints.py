@@ -67,15 +67,24 @@ def checkpoints_are_saved(mesh, folder):
     sums = optimizer.state_dict()["state"][2]["sum"]
     assert sums.shape == (N, D) and sums.placements == (Shard(0),)
     # one number a row
-    model, _ = new_model(mesh)
-    optimizer = Adagrad(model.parameters(), row_wise=True)
-    train_some(model, optimizer, 1)
-    saved = optimizer.state_dict()
-    sums = saved["state"][2]["sum"]
-    assert sums.shape == (N,) and sums.placements == (Shard(0),)
-    before = optimizer.state[model[1].weight]["sum"].clone()
-    optimizer.load_state_dict(saved)
-    assert torch.equal(optimizer.state[model[1].weight]["sum"], before)
+    for key, make in (
+        ("sum", lambda p: Adagrad(p, row_wise=True)),
+        ("log_decay", lambda p: Adam(p, weight_decay=0.1, deferred_decay=True)),
+    ):
+        model, _ = new_model(mesh)
+        optimizer = make(model.parameters())
+        train_some(model, optimizer, 3)
+        rows = optimizer.state_dict()["state"][2][key]
+        assert rows.shape == (N,) and rows.placements == (Shard(0),)
+        states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        checkpoint.save(states, checkpoint_id=f"{folder}/{key}")
+        other, _ = new_model(mesh)
+        other_optimizer = make(other.parameters())
+        load(other, other_optimizer, f"{folder}/{key}")
+        for one, two in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, two) and optimizer.state[one][key].any()
+            for name, value in optimizer.state[one].items():
+                assert torch.equal(value, other_optimizer.state[two][name])
 
 
 def _full(optimizer_state):
