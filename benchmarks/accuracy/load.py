@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from examples.data import lemmas, places, wikipedia
+from examples.data import lemmas, places, taxa, wikipedia
 from examples.data.sparse_rows import split, with_unit_rows
 from slide_torch import metrics
 from slide_torch.data import read_xmc
@@ -24,7 +24,12 @@ _LIKELIHOOD = ("dense", "dense_bf16", "importance_8192", "log_uniform_1024", "lo
 _LIKELIHOOD += ("tail_1024", "tail_4096", "lsh_corrected")
 
 # With the contenders that each is for: perplexity is of no use without correction.
-PROBLEMS = {"places": _RANKING, "lemmas": _RANKING, "xmc": _RANKING, "words": _LIKELIHOOD}
+PROBLEMS = dict.fromkeys(("places", "lemmas", "taxa", "xmc"), _RANKING) | {"words": _LIKELIHOOD}
+_LOAD: dict[str, Any] = {
+    "places": places.load_places,
+    "lemmas": lemmas.load_lemmas,
+    "taxa": taxa.load_taxa,
+}
 
 
 def load_problem(
@@ -43,8 +48,7 @@ def load_problem(
         return _load_xmc(*files, propensity, **options)
     if name == "words":
         return NextWord(wikipedia.load_corpus(text), **options)
-    load: Any = places.load_places if name == "places" else lemmas.load_lemmas
-    data = load(data_dir)
+    data = _LOAD[name](data_dir)
     parts = {part: getattr(data, part) for part in ("train", "validation", "test")}
     return SparseProblem(name, parts, data.num_features, data.num_labels, **options)
 

@@ -42,7 +42,7 @@ from examples.common.output import print_table
 from slide_torch import metrics
 
 from .contenders import CONTENDERS, Contender, parse_contender
-from .label_trees import train_trees
+from .label_trees import run_of_trees
 from .load import PROBLEMS, load_problem
 from .problems import Problem
 from .record import add_entry, find_entry, paint, read, table, write
@@ -178,7 +178,7 @@ def train_entry(
         )
     if contender.kind == "omikuji":
         if not entry["runs"]:
-            run = on_problem(args, train_trees, contender.options["trees"])
+            run = on_problem(args, run_of_trees, contender.options["trees"])
             print(f"{contender.name}: {run['test']}", flush=True)
             entry["runs"] = [run]
             add_entry(record, entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 from benchmarks.accuracy.record import best_of, chosen_lengths, seconds_at, table
 from benchmarks.hidden.record import tables
@@ -14,6 +15,7 @@ __all__ = [
     "equal_steps",
     "hidden",
     "problems",
+    "recipe",
     "sampling",
     "time_to_accuracy",
 ]
@@ -50,6 +52,30 @@ def bf16_moments() -> str:
         ],
     )
     return f"{table}\n\n{runs[0]['steps']:,} steps each, seed {runs[0]['seed']}, torch {runs[0]['torch']}."
+
+
+def recipe() -> str:
+    """The examples' recipe and label trees, by problem."""
+    files = sorted(RESULTS.glob("recipe_*.json"))
+    if not files:
+        raise FileNotFoundError(2, "no such record", str(RESULTS / "recipe_*.json"))
+    rows, about = [], []
+    for file in files:
+        record = json.loads(file.read_text())
+        problem, how = record["problem"], record["recipe"]
+        where = f"{problem['name']}, {problem['num_labels']:,} classes"
+        for name, runs in record["runs"].items():
+            p1, p5, seconds = (
+                statistics.median(run[key] for run in runs) for key in ("P@1", "P@5", "seconds")
+            )
+            who = f"recipe, width {record['width']}" if name == "recipe" else f"`{name}`"
+            rows.append([where, who, f"{p1:.4f}", f"{p5:.4f}", f"{seconds:.1f}"])
+        about.append(
+            f"{problem['name']}: rate {how['lr']:g}, decay {how['decay']:g}, epochs {how['epochs']:g}; "
+            f"{machine_of(record)}."
+        )
+    columns = ["problem", "contender", "P@1", "P@5", "seconds"]
+    return "\n\n".join([markdown(columns, rows), *about])
 
 
 def sampling() -> str:

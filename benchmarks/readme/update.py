@@ -15,6 +15,7 @@ from .accuracy_tables import (
     equal_steps,
     hidden,
     problems,
+    recipe,
     sampling,
     time_to_accuracy,
 )
@@ -40,6 +41,7 @@ BLOCKS = {
         scaling_neurons,
         prediction,
         bf16_moments,
+        recipe,
     ),
     "docs/hidden.md": (hidden,),
     "docs/prediction.md": (speed_ratios, tables_recall),

@@ -55,10 +55,14 @@ def draw(path: Path, paint: Callable[[Any], None], size: tuple[float, float] = (
 
 
 def plot(runs: list[Run], title: str, path: Path) -> None:
-    """P@1 on validation rows against seconds of training, one curve a contender."""
+    """P@1 on validation rows against seconds of training, one curve a contender,
+    or a point where it has no steps."""
 
     def paint(axes: Any) -> None:
         for run in runs:
+            if not run.step_ms:  # it has no steps
+                axes.plot(*[[point[i] for point in run.curve] for i in (0, 2)], "*", label=run.name)
+                continue
             seconds = [0.0, *[point[0] for point in run.curve]]
             scores = [0.0, *[point[2] for point in run.curve]]
             label = f"{run.name} ({run.ms_step:.0f} ms a step)"

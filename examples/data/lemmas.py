@@ -23,24 +23,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from slide_torch.data import SparseRows
 
-from .cache import cache_folder, replacing
+from .cache import cache_folder
 from .held_out import hold_out
+from .kept_splits import SPLITS, load_splits, save_splits
+from .tf_idf import tf_idf
 
 __all__ = ["Lemmas", "load_lemmas", "prepare"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARAMETERS = {
     "seed": 0,
     "test_fraction": 0.1,
@@ -50,7 +49,6 @@ PARAMETERS = {
     "min_rows": 2,
 }
 PREFIXES = range(2, 9)
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -123,25 +121,12 @@ def prepare(
     part = hold_out(label_indptr, label_indices, seed, test_fraction, validation_fraction)
 
     row_of, token_of, tokens = tokenise(forms)
-    pairs, counts = np.unique(row_of * tokens + token_of, return_counts=True)
-    row_of, token_of = np.divmod(pairs, tokens)
-    training_rows = np.bincount(token_of[part[row_of] == 0], minlength=tokens)
-    kept = training_rows >= min_rows
-    idf = np.log((1 + np.count_nonzero(part == 0)) / (1 + training_rows[kept])) + 1
-    column_of = np.cumsum(kept) - 1
-    used = kept[token_of]
-    row_of, indices, counts = row_of[used], column_of[token_of[used]], counts[used]
-    values = counts * idf[indices]
-    values /= np.sqrt(np.bincount(row_of, values * values, minlength=len(forms)))[row_of]
+    features = tf_idf(row_of, token_of, tokens, part, min_rows)
     rows = SparseRows(
-        np.searchsorted(row_of, np.arange(len(forms) + 1)),
-        indices.astype(np.int32),
-        values.astype(np.float32),
-        label_indptr,
-        label_indices,
+        features.indptr, features.indices, features.values, label_indptr, label_indices
     )
     splits = [rows.select(np.flatnonzero(part == which)) for which in range(3)]
-    return Lemmas(*splits, num_features=int(kept.sum()), names=names)
+    return Lemmas(*splits, num_features=features.count, names=names)
 
 
 def tokenise(forms: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -199,42 +184,17 @@ def load_lemmas(data_dir: Path | None = None) -> Lemmas:
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }
     path = data_dir / "lemmas.pt"
-    if (lemmas := _read_cache(path, description)) is not None:
-        return lemmas
+    if (kept := load_splits(path, description)) is not None:
+        splits, rest = kept
+        return Lemmas(**splits, num_features=rest["num_features"], names=rest["names"].split("\n"))
     from simplemma.strategies.dictionaries import DefaultDictionaryFactory
 
     print("Preparing lemmas: about a minute, once", flush=True)
     lemmas = prepare(DefaultDictionaryFactory().get_dictionary("pl"), **PARAMETERS)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        torch.save(_content(lemmas, description), file)
+    splits = {split: getattr(lemmas, split) for split in SPLITS}
+    rest = {"num_features": lemmas.num_features, "names": "\n".join(lemmas.names)}
+    save_splits(path, description, splits, rest)
     return lemmas
-
-
-def _content(lemmas: Lemmas, description: dict[str, Any]) -> dict[str, Any]:
-    arrays = {
-        f"{split}_{field}": torch.from_numpy(array)
-        for split in SPLITS
-        for field, array in vars(getattr(lemmas, split)).items()
-    }
-    named = {"num_features": lemmas.num_features, "names": "\n".join(lemmas.names)}
-    return {"description": json.dumps(description, sort_keys=True), **arrays, **named}
-
-
-def _read_cache(path: Path, description: dict[str, Any]) -> Lemmas | None:
-    """What was kept under the same description, or None if there is no such."""
-    if not path.exists():
-        return None
-    content = torch.load(path, weights_only=True)
-    if content["description"] != json.dumps(description, sort_keys=True):
-        return None
-    splits = (
-        SparseRows(
-            *(content[f"{split}_{field}"].numpy() for field in SparseRows.__dataclass_fields__)
-        )
-        for split in SPLITS
-    )
-    return Lemmas(*splits, content["num_features"], content["names"].split("\n"))
 
 
 def main() -> None:

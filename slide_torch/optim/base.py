@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import ops
 from ..precision import DTYPES
@@ -52,7 +53,8 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
 def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Optimizer state shaped like ``tensor``, on huge pages where the CPU has them."""
     state = torch.empty_like(tensor, dtype=dtype, requires_grad=False)
-    if state.device.type == "cpu" and state.is_contiguous():
+    sharded = is_traceable_wrapper_subclass(state)  # a DTensor
+    if state.device.type == "cpu" and state.is_contiguous() and not sharded:
         ops.advise_hugepages_(state)
     return state.zero_()
 

@@ -160,6 +160,20 @@ def test_time_to_accuracy_of_label_trees(record_of):
     assert record["contenders"][0]["clock"]["seconds"] > 0
 
 
+def test_recipe_beside_label_trees(record_of):
+    pytest.importorskip("omikuji")
+    record, printed = record_of("accuracy.recipe", "--seeds", 2, "--decay", 0)
+    assert {name: len(runs) for name, runs in record["runs"].items()} == {
+        "recipe": 2,
+        "omikuji_1": 2,
+        "omikuji_3": 2,
+    }
+    assert record["recipe"]["decay"] == 0 and record["choosing_seconds"] > 0
+    assert [run["seed"] for run in record["runs"]["recipe"]] == [3, 4]
+    for run in record["runs"]["recipe"]:
+        assert run["P@1"] > 0.5 and f"lr={record['recipe']['lr']}" in printed
+
+
 def test_time_to_accuracy_refuses(refusal):
     said = refusal("benchmarks.accuracy.time_to_accuracy", "--clock", "--contender", "dense")
     assert "--clock: expected --json" in said

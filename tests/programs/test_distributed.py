@@ -330,9 +330,10 @@ class Loss(nn.Module):
         return F.cross_entropy(self.model(x), y)
 
 
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, Adam])
 @pytest.mark.parametrize("has_body", [False, True])
 @pytest.mark.parametrize("unit", ["root", "head", "inside"])
-def test_fully_sharded(unit, has_body, mesh):
+def test_fully_sharded(unit, has_body, optimizer_class, mesh):
     """With the loss outside of the root's forward or inside, as nn.Linear, bit for bit."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -347,7 +348,7 @@ def test_fully_sharded(unit, has_body, mesh):
         fully_shard(whole, mesh=mesh, reshard_after_forward=True)
         whole = Outer(whole)
     fully_shard(whole, mesh=mesh)
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (whole, reference)]
+    optimizers = [optimizer_class(m.parameters(), lr=0.5) for m in (whole, reference)]
     for step in range(4):
         x, y = inputs(step, 0, False)
         loss = whole(x, y) if unit == "inside" else F.cross_entropy(whole(x), y)

@@ -1,0 +1,69 @@
+"""omikuji's label trees (Parabel: Prabhu et al. 2018) over sparse rows, by its defaults."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slide_torch.data import SparseRows
+
+__all__ = ["predict_by_trees", "train_trees"]
+
+
+def train_trees(
+    rows: SparseRows, num_features: int, num_labels: int, trees: int
+) -> tuple[Any, float]:
+    """omikuji's model, and the seconds of training, the reading of its file included."""
+    import omikuji
+
+    threads = torch.get_num_threads()
+    hyper = omikuji.Model.default_hyper_param()
+    hyper.n_trees = trees
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.txt"
+        write_xmc(path, rows, num_features, num_labels)
+        started = time.perf_counter()
+        model = omikuji.Model.train_on_data(str(path), hyper, threads)
+        seconds = time.perf_counter() - started
+    model.init_prediction_thread_pool(threads)
+    return model, seconds
+
+
+def predict_by_trees(model: Any, rows: SparseRows, k: int) -> Tensor:
+    """The best labels of each row, int64 (n, k), -1 where the trees find fewer."""
+    predicted = []
+    for start, end in itertools.pairwise(rows.feature_indptr.tolist()):
+        pairs = zip(
+            rows.feature_indices[start:end].tolist(),
+            rows.feature_values[start:end].tolist(),
+            strict=True,
+        )
+        found = [label for label, _ in model.predict(pairs, beam_size=10, top_k=k)]
+        predicted.append(found + [-1] * (k - len(found)))
+    return torch.tensor(predicted, dtype=torch.int64).reshape(len(rows), k)
+
+
+def write_xmc(path: Path, rows: SparseRows, num_features: int, num_labels: int) -> None:
+    """The rows in the format of the Extreme Classification Repository, but for those without features or
+    labels, which omikuji does not read."""
+    rows = rows.select(
+        np.flatnonzero((np.diff(rows.feature_indptr) > 0) & (np.diff(rows.label_indptr) > 0))
+    )
+    features, labels = rows.feature_indptr.tolist(), rows.label_indptr.tolist()
+    with open(path, "w") as file:
+        file.write(f"{len(rows)} {num_features} {num_labels}\n")
+        for row in range(len(rows)):
+            own = slice(features[row], features[row + 1])
+            names = rows.label_indices[labels[row] : labels[row + 1]].tolist()
+            pairs = zip(
+                rows.feature_indices[own].tolist(), rows.feature_values[own].tolist(), strict=True
+            )
+            text = " ".join(f"{index}:{value:.6g}" for index, value in pairs)
+            file.write(f"{','.join(map(str, names))} {text}\n")
