@@ -73,6 +73,21 @@ def gradients(loss, case):
     return [g.to_dense() if g.is_sparse else g for g in found]
 
 
+def check_as_exact_as_torch(case, ours, dense):
+    """The losses (B) of a float32 ``case`` and their gradients: largest error over largest value, against
+    float64, is at most twice that of torch's own float32 layers, ``dense(case)``, or one unit of rounding."""
+    exact = SimpleNamespace(**vars(case))
+    for name in ("x", "weight", "bias"):
+        setattr(exact, name, getattr(case, name).detach().double().requires_grad_())
+    found = (
+        [losses, *gradients(losses, of)]
+        for losses, of in ((dense(exact), exact), (ours, case), (dense(case), case))
+    )
+    for name, right, mine, other in zip(("loss", "input", "weight", "bias"), *found, strict=True):
+        error, allowed = ((x - right).abs().max() / right.abs().max() for x in (mine, other))
+        assert error <= max(2 * allowed, torch.finfo(torch.float32).eps), name
+
+
 def assert_same(ours, theirs, case, tolerance=1e-11):
     """Loss and gradients agree to rounding of float64: sums of some hundred terms near 1."""
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)

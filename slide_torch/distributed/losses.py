@@ -56,14 +56,21 @@ def sharded_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     decoupled: bool = False,
+    margin: float | None = None,
 ) -> Tensor:
     """As :func:`slide_torch.functional.lsh_linear_cross_entropy`, of rank's own ``rows``; ``target`` and
-    ``weight`` are of all N classes. Every rank must call it, and backward. ``decoupled`` is refused."""
+    ``weight`` are of all N classes. Every rank must call it, and backward. ``decoupled`` and ``margin`` are
+    refused."""
     name, shard = "lsh_linear_cross_entropy", rows.shard
     if decoupled:
         raise NotImplementedError(
             f"{name}: decoupled: expected False on a sharded layer, got True: a rank does not know whether "
             "a label of its own is its row's only one: use decoupled=False"
+        )
+    if margin is not None:
+        raise NotImplementedError(
+            f"{name}: margin: expected None on a sharded layer, got {margin!r}: a rank does not know the "
+            "logits of labels that others hold: leave it out"
         )
     input = checked_input(
         name, input, rows.weight, rows.bias, rows.tables, scale=scale, sparse=rows.sparse

@@ -11,7 +11,7 @@ from ..ops import fused_update
 from ..sampling.targets import class_factors, is_probabilities
 from ..tables import HashTables
 from .checks import checked_input
-from .exclusion import LeftOut, check_exclusion, labels_and_excluded
+from .exclusion import Excluded, LeftOut, check_exclusion, check_margin, labels_and_excluded
 from .smoothing import Smoothing, check_smoothing, smoothed
 from .step import check_reduction, draw_for_loss, reduced
 
@@ -27,6 +27,7 @@ def lsh_linear_cross_entropy(
     tables: HashTables,
     negatives: Tensor | None = None,
     exclude: Tensor | None = None,
+    margin: float | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -61,6 +62,10 @@ def lsh_linear_cross_entropy(
             ``correction="importance"`` the sum over other neurons is an unbiased estimate of that over all
             classes that are not excluded. A row with several labels needs ``decoupled=True``. Not available
             with ``label_smoothing`` and under ``torch.compile``.
+        margin: excludes further neurons, a row's probable false negatives: those whose logit (times
+            ``scale``) exceeds that of the row's best label by more than this (as the margin of GISTEmbed:
+            Solatorio 2024, arXiv 2402.16829, with the layer itself as the guide). None: none. Limits as for
+            ``exclude``. Costs a second product with the active neurons.
         weight: (N), a factor for each class, as in ``F.cross_entropy``.
         ignore_index: class index that counts as no label.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``F.cross_entropy``. The mean is over rows
@@ -106,7 +111,9 @@ def lsh_linear_cross_entropy(
     check_smoothing(label_smoothing, tables, linear_weight, sparse, decoupled=decoupled)
     neurons = linear_weight.shape[0]
     drawn_for: Tensor | Labels = target
-    if exclude is not None:
+    check_margin(_NAME, margin)
+    excludes = exclude is not None or margin is not None
+    if excludes:
         drawn_for, excluded = labels_and_excluded(
             _NAME, target, exclude, input, neurons, ignore_index
         )
@@ -140,7 +147,9 @@ def lsh_linear_cross_entropy(
             tail_varies=step.active.log_weight is not None
             and tables.options.tail_parts != ("uniform",),
         )
-    if exclude is not None:  # rows without a label have no loss
+    if margin is not None:
+        excluded = excluded.joined(Excluded.above_labels(step, scale, margin, neurons))
+    if excludes:  # rows without a label have no loss
         labelled = excluded.of_rows(labels.offsets.diff() > 0)
         labels, active, *_ = LeftOut.of(labels, active, labelled)
         decoupled = True

@@ -1,4 +1,4 @@
-"""False negatives that a caller names: neurons that do not compete in the loss of a row.
+"""False negatives, that a caller names or that score above a label: neurons that do not compete in a row.
 
 The operators take them as labels of that row. In the softmax they have probability 0, and a decoupled loss
 leaves them out of the normaliser: of a row with one label, what is left is the softmax over the others. In
@@ -8,15 +8,19 @@ binary cross entropy they take back what their logit adds to the loss.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..active_set import ActiveSet, Labels, SharedActiveSet
+from ..checks import as_number
 from ..precision import computed_dtype
 from ..sampling.negatives import PADDING, padded_lists
 from ..sampling.targets import as_labels
+from .step import DrawnStep
 
 
 class Excluded(NamedTuple):
@@ -53,6 +57,37 @@ class Excluded(NamedTuple):
             )
         return Excluded(keys // neurons, keys % neurons, neurons)
 
+    @staticmethod
+    def above_labels(step: DrawnStep, scale: float, margin: float, neurons: int) -> Excluded:
+        """Active neurons whose logit is above that of their row's best label by more than ``margin``; none in
+        rows without a label."""
+        labels, active = step.labels, step.active
+        with torch.no_grad():
+            logits = ops.into_active(step.input, step.layer, active) * scale
+        of_label = _samples(labels.offsets)
+        best = logits.new_full((labels.offsets.shape[0] - 1,), -torch.inf)
+
+        def limits(own: Tensor) -> Tensor:
+            best.scatter_reduce_(0, of_label, own, "amax")
+            return torch.where(best == -torch.inf, torch.inf, best + margin)
+
+        if isinstance(active, SharedActiveSet):
+            logits = logits.T
+            limit = limits(logits[of_label, active.label_places])
+            above = logits > limit.unsqueeze(1)
+            above[of_label, active.label_places] = False
+            sample, places = above.nonzero(as_tuple=True)
+            return Excluded(sample, active.rows[places], neurons)
+        sample = _samples(active.offsets)
+        above = logits > limits(logits[active.label_places])[sample]
+        above[active.label_places] = False
+        return Excluded(sample[above], active.active[above].to(torch.int64), neurons)
+
+    def joined(self, other: Excluded) -> Excluded:
+        keys = (self.sample * self.neurons + self.ids, other.sample * self.neurons + other.ids)
+        both = torch.cat(keys).unique()
+        return Excluded(both // self.neurons, both % self.neurons, self.neurons)
+
     def of_rows(self, rows: Tensor) -> Excluded:
         """Those in samples that ``rows``, bool (B), marks."""
         kept = rows[self.sample]
@@ -74,7 +109,12 @@ class Excluded(NamedTuple):
 
 
 def labels_and_excluded(
-    name: str, target: Tensor, exclude: Tensor, input: Tensor, neurons: int, ignore_index: int
+    name: str,
+    target: Tensor,
+    exclude: Tensor | None,
+    input: Tensor,
+    neurons: int,
+    ignore_index: int,
 ) -> tuple[Labels, Excluded]:
     """The labels of ``input`` (\\*, d), from any form of target, and what is excluded.
 
@@ -84,11 +124,14 @@ def labels_and_excluded(
     """
     if torch.compiler.is_compiling():
         raise NotImplementedError(
-            f"{name}: exclude: expected None under torch.compile, got a tensor: leave the loss out of the "
-            "graph"
+            f"{name}: {'margin' if exclude is None else 'exclude'}: expected None under torch.compile, got "
+            "a value: leave the loss out of the graph"
         )
     leading = input.shape[:-1]
     labels = as_labels(target, leading, neurons, computed_dtype(input.dtype), ignore_index, name)
+    if exclude is None:
+        none = labels.ids.new_empty(0, dtype=torch.int64)
+        return labels, Excluded(none, none, neurons)
     return labels, Excluded.of(name, exclude, labels, leading, neurons)
 
 
@@ -124,20 +167,26 @@ class LeftOut(NamedTuple):
         return LeftOut(joined, dataclasses.replace(active, label_places=at), places, order)
 
 
+def check_margin(name: str, margin: float | None) -> None:
+    number = None if margin is None else as_number(margin)
+    if margin is not None and (number is None or not math.isfinite(number)):
+        raise ValueError(f"{name}: margin: expected a finite number or None, got {margin!r}")
+
+
 def check_exclusion(name: str, labels: Labels, label_smoothing: float, *, decoupled: bool) -> None:
     """Checks that the softmax cross entropy of these ``labels`` can leave neurons out."""
     if label_smoothing > 0:
         raise NotImplementedError(
-            f"{name}: label_smoothing: expected 0.0 with exclude, got {label_smoothing}: the mean of all "
-            "classes' logits would include the excluded ones"
+            f"{name}: label_smoothing: expected 0.0 with exclude or margin, got {label_smoothing}: the mean "
+            "of all classes' logits would include the excluded ones"
         )
     if decoupled:
         return
     most = int(labels.offsets.diff().max()) if labels.offsets.shape[0] > 1 else 0
     if most > 1:
         raise NotImplementedError(
-            f"{name}: exclude: expected at most one label a row with decoupled=False, got {most}: use "
-            "decoupled=True"
+            f"{name}: exclude, margin: expected at most one label a row with decoupled=False, got {most}: "
+            "use decoupled=True"
         )
 
 

@@ -2,7 +2,6 @@
 active set, unbiased where corrected."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import reference
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from loss_problems import (
     LISTS,
     assert_same,
+    check_as_exact_as_torch,
     dense_active_set,
     draws_of,
     gradients,
@@ -225,27 +225,12 @@ def test_operators_gradcheck(pattern, log_weight, decoupled):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_float32_is_as_exact_as_torch(seed):
-    """Largest error over largest value, against float64: at most twice that of torch's own float32
-    layers, or one unit of rounding."""
     case = make(N=5000, d=96, B=64, dtype=torch.float32, seed=seed)
-    exact = SimpleNamespace(
-        x=case.x.detach().double().requires_grad_(),
-        weight=case.weight.detach().double().requires_grad_(),
-        bias=case.bias.detach().double().requires_grad_(),
-    )
 
-    def dense(case, y):
-        return F.cross_entropy(F.linear(case.x, case.weight, case.bias), y, reduction="none")
+    def dense(case):
+        return F.cross_entropy(F.linear(case.x, case.weight, case.bias), case.y, reduction="none")
 
-    truth, theirs = dense(exact, case.y), dense(case, case.y)
-    ours = sampled(case, case.y, reduction="none")
-    found = (
-        [losses, *gradients(losses, of)]
-        for losses, of in ((truth, exact), (ours, case), (theirs, case))
-    )
-    for name, right, mine, other in zip(("loss", "input", "weight", "bias"), *found, strict=True):
-        error, allowed = ((x - right).abs().max() / right.abs().max() for x in (mine, other))
-        assert error <= max(2 * allowed, torch.finfo(torch.float32).eps), name
+    check_as_exact_as_torch(case, sampled(case, case.y, reduction="none"), dense)
 
 
 # --- sampled: the reference -----------------------------------------------------------------------

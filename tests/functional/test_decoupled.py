@@ -12,6 +12,7 @@ from loss_problems import (
     LISTS,
     PATTERNS,
     assert_same,
+    check_as_exact_as_torch,
     dense_active_set,
     gradients,
     make,
@@ -174,25 +175,11 @@ def test_gradcheck_in_float64():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_float32_is_as_exact_as_torch(seed):
-    """Largest error over largest value, against float64: at most twice that of torch's own float32
-    layers, or one unit of rounding."""
     case = make(N=5000, d=96, B=64, dtype=torch.float32, seed=seed)
-    exact = SimpleNamespace(
-        x=case.x.detach().double().requires_grad_(),
-        weight=case.weight.detach().double().requires_grad_(),
-        bias=case.bias.detach().double().requires_grad_(),
-    )
     lists = torch.stack([case.y, case.y.roll(1), (case.y + 1) % 5000], 1)
     target = uniform_over(lists.tolist(), 5000)
-    truth, theirs = dense(exact, target), dense(case, target)
     ours = sampled(case, lists, reduction="none", decoupled=True)
-    found = (
-        [losses, *gradients(losses, of)]
-        for losses, of in ((truth, exact), (ours, case), (theirs, case))
-    )
-    for name, right, mine, other in zip(("loss", "input", "weight", "bias"), *found, strict=True):
-        error, allowed = ((x - right).abs().max() / right.abs().max() for x in (mine, other))
-        assert error <= max(2 * allowed, torch.finfo(torch.float32).eps), name
+    check_as_exact_as_torch(case, ours, lambda case: dense(case, target))
 
 
 # --- one label a row: the softmax ---------------------------------------------------------------------

@@ -114,6 +114,49 @@ def test_equals_reference_over_the_set(pattern, correction):
             assert_same(binary(case, target, reduction="sum", **how), theirs, case)
 
 
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_margin_excludes_what_scores_above_the_label(pattern, correction):
+    """As the same classes in ``exclude``, beside others there."""
+    neurons, batch = 200, 9
+    options = dict(pattern=pattern, correction=correction, budget=8, tail=60, K=3, L=6)
+    case = problems.make(neurons, 16, batch, **options)
+    case.tables.rebuild(case.weight, case.bias)
+    lists = torch.stack([case.y, (case.y + 3) % neurons, case.y.flip(0)], 1)
+    lists[3] = -100
+    lists[4, 1:] = -100
+    logits = F.linear(case.x, case.weight, case.bias).detach() * 0.5
+    for target, how in ((case.y, {}), (lists, {"decoupled": True})):
+        labels = torch.zeros(batch, neurons + 1, dtype=torch.bool)
+        labels.scatter_(1, target.view(batch, -1) % (neurons + 1), True)  # padding: the last column
+        labels = labels[:, :neurons] & (target.view(batch, -1) >= 0).any(1, keepdim=True)
+        best = logits.masked_fill(~labels, -math.inf).amax(1, keepdim=True)
+        above = (logits > best + 0.05) & ~labels & best.isfinite()
+        ids, mask = excluded_lists(target, neurons)
+        both = above | mask
+        rows = [row.nonzero().flatten().tolist() for row in both]
+        assert above.sum() > 20 and (mask & ~above).any()
+        exclude = padded(rows, max(map(len, rows)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step, "draw_seed", lambda source: 7)
+            how = dict(how, reduction="none", scale=0.5)
+            ours = sampled(case, target, margin=0.05, exclude=ids, **how)
+            assert_same(ours, sampled(case, target, exclude=exclude, **how), case)
+            alone = sampled(case, target, margin=0.05, **how)
+            plain = sampled(case, target, **how)
+            assert (alone <= plain).all() and (alone < plain).any()
+            assert torch.equal(sampled(case, target, margin=1e6, **how), plain)
+
+
+@pytest.mark.parametrize("margin", [math.nan, math.inf, "1", True])
+def test_a_margin_is_a_finite_number(margin):
+    case = problems.make()
+    with pytest.raises(ValueError, match=r"margin: expected a finite number"):
+        sampled(case, case.y, margin=margin)
+    with pytest.raises(NotImplementedError, match=r"label_smoothing: .*margin"):
+        sampled(case, case.y, margin=0.0, label_smoothing=0.1)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_importance_correction_estimates_the_other_classes(pattern):
     """The sum over classes that are neither excluded nor the label is estimated without bias."""
@@ -228,7 +271,7 @@ def test_refusals(pattern):
         layer,
         lambda: F.cross_entropy(layer(x, exclude=ids), lists),
         NotImplementedError,
-        "exclude: expected at most one label a row with decoupled=False, got 2: use decoupled=True",
+        "exclude, margin: expected at most one label a row with decoupled=False, got 2: use decoupled=True",
     )
     refused(
         layer,

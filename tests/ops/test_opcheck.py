@@ -23,7 +23,8 @@ LEFT_OUT = {
 def registered():
     """Names of all operators that the dispatcher has, those defined in Python included."""
     for module in pkgutil.walk_packages(slide_torch.__path__, "slide_torch."):
-        importlib.import_module(module.name)
+        if not module.name.startswith("slide_torch.integrations."):  # they need packages of others
+            importlib.import_module(module.name)
     names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
     return {name.partition(".")[0] for space, name in names if space == "slide_torch"}
 

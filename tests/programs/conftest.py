@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from helpers import ROOT
 
 MACHINE = {"cpu", "cores", "threads", "instruction_set", "python", "torch", "slide_torch", "seed"}
 
@@ -51,3 +52,19 @@ def record_of(run, tmp_path):
         return record, printed
 
     return run_quickly
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path):
+    """Runs an example's main() in this process, its files in tmp_path; returns what it printed."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))  # as Python does for a program
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run_main(name, capsys, *arguments):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [name, "--threads", "1", *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run_main

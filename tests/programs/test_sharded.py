@@ -107,6 +107,8 @@ def what_cannot_be_is_refused(mesh):
         head.local.extend_(2)
     with pytest.raises(NotImplementedError, match=r"decoupled: .*sharded layer"):
         head(data_of(0)[0]).cross_entropy(data_of(0)[1], decoupled=True)
+    with pytest.raises(NotImplementedError, match=r"margin: .*sharded layer"):
+        head(data_of(0)[0]).cross_entropy(data_of(0)[1], margin=1.0)
     with pytest.raises(TypeError, match=r"made by shard_"):
         type(head)(D, N)
     with pytest.raises(NotImplementedError, match=r"untied"):
