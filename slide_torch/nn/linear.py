@@ -76,8 +76,6 @@ class LSHLinear(nn.Linear):
         >>> loss.backward()
     """
 
-    _tied = False  # by tie()
-
     def __init__(
         self,
         in_features: int,
@@ -107,6 +105,7 @@ class LSHLinear(nn.Linear):
             options, self.out_features, self.in_features, has_bias=self.bias is not None
         )
         self.calibration: Calibration | None = None
+        self._tied = False  # by tie()
         nn.Module.register_load_state_dict_post_hook(self, _invalidate_tables)
 
     def reset_parameters(self) -> None:
