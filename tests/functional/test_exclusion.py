@@ -47,6 +47,16 @@ def excluded_lists(target, neurons, count=5, seed=3):
     return ids, mask
 
 
+def sampled_problem(pattern, correction, neurons, batch):
+    """A case with some neurons active, and several labels a row, of which one row has none."""
+    options = dict(pattern=pattern, correction=correction, budget=8, tail=60, K=3, L=6)
+    case = problems.make(neurons, 16, batch, **options)
+    case.tables.rebuild(case.weight, case.bias)
+    lists = torch.stack([case.y, (case.y + 3) % neurons, case.y.flip(0)], 1)
+    lists[3] = -100
+    return case, lists
+
+
 @pytest.mark.parametrize("kind", ALL_ACTIVE)
 def test_equals_torch_without_these_classes(kind):
     case = problems.make(**ALL_ACTIVE[kind])
@@ -83,11 +93,7 @@ def test_equals_torch_without_these_classes(kind):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_equals_reference_over_the_set(pattern, correction):
     neurons, batch = 200, 9
-    options = dict(pattern=pattern, correction=correction, budget=8, tail=60, K=3, L=6)
-    case = problems.make(neurons, 16, batch, **options)
-    case.tables.rebuild(case.weight, case.bias)
-    lists = torch.stack([case.y, (case.y + 3) % neurons, case.y.flip(0)], 1)
-    lists[3] = -100
+    case, lists = sampled_problem(pattern, correction, neurons, batch)
     logits = F.linear(case.x, case.weight, case.bias)
     negatives = torch.arange(20, 30)
     for target in (case.y, lists):
@@ -119,11 +125,7 @@ def test_equals_reference_over_the_set(pattern, correction):
 def test_a_margin_excludes_what_scores_above_the_label(pattern, correction):
     """As the same classes in ``exclude``, beside others there."""
     neurons, batch = 200, 9
-    options = dict(pattern=pattern, correction=correction, budget=8, tail=60, K=3, L=6)
-    case = problems.make(neurons, 16, batch, **options)
-    case.tables.rebuild(case.weight, case.bias)
-    lists = torch.stack([case.y, (case.y + 3) % neurons, case.y.flip(0)], 1)
-    lists[3] = -100
+    case, lists = sampled_problem(pattern, correction, neurons, batch)
     lists[4, 1:] = -100
     logits = F.linear(case.x, case.weight, case.bias).detach() * 0.5
     for target, how in ((case.y, {}), (lists, {"decoupled": True})):
