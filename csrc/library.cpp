@@ -152,6 +152,11 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor codes, "
       "Tensor terms, Tensor probes, int k, int rescored, int list_cap, int seed) -> (Tensor values, Tensor indices)");
 
+  // search/ranked_centers.cpp
+  m.def("code_centers(Tensor centers, Tensor? bias, Tensor spread) -> (Tensor codes, Tensor terms)");
+  m.def(
+      "rank_centers(Tensor input, Tensor spread_weight, Tensor codes, Tensor terms, int lists, int probes) -> Tensor");
+
   // search/list_centers.cpp
   m.def(
       "list_centers(Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows) "

@@ -47,6 +47,20 @@ class Reservoirs {
             .keep_best = keep_best};
   }
 
+  int64_t held(int64_t b) const { return held_[b]; }
+
+  // What sample b has is forgotten; what is below `limit` is not kept.
+  void restart(int64_t b, T limit = -std::numeric_limits<T>::infinity()) {
+    limits_[b] = limit;
+    held_[b] = 0;
+  }
+
+  // The k-th best of sample b, or -inf where it has fewer.
+  T limit(int64_t b) {
+    if (held_[b] >= k_) keep_best(best(), b);
+    return limits_[b];
+  }
+
   // Appends what sample b has, up to twice k.
   void append_to(std::vector<Entry<T>>& entries, int64_t b) const {
     if (empty()) return;

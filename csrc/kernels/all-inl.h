@@ -18,6 +18,8 @@
 // after those that they use
 #include "centroids-inl.h"  // loads rows as hashing-inl.h
 #include "coded-inl.h"
+//
+#include "centers-inl.h"      // multiplies pairs as coded-inl.h
 #include "sample_adam-inl.h"  // meets samples as sample_pattern-inl.h, steps as optim-inl.h
 
 template <class T, class Code>
@@ -72,5 +74,9 @@ constexpr RealKernels<T> kernels_of() {
 }
 
 constexpr KernelTable table_named(const char* name) {
-  return {.name = name, .f32 = kernels_of<float>(), .f64 = kernels_of<double>(), .topk_coded = topk_coded};
+  return {.name = name,
+          .f32 = kernels_of<float>(),
+          .f64 = kernels_of<double>(),
+          .topk_coded = topk_coded,
+          .offer_centers = offer_centers};
 }

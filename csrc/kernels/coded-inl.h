@@ -37,6 +37,21 @@ inline CodedShorts widen(const int8_t* codes) {
 #endif
 }
 
+// A bit for each lane of a comparison's result.
+inline uint32_t lane_bits(CodedInts mask) {
+#if defined(__x86_64__) && SLIDE_VECTOR_BYTES == 64
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__x86_64__) && SLIDE_VECTOR_BYTES == 32
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+  uint32_t bits = 0;
+  for (int64_t lane = 0; lane < kCodedLanes; ++lane) bits |= (static_cast<uint32_t>(mask[lane]) & 1) << lane;
+  return bits;
+#endif
+}
+
 // out[p * kBlockRows + r] = in[r * pairs + p] for the kBlockRows rows of a block.
 inline void interleave(const uint16_t* in, int64_t pairs, uint16_t* out) {
   int64_t done = 0;
@@ -233,22 +248,19 @@ inline void offer_block(const CodedProblem& s, const int8_t* codes, const float*
   }
   for (int64_t i = 0; i < Samples; ++i) {
     const float limit = best.limits[samples[i]];
-    CodedInts worth{};
+    uint32_t worth = 0;  // a bit for each row; set for NaN too
     float scores[kBlockRows];
     for (int64_t j = 0; j < kCodedVectors; ++j) {
       const CodedFloats scale = load<CodedFloats>(terms + j * kCodedLanes) * s.input_scale[samples[i]];
       const CodedFloats bias = load<CodedFloats>(terms + kBlockRows + j * kCodedLanes);
       const CodedFloats z = __builtin_convertvector(sum[i][j], CodedFloats) * scale + bias;
       store(scores + j * kCodedLanes, z);
-      worth |= ~(z < limit);  // true for NaN too
+      worth |= lane_bits(~(z < limit)) << (j * kCodedLanes);
     }
-    int64_t part[kCodedBytes / 8], any = 0;
-    store(part, worth);
-    for (int64_t j = 0; j < kCodedBytes / 8; ++j) any |= part[j];
-    if (!any) [[likely]]
-      continue;
-    for (int64_t r = 0; r < rows; ++r)
-      if (!(scores[r] < limit)) offer<float>(best, samples[i], scores[r], ids[r]);
+    for (worth &= (uint32_t{1} << rows) - 1; worth; worth &= worth - 1) {
+      const int r = __builtin_ctz(worth);
+      offer<float>(best, samples[i], scores[r], ids[r]);
+    }
   }
 }
 

@@ -154,6 +154,29 @@ struct CodedProblem {
   int64_t pairs;
 };
 
+// Centers of lists, from one that begins a block on: codes (blocks, quads, 16, 4), each feature as an integer of at
+// most kCenterLimit in magnitude, plus kCenterOffset; terms (blocks, 3, 16), what the codes are to be multiplied by, a
+// bias, and a spread. The first is number `first`.
+struct CenterBlocks {
+  const uint8_t* codes;
+  const float* terms;
+  int64_t first;
+  int64_t count;
+};
+
+constexpr int32_t kCenterLimit = 63, kCenterOffset = 64;
+constexpr int64_t kCenterTerms = 3;
+
+// Inputs for centers: input (B, quads) has four int8 of at most kCenterLimit in magnitude in each element, of which
+// `sum` (B) is the sum; to be multiplied by input_scale (B). An even number of quads.
+struct CenterProblem {
+  const int32_t* input;
+  const int32_t* sum;
+  const float* input_scale;
+  const float* spread_weight;
+  int64_t quads;
+};
+
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
 // (count, width). All are of type T; or the states bits of bfloat16; or all three are. What is bfloat16 is rounded by
 // random bits that `step` seeds.
@@ -278,6 +301,8 @@ struct KernelTable {
   RealKernels<double> f64;
   void (*topk_coded)(const CodedProblem&, const int8_t* codes, const float* terms, const int32_t* ids, int64_t count,
                      const int8_t* following, const int64_t* samples, int64_t sample_count, const Best<float>&);
+  void (*offer_centers)(const CenterProblem&, const CenterBlocks&, const int64_t* samples, int64_t sample_count,
+                        const Best<float>&);
 };
 
 // The table for this machine, chosen at the first call: the widest supported level, or the one named by the

@@ -33,7 +33,7 @@ class KMeans(HashFamily):
 
     Rows are assigned by angle, but a query ranks buckets by what logits they may hold: the mean of its
     logits with a bucket's rows, and their spread, ``<mean row, x> + 0.2 |x| * root mean square distance
-    from the mean``.
+    from the mean``, with mean rows and queries rounded to seven bits.
 
     A rehash of dirty rows first moves each centroid to the mean of the rows that have its code, then
     assigns the dirty ones: one round of k-means that leaves the other rows where they are (mini-batch
@@ -84,6 +84,7 @@ class KMeans(HashFamily):
         self.register_buffer("centroids", F.normalize(centroids, dim=2), persistent=False)
         for name in ("buckets", "sizes", "group_offsets", "group_members"):
             self.register_buffer(name, None, persistent=False)
+        self._coded: CodedBuckets | None = None
 
     @torch.no_grad()
     def fit(self, weight: Tensor, bias: Tensor | None, previous: HashFamily | None = None) -> None:
@@ -155,12 +156,13 @@ class KMeans(HashFamily):
     def query_codes(self, input: Tensor, probes: int = 1) -> Tensor:
         if self.buckets is None:
             return super().query_codes(input, probes)
-        query = input.detach()
-        if self.has_bias:
-            query = torch.cat([query, query.new_ones(query.shape[0], 1)], 1)
-        length = query.square().sum(1, keepdim=True).sqrt_()
-        query = torch.cat([query, length.mul_(SPREAD_WEIGHT)], 1)
-        return ops.nearest_centroids(query, None, None, None, self.buckets, None, probes)
+        input = input.detach().contiguous()
+        length = input.square().sum(1).add_(float(self.has_bias)).sqrt_()
+        if self._coded is None or self._coded.buckets is not self.buckets:
+            self._coded = CodedBuckets.of(self.buckets, self.in_features)
+        _, codes, terms = self._coded
+        weight = length.mul_(SPREAD_WEIGHT).float()
+        return ops.rank_centers(input, weight, codes, terms, self.buckets.shape[1], probes)
 
     def _codes(
         self,
@@ -185,6 +187,21 @@ class KMeans(HashFamily):
 
     def extra_repr(self) -> str:
         return f"K={self.K}, L={self.L}"
+
+
+class CodedBuckets(NamedTuple):
+    """What queries rank ``buckets`` by: ``codes`` and ``terms`` of :func:`slide_torch.ops.code_centers`."""
+
+    buckets: Tensor
+    codes: Tensor
+    terms: Tensor
+
+    @staticmethod
+    def of(buckets: Tensor, in_features: int) -> CodedBuckets:
+        means, spread = buckets[..., :in_features].contiguous(), buckets[..., -1].contiguous()
+        has_bias = buckets.shape[2] > in_features + 1
+        bias = buckets[..., in_features].contiguous() if has_bias else None
+        return CodedBuckets(buckets, *ops.code_centers(means, bias, spread))
 
 
 class CentroidGroups(NamedTuple):

@@ -35,7 +35,16 @@ from .rows import (
     touch_rows_,
     widened_rows,
 )
-from .topk import code_lists_, empty_codes, list_centers, recode_rows_, topk_linear, topk_lists
+from .topk import (
+    code_centers,
+    code_lists_,
+    empty_codes,
+    list_centers,
+    rank_centers,
+    recode_rows_,
+    topk_linear,
+    topk_lists,
+)
 from .transforms import refuse_transforms, transform_of
 from .xmc import parse_xmc
 
@@ -46,6 +55,7 @@ __all__ = [
     "binary_cross_entropy",
     "build_tables",
     "coalesce_rows",
+    "code_centers",
     "code_lists_",
     "cross_entropy",
     "dwta",
@@ -61,6 +71,7 @@ __all__ = [
     "out_of_active",
     "parse_xmc",
     "partial_cross_entropy",
+    "rank_centers",
     "recode_rows_",
     "refuse_transforms",
     "rerank",

@@ -156,6 +156,54 @@ def _(a: SimpleNamespace) -> Any:
     return _centers(a)
 
 
+def code_centers(centers: Tensor, bias: Tensor | None, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Centers of lists as integers from -63 to 63, each scaled by its largest magnitude, for
+    :func:`rank_centers`.
+
+    Args:
+        centers: float32 (tables, lists, d).
+        bias, spread: float32 (tables, lists).
+
+    Returns:
+        codes uint8 (tables, blocks of 16 lists, (d + 7) // 8 * 2, 16, 4), the integers plus 64, four features
+        next to each other, and terms float32 (tables, blocks, 3, 16), the scale, the bias and the spread of
+        each center.
+    """
+    return operators.code_centers(centers, bias, spread)
+
+
+@fake("code_centers")
+def _(a: SimpleNamespace) -> Any:
+    tables, lists, d = a.centers.shape
+    blocks = (lists + 15) // 16
+    codes = a.centers.new_empty((tables, blocks, (d + 7) // 8 * 2, 16, 4), dtype=torch.uint8)
+    return codes, a.centers.new_empty((tables, blocks, 3, 16))
+
+
+def rank_centers(
+    input: Tensor, spread_weight: Tensor, codes: Tensor, terms: Tensor, lists: int, probes: int
+) -> Tensor:
+    """The lists of each table that score best, ``<center, x> + bias + spread_weight * spread``, for each row of
+    ``input`` (B, d), which is rounded to integers from -63 to 63 times its scale.
+
+    Args:
+        spread_weight: float32 (B).
+        codes, terms: of :func:`code_centers`, of tables with ``lists`` lists.
+        probes: how many of each table.
+
+    Returns:
+        int16 (up to 2^15 lists) or int32 (tables * probes, B): row ``t * probes + p`` has the p-th best of table
+        t, of equal ones the smaller; -1 where there are fewer, and for inputs that hold NaN or Inf.
+    """
+    return operators.rank_centers(input, spread_weight, codes, terms, lists, probes)
+
+
+@fake("rank_centers")
+def _(a: SimpleNamespace) -> Any:
+    dtype = torch.int16 if a.lists <= 1 << 15 else torch.int32
+    return a.input.new_empty((a.codes.shape[0] * a.probes, a.input.shape[0]), dtype=dtype)
+
+
 def _best(a: SimpleNamespace) -> tuple[Tensor, Tensor]:
     shape = (a.input.shape[0], a.k)
     return a.input.new_empty(shape), a.input.new_empty(shape, dtype=torch.int64)

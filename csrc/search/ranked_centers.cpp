@@ -1,0 +1,204 @@
+// Which lists an input looks into: their centers as small integers, ranked by what a list's rows may score.
+#include "../common/parallel.h"
+#include "../common/reservoirs.h"
+#include "../common/tensors.h"
+#include "quantize.h"
+
+namespace slide_torch {
+namespace {
+
+constexpr int64_t kRankedTogether = 4;  // samples that a kernel takes at a time
+
+int64_t quads_of(int64_t features) {
+  return (features + 7) / 8 * 2;  // an even number
+}
+
+int64_t blocks_of(int64_t lists) {
+  return (lists + kBlockRows - 1) / kBlockRows;
+}
+
+// Centers of one or more tables, each table beginning a block.
+struct CodedCenters {
+  const uint8_t* codes;
+  const float* terms;
+  int64_t tables;
+  int64_t lists;
+  int64_t blocks;  // of a table
+  int64_t quads;
+
+  CodedCenters(const char* op, const Tensor& codes_in, const Tensor& terms_in, int64_t lists_in, int64_t features)
+      : lists(lists_in), blocks(blocks_of(lists)), quads(quads_of(features)) {
+    check(1 <= lists && lists <= int64_t{1} << kMaxCodeBits, op, "lists: expected 1 to 2^", kMaxCodeBits, ", got ",
+          lists);
+    check_tensor(op, "codes", codes_in, ScalarType::Byte, {-1, blocks, quads, kBlockRows, 4});
+    tables = codes_in.size(0);
+    check_tensor(op, "terms", terms_in, ScalarType::Float, {tables, blocks, kCenterTerms, kBlockRows});
+    codes = data<uint8_t>(codes_in), terms = data<float>(terms_in);
+  }
+
+  // Up to `count` of them, from the beginning of a block on.
+  CenterBlocks some(int64_t table, int64_t block, int64_t count) const {
+    const int64_t at = table * blocks + block, first = block * kBlockRows;
+    return {.codes = codes + at * quads * 4 * kBlockRows,
+            .terms = terms + at * kCenterTerms * kBlockRows,
+            .first = first,
+            .count = std::min(count, lists - first)};
+  }
+};
+
+// Inputs (B, d) as int8, four in an int32.
+struct CenterInputs {
+  std::vector<int32_t> codes, sums;
+  std::vector<float> scales;
+  CenterProblem problem;
+
+  template <class T>
+  CenterInputs(const T* x, const float* spread_weight, int64_t batch, int64_t features, int64_t quads)
+      : codes(batch * quads), sums(batch), scales(batch) {
+    // a sum over all features of products with codes stays below 2^31
+    const int64_t most = std::numeric_limits<int32_t>::max() / (4 * quads * (kCenterOffset + kCenterLimit) + 1);
+    const int64_t limit = std::min<int64_t>(kCenterLimit, most);
+    parallel_for(0, batch, grain(4 * features), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        int8_t* own = reinterpret_cast<int8_t*>(codes.data() + i * quads);
+        scales[i] = quantize(x + i * features, features, limit, [&](int64_t p, int32_t value) {
+          own[p] = static_cast<int8_t>(value);
+          sums[i] += value;
+        });
+      }
+    });
+    problem = {.input = codes.data(),
+               .sum = sums.data(),
+               .input_scale = scales.data(),
+               .spread_weight = spread_weight,
+               .quads = quads};
+  }
+};
+
+// The best centers of a table for some samples. A part of the blocks tells first how large the last of them may be: of
+// the others few are larger, and need to be kept.
+class Ranking {
+ public:
+  Ranking(const CodedCenters& centers, const CenterProblem& problem, int64_t batch, int64_t wanted)
+      : centers_(centers), problem_(problem), batch_(batch), wanted_(std::min(wanted, centers.lists)) {}
+
+  // Finds those of `samples`, for append_to.
+  void run(int64_t table, std::vector<int64_t> samples) {
+    best_.clear(batch_, wanted_);
+    if (centers_.blocks >= 4 * kBlocksApart && centers_.lists >= 4 * wanted_) look_ahead(table, samples);
+    offer(centers_.some(table, 0, centers_.lists), samples, best_);
+    std::erase_if(samples, [&](int64_t b) { return best_.held(b) >= wanted_; });
+    for (const int64_t b : samples) best_.restart(b);
+    offer(centers_.some(table, 0, centers_.lists), samples, best_);
+  }
+
+  void append_to(std::vector<Entry<float>>& entries, int64_t sample) const { best_.append_to(entries, sample); }
+
+ private:
+  static constexpr int64_t kBlocksApart = 16;  // those that are looked at first
+
+  // Sets limits that are nearly always below the last wanted.
+  void look_ahead(int64_t table, const std::vector<int64_t>& samples) {
+    const int64_t rank = 2 * (wanted_ / kBlocksApart) + 4;
+    part_.clear(batch_, rank);
+    for (int64_t block = 0; block < centers_.blocks; block += kBlocksApart)
+      offer(centers_.some(table, block, kBlockRows), samples, part_);
+    for (const int64_t b : samples) best_.restart(b, part_.limit(b));
+  }
+
+  void offer(const CenterBlocks& some, const std::vector<int64_t>& samples, Reservoirs<float>& to) const {
+    kernels().offer_centers(problem_, some, samples.data(), static_cast<int64_t>(samples.size()), to.best());
+  }
+
+  const CodedCenters& centers_;
+  const CenterProblem& problem_;
+  int64_t batch_, wanted_;
+  Reservoirs<float> best_, part_;
+};
+
+// Ranks (tables * probes, batch) of samples [begin, end); a sample that is not finite has none.
+template <class Code>
+void write_ranks(const CodedCenters& centers, const CenterProblem& problem, int64_t batch, int64_t probes,
+                 int64_t begin, int64_t end, Code* ranks) {
+  std::vector<int64_t> finite;
+  for (int64_t b = begin; b < end; ++b)
+    if (problem.input_scale[b] == problem.input_scale[b]) finite.push_back(b);
+  Ranking ranking(centers, problem, batch, probes);
+  std::vector<Entry<float>> found;
+  std::vector<float> values(probes);
+  std::vector<int64_t> best(probes);
+  for (int64_t table = 0; table < centers.tables; ++table) {
+    ranking.run(table, finite);
+    for (int64_t b = begin; b < end; ++b) {
+      found.clear();
+      ranking.append_to(found, b);
+      write_best(found, probes, values.data(), best.data());
+      for (int64_t p = 0; p < probes; ++p) ranks[(table * probes + p) * batch + b] = static_cast<Code>(best[p]);
+    }
+  }
+}
+
+}  // namespace
+
+// centers (tables, lists, d), bias (tables, lists) or none, spread (tables, lists): returns codes (tables, blocks,
+// quads of features, 16, 4) and terms (tables, blocks, 3, 16), the scale, the bias and the spread of each center.
+std::tuple<Tensor, Tensor> code_centers(Tensor centers, std::optional<Tensor> bias, Tensor spread) {
+  constexpr const char* op = "code_centers";
+  check_tensor(op, "centers", centers, ScalarType::Float, {-1, -1, -1});
+  const int64_t tables = centers.size(0), lists = centers.size(1), features = centers.size(2);
+  if (bias) check_tensor(op, "bias", *bias, ScalarType::Float, {tables, lists});
+  check_tensor(op, "spread", spread, ScalarType::Float, {tables, lists});
+  const int64_t blocks = blocks_of(lists), quads = quads_of(features);
+  Tensor codes = empty({tables, blocks, quads, kBlockRows, 4}, ScalarType::Byte);
+  Tensor terms = empty({tables, blocks, kCenterTerms, kBlockRows}, ScalarType::Float);
+  uint8_t* all_codes = mutable_data<uint8_t>(codes);
+  float* all_terms = mutable_data<float>(terms);
+  std::fill_n(all_codes, codes.numel(), static_cast<uint8_t>(kCenterOffset));
+  std::fill_n(all_terms, terms.numel(), 0.0f);
+  parallel_for(0, tables * lists, grain(4 * features), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t block = i / lists * blocks + i % lists / kBlockRows, lane = i % lists % kBlockRows;
+      uint8_t* code = all_codes + (block * quads * kBlockRows + lane) * 4;
+      float* term = all_terms + block * kCenterTerms * kBlockRows + lane;
+      term[0] = quantize(data<float>(centers) + i * features, features, kCenterLimit, [&](int64_t p, int32_t value) {
+        code[p / 4 * 4 * kBlockRows + p % 4] = static_cast<uint8_t>(value + kCenterOffset);
+      });
+      term[kBlockRows] = bias ? data<float>(*bias)[i] : 0.0f;
+      term[2 * kBlockRows] = data<float>(spread)[i];
+    }
+  });
+  return {codes, terms};
+}
+
+// Of each table the `probes` lists, the best first, with the largest <center, x> + bias + spread_weight * spread, for
+// each of input (B, d) and spread_weight (B): (tables * probes, B), -1 where there are fewer.
+Tensor rank_centers(Tensor input, Tensor spread_weight, Tensor codes, Tensor terms, int64_t lists, int64_t probes) {
+  constexpr const char* op = "rank_centers";
+  return dispatch_real(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    check_tensor(op, "input", input, scalar_type_of<T>(), {-1, -1});
+    const int64_t batch = input.size(0), features = input.size(1);
+    check_tensor(op, "spread_weight", spread_weight, ScalarType::Float, {batch});
+    const CodedCenters centers(op, codes, terms, lists, features);
+    check(1 <= probes && probes <= kMaxTables && centers.tables * probes <= kMaxTables, op,
+          "probes: expected at least 1 and at most ", kMaxTables, " of all ", centers.tables, " tables together, got ",
+          probes);
+    const CenterInputs inputs(data<T>(input), data<float>(spread_weight), batch, features, centers.quads);
+    const bool narrow = lists <= int64_t{1} << 15;
+    Tensor ranks = empty({centers.tables * probes, batch}, narrow ? ScalarType::Short : ScalarType::Int);
+    parallel_tiles(batch, kRankedTogether, centers.tables * lists * features, [&](int64_t begin, int64_t end) {
+      if (narrow)
+        write_ranks(centers, inputs.problem, batch, probes, begin, end, mutable_data<int16_t>(ranks));
+      else
+        write_ranks(centers, inputs.problem, batch, probes, begin, end, mutable_data<int32_t>(ranks));
+    });
+    return ranks;
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(slide_torch, CPU, m) {
+  m.impl("code_centers", TORCH_BOX(&code_centers));
+  m.impl("rank_centers", TORCH_BOX(&rank_centers));
+}
+
+}  // namespace slide_torch
