@@ -318,6 +318,23 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
                              samples.data(), batch, reservoirs);
       });
     });
+    const int64_t quads = (d + 7) / 8 * 2;
+    std::vector<uint8_t> center_codes(blocks * quads * kBlockRows * 4);
+    for (uint8_t& code : center_codes) code = static_cast<uint8_t>(1 + random() % 127);
+    const auto center_terms = normal<float>(random, blocks * kCenterTerms * kBlockRows);
+    std::vector<int32_t> quad_inputs(batch * quads);
+    for (int32_t& input : quad_inputs) input = static_cast<int32_t>(random() & 0x3f3f3f3f);
+    const std::vector<int32_t> sums(batch, 1);
+    const CenterProblem center_problem{quad_inputs.data(), sums.data(), scales.data(), scales.data(), quads};
+    compare("offer_centers", [&](int threads) {
+      return ranged_search<float>(threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
+        const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges, begin = first * kBlockRows;
+        const CenterBlocks some{center_codes.data() + first * quads * kBlockRows * 4,
+                                center_terms.data() + first * kCenterTerms * kBlockRows, begin,
+                                std::min(N, last * kBlockRows) - begin};
+        kernels().offer_centers(center_problem, some, samples.data(), batch, reservoirs);
+      });
+    });
   }
 }
 
