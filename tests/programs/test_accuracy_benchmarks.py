@@ -4,18 +4,22 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ROOT
 from torch import nn
 
-from benchmarks.accuracy import contenders, step_timing
+from benchmarks.accuracy import contenders, query_tails, step_timing
 from benchmarks.accuracy.contenders import CONTENDERS, make_output_layer, parse_contender
 from benchmarks.accuracy.head_optimizers import OPTIMIZERS
 from benchmarks.accuracy.output_layers import SampledLayer
 from benchmarks.accuracy.record import seconds_at
 from benchmarks.accuracy.training import choose_rate
 from benchmarks.common import places_model
+from examples.common.likelihood import log_frequency
+from slide_torch import LSHLinear, LSHOptions
 from slide_torch.data import read_xmc
 from slide_torch.options import FAMILIES
 
@@ -86,6 +90,47 @@ def test_sampling(record_of):
             assert 0.5 < r["z_mean"] < 2
     # the batch's labels alone are a part of the sum
     assert found["in-batch alone", "none"]["z_mean"] < 0.9
+
+
+def test_query_tails(record_of, refusal, tmp_path):
+    text = tmp_path / "text.txt"
+    lines = [" ".join(f"w{(start + i) % 13}" for i in range(70)) for start in range(60)]
+    text.write_text("\n\n".join(lines))
+    arguments = ("--text", text, "--draws", 4, 8, "--seeds", 2)
+    record, printed = record_of("accuracy.query_tails", *arguments)
+    found = {(r["sampler"], r["draws"]): r for r in record["samplers"]}
+    assert len(found) == len(record["samplers"]) == 2 * len(query_tails.SAMPLERS)
+    for (sampler, draws), r in found.items():
+        assert sampler in printed and r["weight_gradient_of_mean"] > 0
+        assert r["weight_gradient_of_mean"] <= r["weight_gradient_rms"] * 1.001
+        trained = next(s.trained for s in query_tails.SAMPLERS if s.name == sampler)
+        assert len(r.get("perplexity", ())) == 2 * trained
+        if trained:
+            assert all(1 < value < 30 for value in r["perplexity"])
+            assert all(draws <= rows <= 15 for rows in r["active_rows"])
+            own = zip(r["proposal_ms_step"], r["ms_step"], strict=True)
+            assert all((0 < part < whole) == (sampler != "log-uniform") for part, whole in own)
+    assert "--repeats" in refusal("benchmarks.accuracy.query_tails", "--repeats", 1)
+
+
+def test_query_tails_of_tables_are_the_softmax_where_buckets_hold_equal_rows():
+    generator = torch.Generator().manual_seed(0)
+    words, counts = 64, np.arange(64, 0, -1)
+    layer = LSHLinear(8, words, sparse=True, options=LSHOptions(**query_tails.options_of(draws=20)))
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(4, 8, generator=generator).repeat(words // 4, 1))
+        layer.bias.copy_(torch.randn(4, generator=generator).repeat(words // 4))
+    problem = SimpleNamespace(num_labels=words, log_frequency=log_frequency(counts))
+    hidden = torch.randn(5, 8, generator=generator)
+    softmax = F.linear(hidden, layer.weight, layer.bias).softmax(1).detach()
+    own = softmax.square().mean(0).sqrt().double()
+    rank = torch.arange(1.0, words + 1, dtype=torch.float64)
+    expected = 0.75 * own / own.sum() + 0.25 * (1 / rank).log1p() / math.log(words + 1)
+    for kind in ("tables", "exact"):
+        query_tails.Proposal(query_tails.Sampler(kind, 0.75), problem).attach(layer)
+        layer(hidden)
+        shares = layer.tables.tail.frequencies
+        torch.testing.assert_close(shares / shares.sum(), expected, rtol=1e-4, atol=0)
 
 
 def test_time_to_accuracy(record_of):
