@@ -377,9 +377,17 @@ SAMPLES = {
     "recode_rows_": lambda: predict_samples("recode"),
     "topk_lists": lambda: predict_samples("lists"),
     "list_centers": lambda: predict_samples("centers"),
-    "code_centers": lambda: [(randn(L, 20, D), bias, randn(L, 20)) for bias in (None, randn(L, 20))],
+    "code_centers": lambda: [
+        (randn(L, 20, D), bias, randn(L, 20)) for bias in (None, randn(L, 20))
+    ],
     "rank_centers": lambda: [
-        (randn(B, D, dtype=t), randn(B), *ops.code_centers(randn(L, 20, D), None, randn(L, 20)), 20, 3)
+        (
+            randn(B, D, dtype=t),
+            randn(B),
+            *ops.code_centers(randn(L, 20, D), None, randn(L, 20)),
+            20,
+            3,
+        )
         for t in DTYPES
     ],
     "instruction_set": lambda: [()],

@@ -183,8 +183,8 @@ def _(a: SimpleNamespace) -> Any:
 def rank_centers(
     input: Tensor, spread_weight: Tensor, codes: Tensor, terms: Tensor, lists: int, probes: int
 ) -> Tensor:
-    """The lists of each table that score best, ``<center, x> + bias + spread_weight * spread``, for each row of
-    ``input`` (B, d), which is rounded to integers from -63 to 63 times its scale.
+    """The lists of each table that score best, ``<center, x> + bias + spread_weight * spread``, for each
+    row of ``input`` (B, d), which is rounded to integers from -63 to 63 times its scale.
 
     Args:
         spread_weight: float32 (B).
@@ -192,8 +192,8 @@ def rank_centers(
         probes: how many of each table.
 
     Returns:
-        int16 (up to 2^15 lists) or int32 (tables * probes, B): row ``t * probes + p`` has the p-th best of table
-        t, of equal ones the smaller; -1 where there are fewer, and for inputs that hold NaN or Inf.
+        int16 (up to 2^15 lists) or int32 (tables * probes, B): row ``t * probes + p`` has the p-th best of
+        table t, of equal ones the smaller; -1 where there are fewer, and for inputs that hold NaN or Inf.
     """
     return operators.rank_centers(input, spread_weight, codes, terms, lists, probes)
 

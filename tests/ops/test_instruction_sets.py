@@ -49,10 +49,12 @@ def codes(i, K):
     """Codes of all families: of 60 hashes, K a table. K = 20 (for DWTA 6) gives int32."""
     rows = (i["weight"], i["bias"], None, i["center"])
     L, wide = 60 // K, K > 15
+    coded = ops.code_centers(i["centroids"][..., :-2].contiguous(), None, torch.ones(2, 32))
     return {
         f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["extra_projection"], K, L),
         f"dense{K}": ops.simhash_dense(*rows, i["projection"], K, L),
         f"centroids{K}": ops.nearest_centroids(*rows, i["centroids"], 3.0, 4),
+        f"ranked{K}": ops.rank_centers(i["x"], torch.ones(len(i["x"])), *coded, 32, K),
         f"dwta{K}": ops.dwta(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
     }
 
@@ -273,7 +275,7 @@ def test_dwta_codes(level, dtype):
 def test_centroid_codes(level, dtype):
     """Products round, so that codes of centroids differ now and then, between float64 levels hardly ever."""
     found, first = result_of(level)[dtype], result_of(supported_levels()[0])[dtype]
-    for name in ("centroids3", "centroids20"):
+    for name in ("centroids3", "centroids20", "ranked3", "ranked20"):
         assert found[name].shape == first[name].shape and found[name].dtype == first[name].dtype
         differ = (found[name] != first[name]).float().mean()
         assert differ < (1e-2 if dtype == "float32" else 1e-4)

@@ -1,4 +1,4 @@
-"""The best rows of the lists that a query probes."""
+"""The lists that a query probes, and the best of their rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from slide_torch import LSHOptions, ops
 
 from .case import Case, case
 from .problem import Problem
+
+
+@case
+def rank_centers(p: Problem) -> Case:
+    """Its arithmetic is of small integers: more than a bound by float32's rate allows."""
+    tables = p.tables(LSHOptions())
+    buckets = tables.family.buckets
+    return Case(
+        lambda: tables.family.query_codes(p.input, tables.options.probes),
+        {"read": buckets.numel()},
+        2 * p.batch * buckets.numel(),
+    )
 
 
 @case
