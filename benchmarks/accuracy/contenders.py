@@ -97,10 +97,13 @@ def make_output_layer(
     return LSHLayer(linear, LSHOptions(**contender.options))
 
 
-def variants_of(kind: str, options: dict[str, Any]) -> tuple[str | None, ...]:
+def variants_of(
+    kind: str, options: dict[str, Any], *, several_labels: bool
+) -> tuple[str | None, ...]:
     """Ways to compute the same layer, of which the fastest counts."""
     if kind == "omikuji":
         return ()
     if kind == "dense":
-        return DenseLayer.BF16_VARIANTS if options.get("bf16") else DenseLayer.VARIANTS
+        few = options.get("bf16") or several_labels
+        return DenseLayer.FEW_VARIANTS if few else DenseLayer.VARIANTS
     return (None,)

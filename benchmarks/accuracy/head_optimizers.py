@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from benchmarks.common.arguments import argument_parser, parse
 from benchmarks.common.record import finish
-from benchmarks.common.relu_classifier import loss_of
 from benchmarks.common.timing import median
 from examples.common.output import print_table
 from slide_torch import LSHLinear
 from slide_torch.optim import Adagrad, Adam
 
 from .load import load_problem
+from .output_layers import loss_of
 from .problems import Problem
 from .training import choose_rate
 
@@ -112,6 +112,7 @@ def train(
     torch.manual_seed(args.seed)
     body = problem.body()
     head = LSHLinear(problem.hidden, problem.num_labels, sparse=True)
+    problem.start_(body, head, args.seed)
     make, options, _ = OPTIMIZERS[name]
     optimizer = make(head.parameters(), lr=lr, **options)
     optimizers = [Adam(body.parameters(), lr=args.body_lr), optimizer]

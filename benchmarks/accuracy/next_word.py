@@ -73,7 +73,7 @@ class NextWord(Problem):
     def body(self) -> nn.Module:
         return GRUBody(self.num_labels, self.hidden)
 
-    def prepare(self, linear: nn.Linear) -> None:
+    def start_(self, body: nn.Module, linear: nn.Linear, seed: int) -> None:
         """Biases begin at the words' log frequency."""
         with torch.no_grad():
             linear.bias.copy_(self.log_frequency)

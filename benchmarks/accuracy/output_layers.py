@@ -9,13 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common.relu_classifier import loss_of
-from slide_torch import LSHLinear, LSHOptions
+from examples.common.classifier import loss_of as decoupled_softmax
+from slide_torch import LSHLinear, LSHOptions, SampledLogits
 from slide_torch.data import IGNORE_INDEX
 from slide_torch.ops import topk_linear
 from slide_torch.optim import Adam
 
-__all__ = ["DenseLayer", "LSHLayer", "SampledLayer"]
+__all__ = ["DenseLayer", "LSHLayer", "SampledLayer", "loss_of"]
+
+
+def loss_of(logits: Tensor | SampledLogits, labels: Tensor) -> Tensor:
+    """Decoupled softmax of labels (B, M), padded with IGNORE_INDEX: the same loss for every contender. Of one
+    label a row it is the plain cross entropy, which costs less."""
+    if labels.shape[1] == 1:
+        return F.cross_entropy(logits, labels[:, 0], ignore_index=IGNORE_INDEX)
+    return decoupled_softmax(logits, labels)
 
 
 class DenseLayer(nn.Module):
@@ -23,13 +31,13 @@ class DenseLayer(nn.Module):
 
     - ``eager``: ``F.linear`` and a log-softmax.
     - ``compile``: the same under ``torch.compile``.
-    - ``linear_cross_entropy``: ``F.linear_cross_entropy``; a row with m labels stands there m times.
+    - ``linear_cross_entropy``: ``F.linear_cross_entropy``, where every row has one label.
 
     With ``bf16`` logits and loss are computed under autocast.
     """
 
     VARIANTS = ("eager", "compile", "linear_cross_entropy")
-    BF16_VARIANTS = ("eager", "compile")
+    FEW_VARIANTS = ("eager", "compile")
 
     def __init__(self, linear: nn.Linear, variant: str, bf16: bool = False) -> None:
         super().__init__()
@@ -47,10 +55,10 @@ class DenseLayer(nn.Module):
         """Classes whose rows the last step read, and how many of them a sample met."""
         return self.linear.out_features, self.linear.out_features
 
-    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    def optimizers(self, body: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
         return [
             Adam(body.parameters(), lr=lr),
-            torch.optim.Adam(self.parameters(), lr=lr, fused=True),
+            torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=decay, fused=True),
         ]
 
 
@@ -59,13 +67,9 @@ def _dense_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) ->
 
 
 def _linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    kept = labels != IGNORE_INDEX
-    counts = kept.sum(1)
-    row = kept.nonzero()[:, 0]
-    losses = F.linear_cross_entropy(
-        hidden[row], weight, labels[kept], linear_bias=bias, reduction="none"
+    return F.linear_cross_entropy(
+        hidden, weight, labels[:, 0], linear_bias=bias, ignore_index=IGNORE_INDEX
     )
-    return (losses / counts[row]).sum() / (counts > 0).sum().clamp(min=1)
 
 
 class SampledLayer(nn.Module):
@@ -135,8 +139,9 @@ class SampledLayer(nn.Module):
         """Classes whose rows the last step read, and how many of them a sample met."""
         return self._classes, self._classes
 
-    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-        return [Adam([*body.parameters(), *self.parameters()], lr=lr)]
+    def optimizers(self, body: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
+        head = {"params": list(self.parameters()), "weight_decay": decay}
+        return [Adam([{"params": list(body.parameters())}, head], lr=lr)]
 
 
 class LSHLayer(nn.Module):
@@ -154,9 +159,6 @@ class LSHLayer(nn.Module):
         stats = self.linear.stats()
         return stats["union"], stats["active_per_sample"]
 
-    def optimizers(self, body: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-        groups = [
-            {"params": list(body.parameters())},
-            {"params": list(self.parameters()), "fuse_backward": True},
-        ]
-        return [Adam(groups, lr=lr)]
+    def optimizers(self, body: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
+        head = {"params": list(self.parameters()), "weight_decay": decay, "fuse_backward": True}
+        return [Adam([{"params": list(body.parameters())}, head], lr=lr)]

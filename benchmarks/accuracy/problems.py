@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.generated import HIDDEN
-from benchmarks.common.relu_classifier import ReLUClassifier
-from examples.common.classifier import labels_of
+from examples.common.classifier import Classifier, labels_of
+from examples.common.recipe import warm_start_
 from slide_torch import metrics
 from slide_torch.data import SparseRows, batches
 from slide_torch.ops import topk_linear
@@ -31,6 +31,8 @@ class Problem(ABC):
         train_rows: rows of an epoch.
         metric: the key of :meth:`evaluate`'s answer by which settings are chosen and curves are drawn.
         larger_is_better: whether a larger value of it is better (precision), or a smaller one (perplexity).
+        several_labels: whether a row may have more than one.
+        start: what :meth:`start_` gives, "random" or how it learns from the training rows.
     """
 
     name: str
@@ -39,14 +41,17 @@ class Problem(ABC):
     train_rows: int
     metric: str
     larger_is_better: bool
+    several_labels: bool = False
+    start: str = "random"
 
     @abstractmethod
     def body(self) -> nn.Module:
         """All but the output layer: features -> (B, hidden). Initialised from torch's generator; its
         parameters may have row-sparse gradients."""
 
-    def prepare(self, linear: nn.Linear) -> None:  # noqa: B027
-        """May give the output layer other initial values, the same for every contender."""
+    def start_(self, body: nn.Module, linear: nn.Linear, seed: int) -> None:  # noqa: B027
+        """May give body and output layer other initial values, the same for every contender. Draws nothing
+        from torch's generator, and is made once a seed."""
 
     @abstractmethod
     def batches(
@@ -70,6 +75,9 @@ class Problem(ABC):
 class SparseProblem(Problem):
     """Sparse rows with one or more labels each, judged by precision and propensity scored precision.
 
+    Model and start are those of examples/common/recipe.py: a weighted bag of features without an activation,
+    which begins at label embedding and class means.
+
     Args:
         classes: only the first so many labels, and rows that have one of them; 0 for all.
         validation_rows: so many of the validation rows, the same for everyone.
@@ -79,6 +87,7 @@ class SparseProblem(Problem):
     metric = "P@1"
     larger_is_better = True
     hidden = HIDDEN
+    start = "label embedding and class means"
 
     def __init__(
         self,
@@ -102,13 +111,31 @@ class SparseProblem(Problem):
         self.parts = parts
         self.labels = {part: labels_of(parts[part]) for part in ("validation", "test")}
         self.train_rows = len(parts["train"])
+        self.several_labels = bool(np.diff(parts["train"].label_indptr).max(initial=0) > 1)
+        self._starts: dict[int, dict[str, Tensor]] = {}  # by seed
         counts = np.bincount(parts["train"].label_indices, minlength=self.num_labels)
         self.propensities = metrics.propensities(
             torch.from_numpy(counts), self.train_rows, *propensity
         )
 
     def body(self) -> nn.Module:
-        return ReLUClassifier(self.num_features, self.hidden, nn.Identity())
+        return Classifier(self.num_features, self.hidden, nn.Identity())
+
+    def start_(self, body: nn.Module, linear: nn.Linear, seed: int) -> None:
+        if seed not in self._starts:
+            self._starts = {seed: self.make_start(seed)}
+        start = self._starts[seed]
+        body.load_state_dict({"embedding.weight": start["embedding.weight"]})
+        linear.load_state_dict({name: start[f"head.{name}"] for name in ("weight", "bias")})
+
+    def make_start(self, seed: int) -> dict[str, Tensor]:
+        """Weights of embedding and output layer, made from the training rows."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = nn.Linear(self.hidden, self.num_labels)
+            model = Classifier(self.num_features, self.hidden, head)
+            warm_start_(model, self.parts["train"], seed, progress=False)
+        return model.state_dict()
 
     def batches(
         self, size: int, *, seed: int, skip: int = 0
@@ -141,7 +168,8 @@ class SparseProblem(Problem):
 
     def description(self) -> dict[str, Any]:
         held_out = {f"{part}_rows": len(self.parts[part]) for part in ("validation", "test")}
-        return super().description() | {"num_features": self.num_features} | held_out
+        about = {"num_features": self.num_features, "start": self.start}
+        return super().description() | about | held_out
 
 
 def with_first_labels(rows: SparseRows, classes: int) -> SparseRows:

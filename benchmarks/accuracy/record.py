@@ -124,11 +124,16 @@ def table(record: Record) -> tuple[list[str], list[list[str]]]:
     measures = list(entries[0]["runs"][0]["test"])
     columns = ["contender", "epochs", "learning rate", *measures, "classes a step", "peak GB"]
     columns += ["ms/step", "seconds", f"best {metric} on the way", "s to it", *goals]
+    decays = any("decay" in entry.get("settings", ()) for entry in entries)
+    if decays:
+        columns.insert(3, "decay")
     lines = []
     for entry in entries:
         name, runs, settings = entry["contender"], entry["runs"], entry.get("settings")
         line = [name, f"{entry['epochs']:g}" if settings else ""]
         line.append(f"{settings['lr']:g}" if settings else "")
+        if decays:
+            line.append(f"{settings['decay']:g}" if settings else "")
         for measure in measures:
             values = [run["test"][measure] for run in runs]
             spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""

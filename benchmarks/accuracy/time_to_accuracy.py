@@ -2,22 +2,25 @@
 
     python -m benchmarks.accuracy.time_to_accuracy --json FILE --problem places --classes 20000 --seeds 3
     python -m benchmarks.accuracy.time_to_accuracy --json FILE --problem places --classes 20000 --clock
-    python -m benchmarks.accuracy.time_to_accuracy --problem lemmas --epochs 4 8
+    python -m benchmarks.accuracy.time_to_accuracy --problem taxa --epochs 1 2
     python -m benchmarks.accuracy.time_to_accuracy --problem words --classes 20000 --batch 512 --epochs 0.2
     python -m benchmarks.accuracy.time_to_accuracy --contender wide=budget:64,tail:4096
     python -m benchmarks.accuracy.time_to_accuracy --xmc train.txt test.txt --propensity Amazon-670K
 
-Model body, initial weights, batches and seed are the same for every contender; its output layer differs
-(output_layers.py). Training knows steps, no seconds, so that other work may keep the machine busy.
+Model body, start, loss, batches and seed are the same for every contender; its output layer differs
+(output_layers.py). Models of sparse rows begin as examples/common/recipe.py says, at label embedding and
+class means, and learn by decoupled softmax; that of --problem words begins at random weights. Training knows
+steps, no seconds, so that other work may keep the machine busy.
 Each contender's learning rate is the one whose whole run ends best on validation rows, separately for each of
---epochs; it falls linearly to 0. Evaluation is by the exact logits: of a fixed subset of the validation
-rows on the way, of all test rows at the end. omikuji (label_trees.py) is another kind of
-model, trained by its own defaults.
+--epochs; it falls linearly to 0. The best of --decay, which shrinks the output layer's rows that a step
+touches, is then chosen likewise. Evaluation is by the exact logits: of a fixed subset of the validation rows
+on the way, of all test rows at the end. omikuji (label_trees.py) is another kind of model, trained by its
+own defaults.
 
 --clock then measures, on a machine at rest, what a step takes: contenders go on in turns from the states
 that their runs kept in the middle of each third, upkeep of tables included; seconds on the curves are
-steps times that (step_timing.py). Dense torch is the fastest of some ways to compute the same loss.
-omikuji is timed as a whole.
+those of the start, timed too and the same for all, and steps times that (step_timing.py). Dense torch is the
+fastest of some ways to compute the same loss. omikuji is timed as a whole.
 
 The record keeps every contender trained so far and trains only what is missing, so that it grows over several
 calls; --again replaces.
@@ -39,6 +42,7 @@ from benchmarks.common.record import finish
 from benchmarks.common.worker import Worker
 from examples.common.machine import machine
 from examples.common.output import print_table
+from examples.common.recipe import DECAYS, RATES
 from slide_torch import metrics
 
 from .contenders import CONTENDERS, Contender, parse_contender
@@ -50,7 +54,6 @@ from .step_timing import measure
 from .training import THIRDS, choose_rate, train
 
 TINY = Path(__file__).parents[2] / "examples" / "data"
-RATES = [5e-3, 1e-2, 2e-2]
 
 
 def main() -> None:
@@ -91,7 +94,13 @@ def arguments() -> argparse.Namespace:
     add("--epochs", type=float, nargs="+", default=[8.0], help="lengths of training")
     add("--batch", type=int, default=256)
     add("--seeds", type=int, default=1, help="runs of each contender, from --seed on")
-    add("--lr", type=float, nargs="+", default=RATES, help="learning rates to choose from")
+    add("--lr", type=float, nargs="+", default=list(RATES), help="learning rates to choose from")
+    add(
+        "--decay",
+        type=float,
+        nargs="+",
+        help="weight decays of the output layer to choose from; default: 0 and 1, of words 0",
+    )
     add("--evaluations", type=int, default=25, help="of a run")
     add("--again", action="store_true", help="train anew what the record has")
     add("--clock", action="store_true", help="train nothing, measure what steps take")
@@ -108,9 +117,12 @@ def arguments() -> argparse.Namespace:
     if args.quick and args.problem is None and args.xmc is None:
         args.xmc = [TINY / "tiny_train.txt", TINY / "tiny_test.txt"]
         args.epochs, args.batch, args.evaluations, args.lr = [2.0], 8, 4, args.lr[:2]
+    if args.decay is not None and min(args.decay) < 0:
+        parser.error(f"--decay: must not be negative, got {min(args.decay)}")
     if args.xmc is not None and args.problem not in (None, "xmc"):
         parser.error(f"--xmc: expected no other --problem, got {args.problem}")
     args.problem = "xmc" if args.xmc is not None else args.problem or "places"
+    args.decay = args.decay or ([0.0] if args.problem == "words" else list(DECAYS))
     if args.problem == "xmc" and args.xmc is None:
         parser.error("--problem xmc: give its files: --xmc TRAIN TEST")
     if args.text is not None and args.problem != "words":
@@ -201,37 +213,47 @@ def train_entry(
 def choose(
     worker: Worker, about: dict, contender: Contender, entry: dict, args: argparse.Namespace
 ) -> None:
-    """Chooses the learning rate by whole runs, of which the best is the entry's first."""
+    """Chooses the learning rate, then the decay, by whole runs, of which the best is the entry's first."""
     steps = max(1, math.ceil(entry["epochs"] * -(-about["train_rows"] // args.batch)))
     settings = {"steps": steps, "batch": args.batch, "evaluations": args.evaluations}
     sign = 1 if about["larger_is_better"] else -1
-    runs = {}
+    runs: dict[tuple[float, float], dict[str, Any] | None] = {}  # by rate and decay
 
-    def score(lr: float) -> float:
-        states = states_of(args.json, entry, lr)
-        runs[lr] = worker.run(train, contender, settings | {"lr": lr}, args.seed, states)
-        return -math.inf if runs[lr] is None else sign * final(lr)
+    def score(lr: float, decay: float) -> float:
+        own = settings | {"lr": lr, "decay": decay}
+        if (lr, decay) not in runs:
+            states = states_of(args.json, entry, own)
+            runs[lr, decay] = worker.run(train, contender, own, args.seed, states)
+        found = final(lr, decay)
+        return -math.inf if found is None else sign * found
 
-    def final(lr: float) -> float:
-        return runs[lr]["curve"][-1][about["metric"]]
+    def final(lr: float, decay: float) -> float | None:
+        run = runs[lr, decay]
+        return None if run is None else run["curve"][-1][about["metric"]]
 
-    best = choose_rate(score, args.lr, beyond=not args.quick and len(args.lr) > 1)
-    for lr in runs.keys() - {best}:
-        for path in states_of(args.json, entry, lr) or ():
+    beyond = not args.quick and len(args.lr) > 1
+    lr = choose_rate(lambda lr: score(lr, args.decay[0]), args.lr, beyond=beyond)
+    best = lr, max(args.decay, key=lambda decay: score(lr, decay))
+    for own in runs.keys() - {best}:
+        for path in states_of(args.json, entry, dict(zip(("lr", "decay"), own, strict=True))) or ():
             path.unlink(missing_ok=True)
-    entry["settings"] = settings | {"lr": best}
+    entry["settings"] = settings | {"lr": best[0], "decay": best[1]}
     entry["trials"] = [
-        {"lr": lr, about["metric"]: None if runs[lr] is None else final(lr)} for lr in sorted(runs)
+        {"lr": lr, "decay": decay, about["metric"]: final(lr, decay)} for lr, decay in sorted(runs)
     ]
     entry["runs"] = [runs[best]]
-    print(f"{contender.name}: {entry['trials']}; lr {best:g}", flush=True)
+    print(f"{contender.name}: {entry['trials']}; lr {best[0]:g}, decay {best[1]:g}", flush=True)
 
 
-def states_of(record: Path | None, entry: dict[str, Any], lr: float) -> list[Path] | None:
+def states_of(
+    record: Path | None, entry: dict[str, Any], settings: dict[str, float]
+) -> list[Path] | None:
     """Files beside the record for the first run's states in the middle of each third."""
     if record is None:
         return None
-    name = f"{record.stem}-{entry['contender']}-{entry['epochs']:g}-{lr:g}"
+    name = f"{record.stem}-{entry['contender']}-{entry['epochs']:g}-{settings['lr']:g}"
+    if decay := settings.get("decay"):
+        name += f"-{decay:g}"
     return [record.with_name(f"{name}-{third}.pt") for third in range(len(THIRDS))]
 
 
@@ -240,7 +262,7 @@ def clock(record: dict[str, Any], args: argparse.Namespace) -> None:
     names = {contender.name for contender in args.contender}
     entries = [e for e in record["contenders"] if e["contender"] in names or args.all]
     states = [
-        states_of(args.json, entry, entry["settings"]["lr"]) if "settings" in entry else []
+        states_of(args.json, entry, entry["settings"]) if "settings" in entry else []
         for entry in entries
     ]
     if lost := [str(path) for paths in states for path in paths or () if not path.exists()]:

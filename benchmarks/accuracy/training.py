@@ -32,7 +32,8 @@ class Training:
     Args:
         problem: the rows and the model's body.
         contender: what the output layer is.
-        settings: ``steps`` of the whole run, ``batch``, and ``lr``, the rate, which falls linearly to 0.
+        settings: ``steps`` of the whole run, ``batch``, ``lr``, the rate, which falls linearly to 0, and
+            ``decay`` of the output layer's rows that a step touches (0 where it is not given).
         seed: of initial weights and batches, which are the same for every contender.
         variant: of dense torch, see :class:`DenseLayer`.
     """
@@ -49,9 +50,11 @@ class Training:
         torch.manual_seed(seed)
         self.body = problem.body()
         linear = nn.Linear(problem.hidden, problem.num_labels)
-        problem.prepare(linear)
+        problem.start_(self.body, linear, seed)
         self.output = make_output_layer(contender, linear, variant)
-        self.optimizers = self.output.optimizers(self.body, settings["lr"])
+        self.optimizers = self.output.optimizers(
+            self.body, settings["lr"], settings.get("decay", 0.0)
+        )
         self.steps = 0
 
     def batches(self) -> Iterator[Batch]:
@@ -120,6 +123,8 @@ def train(
 
     ``states`` are files for the training's state in the middle of each third. None if the run diverged.
     """
+    if problem.start != "random":  # made now: its memory is not the contender's
+        problem.start_(problem.body(), nn.Linear(problem.hidden, problem.num_labels), seed)
     base = reset_peak_memory()
     training = Training(problem, contender, settings, seed)
     steps, count = settings["steps"], settings["evaluations"]
@@ -127,6 +132,9 @@ def train(
     points = {math.ceil(steps * (i / count) ** 1.5) for i in range(1, count + 1)}
     keep_at = {math.ceil(steps * at): path for at, path in zip(THIRDS, states or (), strict=False)}
     curve, active, peak = [], [], 0.0
+    if problem.start != "random":
+        curve.append({"step": 0, **training.evaluate("validation")})
+        reset_peak_memory()
     for features, labels in training.batches():
         try:
             loss = training.step(features, labels)
@@ -144,8 +152,8 @@ def train(
             curve.append({"step": training.steps, **found})
             measured = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
             print(
-                f"{contender.name}, lr {settings['lr']:g}, seed {seed}: step {training.steps:,} of "
-                f"{steps:,}, loss {loss.item():.3f}, {measured}",
+                f"{contender.name}, lr {settings['lr']:g}, decay {settings.get('decay', 0):g}, seed {seed}: "
+                f"step {training.steps:,} of {steps:,}, loss {loss.item():.3f}, {measured}",
                 flush=True,
             )
             reset_peak_memory()

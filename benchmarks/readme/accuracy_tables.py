@@ -90,9 +90,9 @@ def records_of_accuracy() -> list[dict]:
     records = [json.loads(p.read_text()) for p in RESULTS.glob("time_to_accuracy_*.json")]
     if not records:
         raise FileNotFoundError(2, "no such record", str(RESULTS / "time_to_accuracy_*.json"))
-    order = {"places": 0, "lemmas": 1, "words": 2}  # others last
+    order = {"places": 0, "lemmas": 1, "taxa": 2, "words": 3}  # others last
     return sorted(
-        records, key=lambda r: (order.get(r["problem"]["name"], 3), -r["problem"]["num_labels"])
+        records, key=lambda r: (order.get(r["problem"]["name"], 4), -r["problem"]["num_labels"])
     )
 
 
@@ -152,9 +152,18 @@ def time_to_accuracy() -> str:
         parts.append(
             f"{problem['name']}, {problem['num_labels']:,} classes, {problem['train_rows']:,} training "
             f"rows:\n\n{markdown(columns, rows)}\n\n"
-            f"{runs_of(record)} Clocked on {'; '.join(sorted(machines))}."
+            f"{start_of(problem)}{runs_of(record)} Clocked on {'; '.join(sorted(machines))}."
         )
     return "\n\n".join(parts)
+
+
+def start_of(problem: dict) -> str:
+    """Of problems of sparse rows; a record that names no start is older than the warm one."""
+    if "num_features" not in problem:
+        return ""
+    if "start" not in problem:
+        return "Random start, ReLU, softmax over all labels of a row. "
+    return f"Start: {problem['start']}. "
 
 
 def runs_of(record: dict) -> str:

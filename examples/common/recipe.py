@@ -28,7 +28,7 @@ from .classifier import Classifier, labels_of, loss_of, precision_at_1, predict
 from .machine import reset_peak_memory, resident_gb
 from .run import Run
 
-__all__ = ["Recipe", "choose", "train"]
+__all__ = ["DECAYS", "RATES", "Recipe", "choose", "train", "warm_start_"]
 
 RATES = (0.005, 0.01, 0.02)
 DECAYS = (0.0, 1.0)
@@ -65,7 +65,7 @@ class Recipe:
 
 
 @torch.no_grad()
-def start_(model: Classifier, rows: SparseRows, seed: int, progress: bool) -> None:
+def warm_start_(model: Classifier, rows: SparseRows, seed: int, progress: bool) -> None:
     """Gives embedding and head their start from the training rows."""
     embedding, head = model.embedding.weight, model.head
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +115,7 @@ def train(
         load_checkpoint(checkpoint, run, model, optimizer, settings)
     else:
         started = time.perf_counter()
-        start_(model, rows, recipe.seed, progress)
+        warm_start_(model, rows, recipe.seed, progress)
         run.seconds += time.perf_counter() - started
     validation_labels = labels_of(validation)
     steps_per_epoch = -(-len(rows) // recipe.batch)

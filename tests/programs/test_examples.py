@@ -78,8 +78,8 @@ def test_recipe_starts_and_falls(tmp_path):
         data.num_features, 16, LSHLinear(16, data.num_labels, sparse=True)
     )
     dense = classifier.Classifier(data.num_features, 16, nn.Linear(16, data.num_labels))
-    recipe.start_(model, data, 0, progress=False)
-    recipe.start_(dense, data, 0, progress=False)
+    recipe.warm_start_(model, data, 0, progress=False)
+    recipe.warm_start_(dense, data, 0, progress=False)
     labels = classifier.labels_of(data)
     assert classifier.precision_at_1(classifier.predict(model, data, 1), labels) > 0.4
     assert all(
