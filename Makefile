@@ -89,6 +89,8 @@ figures: $(VENV)/installed-examples
 		--contender imp256_r$$every=rehash_every:$$every,tail:256,correction:importance \
 		--contender imp1024_r$$every=rehash_every:$$every,tail:1024,correction:importance || exit 1; done
 	for clock in "" --clock; do \
+		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem taxa --epochs 1 2 \
+			--json benchmarks/results/time_to_accuracy_taxa.json || exit 1; \
 		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem places --classes 60000 \
 			--json benchmarks/results/time_to_accuracy_places_60000.json || exit 1; \
 		$(BIN)/python -m benchmarks.accuracy.time_to_accuracy $$clock --problem words --classes 60000 --batch 512 --epochs 0.1 \

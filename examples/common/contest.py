@@ -25,6 +25,7 @@ __all__ = ["CLOCKS", "DENSE", "LSH", "Task", "compete"]
 LSH = "LSHLinear"
 DENSE = "dense torch"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+MakeHead = Callable[[int, int], nn.Module]  # of (width, classes)
 EVALUATIONS = 5  # on validation data, in the course of a run
 
 
@@ -68,6 +69,7 @@ def train(
     optimizer = Adam(model.parameters(), lr=lr)
     clock = CLOCKS[args.clock]
     head = model.head
+    samples = hasattr(head, "stats")  # all but dense torch
     settings = {"batch": args.batch, "lr": lr, "seed": args.seed, "clock": args.clock}
     settings |= {"head": repr(getattr(head, "options", None)), **task.settings}
     path = None
@@ -97,7 +99,9 @@ def train(
 
     base = reset_peak_memory()
     saved_at = run.steps
-    bar = tqdm(total=steps, initial=run.steps, desc=run.name, unit=" steps")
+    bar = tqdm(
+        total=steps if seconds is None else None, initial=run.steps, desc=run.name, unit=" steps"
+    )
     try:
         while progress() < 1:
             due = int(progress() * EVALUATIONS) + 1
@@ -115,7 +119,7 @@ def train(
             slow = time.perf_counter() - begun > 0.1
             if run.steps % 20 == 0 or slow:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if run.steps % 20 == 0 and isinstance(head, LSHLinear):
+            if run.steps % 20 == 0 and samples:
                 run.active.append(head.stats()["active_per_sample"])
             if progress() * EVALUATIONS >= due:
                 evaluate()
@@ -140,25 +144,27 @@ def rates_of(args: argparse.Namespace, name: str) -> list[float]:
 def compete(
     args: argparse.Namespace,
     task: Task,
-    make_model: Callable[[Callable[[int, int], nn.Module]], nn.Module],
-    sampled: dict[str, LSHOptions],
+    make_model: Callable[[MakeHead], nn.Module],
+    sampled: dict[str, LSHOptions | MakeHead],
 ) -> list[tuple[Run, nn.Module, list[str]]]:
     """Trains and tests the LSH head, other sampled heads, and the dense head, each from the same seed, at the
     learning rate that does best on validation data.
 
     Args:
         make_model: makes the model around a head that it calls for with (width, classes).
-        sampled: options of the sampled contenders by their names, the LSH head's first.
+        sampled: the sampled contenders by their names, the LSH head first: options of an LSHLinear, or what
+            makes another head, which has ``stats()`` as an LSHLinear has.
 
     Returns:
         For each: the run, its model, its cells of the table.
     """
-    heads: dict[str, Callable[[int, int], nn.Module]] = {}
+    heads: dict[str, MakeHead] = {}
     if args.head != "dense":
-        for name, options in sampled.items():
-            heads[name] = lambda width, classes, options=options: LSHLinear(
-                width, classes, options=options, sparse=True
-            )
+        for name, how in sampled.items():
+            if isinstance(how, LSHOptions):
+                heads[name] = partial(LSHLinear, options=how, sparse=True)
+            else:
+                heads[name] = how
     if args.head != "lsh":
         heads[DENSE] = nn.Linear
     results: list[tuple[Run, nn.Module, list[str]]] = []

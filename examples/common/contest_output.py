@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slide_torch import LSHLinear
-
 from .contest import DENSE, LSH, Task
 from .machine import machine_line
 from .output import draw, print_table
@@ -39,7 +37,7 @@ def show(
     lines = []
     for run, model, cells in results:
         active = f"{model.head.out_features:,}"
-        if isinstance(model.head, LSHLinear):
+        if hasattr(model.head, "stats"):
             active = f"{np.mean(run.active):,.0f}" if run.active else ""
         line = [run.name, *cells, f"{run.lr:g}", f"{run.ms_step:.1f}", f"{run.steps:,}"]
         lines.append([*line, f"{run.seconds:.0f}", f"{run.peak_gb:.2f}", active])

@@ -3,8 +3,8 @@
     python -m examples.data.interactions generated.csv --items 1000000 --users 200000  # writes such a file
 
 Generated data have what lets a recommender learn: items in clusters, a long tail of popularity in each, users
-with a few tastes that drift to neighbouring clusters, items that follow one another. They are for measuring
-speed: how well a model does on them says nothing of how well it does on people.
+with a few tastes that drift to neighbouring clusters, fashions, items that follow one another. How well a
+model does on them says little of how well it does on people.
 """
 
 from __future__ import annotations
@@ -31,20 +31,19 @@ class Histories:
     indptr: np.ndarray
     num_items: int
 
-    def training_positions(self) -> np.ndarray:
-        """Where in ``items`` the targets of training stand: all but a user's first and last two."""
-        inside = np.ones(len(self.items), dtype=bool)
-        for held_out in (self.indptr[:-1], self.indptr[1:] - 1, self.indptr[1:] - 2):
-            inside[held_out] = False
-        return np.flatnonzero(inside)
+    def counts(self) -> np.ndarray:
+        """How often each item is an item of training, (num_items) int64."""
+        kept = np.ones(len(self.items), dtype=bool)
+        kept[self.indptr[1:] - 1] = kept[self.indptr[1:] - 2] = False
+        return np.bincount(self.items[kept], minlength=self.num_items)
 
-    def before(self, positions: np.ndarray, length: int) -> np.ndarray:
-        """The last ``length`` items of the same user before each position, (n, length) int64; the most
-        recent in the last column, -1 where there were not so many."""
-        first = self.indptr[np.searchsorted(self.indptr, positions, side="right") - 1]
-        wanted = positions[:, None] - np.arange(length, 0, -1)
-        found = self.items[np.maximum(wanted, 0)].astype(np.int64)
-        return np.where(wanted >= first[:, None], found, -1)
+    def windows(self, users: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
+        """The last ``length`` items before ``ends``, positions in ``items``, of each user, (n, length) int64;
+        where there are not so many, -1 follows them."""
+        first = np.maximum(self.indptr[users], ends - length)
+        wanted = first[:, None] + np.arange(length)
+        found = self.items[np.minimum(wanted, len(self.items) - 1)].astype(np.int64)
+        return np.where(wanted < ends[:, None], found, -1)
 
 
 def histories_of(
@@ -100,13 +99,14 @@ def read_csv(path: Path) -> Histories:
     return histories_of(np.array(users), np.array(items), np.array(times), len(numbers[1]))
 
 
-def generate(num_items: int, num_users: int, length: int = 20, *, seed: int = 0) -> Histories:
-    """Histories of ``length`` items each.
+def generate(num_items: int, num_users: int, *, mean_length: int = 30, seed: int = 0) -> Histories:
+    """Histories of 5 items or more, of ``mean_length`` on average.
 
-    Items form clusters of about 100, within which the r-th is taken in proportion to 1 / r. A user has three
-    tastes, clusters of Zipf-like popularity; each step one of them may move to the next cluster. One time in
-    four the next item is the one that follows the last (the next in its cluster), else it is drawn from the
-    cluster of the last item or, one time in four of those, from that of another taste.
+    Items form clusters of about 100, within which the r-th is taken in proportion to 1 / r. A user comes at
+    some time with three tastes, clusters of Zipf-like popularity; which ones are popular moves on with time.
+    Each step one of the tastes may move to the next cluster. One time in four the next item is the one that
+    follows the last (the next in its cluster), else it is drawn from the cluster of the last item or, one
+    time in four of those, from that of another taste.
     """
     draw = np.random.default_rng(seed)
     size = min(100, num_items)
@@ -119,21 +119,28 @@ def generate(num_items: int, num_users: int, length: int = 20, *, seed: int = 0)
         found = np.searchsorted(cumulated, draw.random(shape) * cumulated[-1])
         return np.minimum(found, len(cumulated) - 1)
 
-    everyone = np.arange(num_users)
-    tastes = drawn(of_cluster, num_users, 3)
+    shortest = 5
+    lengths = shortest + draw.geometric(1 / max(1, mean_length - shortest + 1), num_users) - 1
+    lengths = np.minimum(lengths, 10 * mean_length)
+    indptr = np.concatenate(([0], np.cumsum(lengths)))
+    items = np.empty(indptr[-1], dtype=np.int32)
+    time = draw.random((num_users, 1))
+    tastes = (drawn(of_cluster, num_users, 3) + (time * clusters / 4).astype(np.int64)) % clusters
     taste = np.zeros(num_users, dtype=np.int64)
     rank = drawn(in_cluster, num_users)
-    items = np.empty((num_users, length), dtype=np.int32)
-    for step in range(length):
-        items[:, step] = place[tastes[everyone, taste] * size + rank]
+    for step in range(lengths.max()):
+        going_on = np.flatnonzero(lengths > step)
+        cluster = tastes[going_on, taste[going_on]]
+        items[indptr[going_on] + step] = place[cluster * size + rank[going_on]]
         follows = draw.random(num_users) < 0.25
         taste = np.where(
             ~follows & (draw.random(num_users) < 0.25), draw.integers(0, 3, num_users), taste
         )
         drifts = ~follows & (draw.random(num_users) < 0.1)
-        tastes[everyone, taste] = (tastes[everyone, taste] + drifts) % clusters
+        tastes[np.arange(num_users), taste] += drifts
+        tastes %= clusters
         rank = np.where(follows, (rank + 1) % size, drawn(in_cluster, num_users))
-    return Histories(items.reshape(-1), np.arange(num_users + 1) * length, num_items)
+    return Histories(items, indptr, num_items)
 
 
 def main() -> None:

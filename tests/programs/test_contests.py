@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,18 +113,23 @@ def test_recommender_ranks_exactly_and_compares_three(example, capsys, tmp_path)
     lines = [f"u{user},i{(user + step) % 40},{step}" for user in range(80) for step in range(9)]
     csv.write_text("\n".join(["user,item,time", *reversed(lines)]))
     histories = interactions.read_csv(csv)
-    assert histories.num_items == 40 and len(histories.training_positions()) == 80 * 6
-    before = histories.before(histories.indptr[:1] + 2, 4)[0].tolist()
-    assert before == [-1, -1, *histories.items[:2].tolist()]
+    assert histories.num_items == 40 and histories.counts().sum() == 80 * 7
+    users = np.arange(2)
+    windows = histories.windows(users, histories.indptr[users] + 2, 4).tolist()
+    assert windows == [[*histories.items[start : start + 2], -1, -1] for start in (0, 9)]
+    windows = histories.windows(users, histories.indptr[users] + 6, 4).tolist()
+    assert windows == [histories.items[start + 2 : start + 6].tolist() for start in (0, 9)]
     printed = example(
-        *("recommender", capsys, "--csv", csv, "--steps", 150, "--equal", "steps", "--k", 5),
-        *("--width", 16, "--batch", 32, "--lr", 0.02, "--test-users", 0),
+        *("recommender", capsys, "--csv", csv, "--steps", 60, "--equal", "steps", "--k", 5),
+        *("--width", 16, "--batch", 16, "--lr", 0.02, "--test-users", 0, "--head", "both"),
     )
     table = table_of(printed)
     assert list(table) == ["LSHLinear", "in-batch negatives", "dense torch"]
     for line in table.values():
         assert float(line["recall@5"]) > 0.5  # the next item is certain; guessing gives 0.125
         assert 0 < float(line["nDCG@5"]) <= float(line["recall@5"])
+        assert line["steps"] == "60"
+    assert float(table["in-batch negatives"]["active neurons per sample"]) <= 40
     csv.write_text("a,b,1\na,b,soon\n")
     with pytest.raises(SystemExit, match="line 2: expected user,item,time"):
         example("recommender", capsys, "--csv", csv)
@@ -132,11 +138,41 @@ def test_recommender_ranks_exactly_and_compares_three(example, capsys, tmp_path)
 def test_generated_interactions_have_structure():
     one, other = (interactions.generate(2_000, 500, seed=seed) for seed in (3, 3))
     assert (one.items == other.items).all() and one.items.max() < 2_000
+    lengths = np.diff(one.indptr)
+    assert lengths.min() == 5 and lengths.max() > 60 and 25 < lengths.mean() < 35
     counts = np.sort(np.bincount(one.items, minlength=2_000))[::-1]
     assert counts[:200].sum() > 0.4 * counts.sum()  # a long tail: a tenth of the items has most
-    pairs = one.items.reshape(500, -1).astype(np.int64)
-    same = np.unique(pairs[:, :-1] * 2_000 + pairs[:, 1:], return_counts=True)[1]
-    assert same.max() > 20  # items that follow one another
+    pairs = one.items[:-1].astype(np.int64) * 2_000 + one.items[1:]
+    assert np.unique(pairs, return_counts=True)[1].max() > 20  # items that follow one another
+
+
+def test_a_recommender_reads_no_later_item_and_no_padding():
+    recommender = importlib.import_module("recommender")
+    args = SimpleNamespace(width=8, history=6, layers=2, dropout=0.0)
+    counts = np.ones(10, dtype=np.int64)
+    model = recommender.SASRec(torch.nn.Linear, counts, args)
+    items = torch.tensor([[3, 1, 4, 1, 5, 9], [3, 1, 4, -1, -1, -1]])
+    for mode in (True, False):
+        whole, short = model.train(mode).hidden(items)
+        torch.testing.assert_close(whole[:3], short[:3])
+        assert not torch.allclose(whole[1], whole[3])  # the same item, another place
+
+
+def test_in_batch_negatives_are_corrected():
+    recommender = importlib.import_module("recommender")
+    probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    head = recommender.InBatchSoftmax(2, probability * 1000)
+    hidden, targets = torch.zeros(3, 2), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    present = 1 - (1 - probability[:2]) ** 3
+    logits = head.bias[:2] - present.log()
+    expected = torch.nn.functional.cross_entropy(logits.expand(3, 2), targets)
+    loss = head.loss(hidden, targets)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert head.stats() == {"active_per_sample": 2}
+    assert head.bias.grad.to_dense()[2:].tolist() == [0, 0]
 
 
 def test_images_reads_numbers(example, capsys, tmp_path):
