@@ -108,7 +108,7 @@ def test_a_corpus_holds_whole_documents_out(tmp_path, monkeypatch):
         wikipedia.prepare(["a", "b", "b"])
 
 
-def test_recommender_ranks_exactly_and_compares_three(example, capsys, tmp_path):
+def test_recommender_ranks_exactly_and_compares_four(example, capsys, tmp_path):
     csv = tmp_path / "taken.csv"
     lines = [f"u{user},i{(user + step) % 40},{step}" for user in range(80) for step in range(9)]
     csv.write_text("\n".join(["user,item,time", *reversed(lines)]))
@@ -124,7 +124,8 @@ def test_recommender_ranks_exactly_and_compares_three(example, capsys, tmp_path)
         *("--width", 16, "--batch", 16, "--lr", 0.02, "--test-users", 0, "--head", "both"),
     )
     table = table_of(printed)
-    assert list(table) == ["LSHLinear", "in-batch negatives", "dense torch"]
+    names = ["LSHLinear", "in-batch negatives", "with candidates of tables", "dense torch"]
+    assert list(table) == names
     for line in table.values():
         assert float(line["recall@5"]) > 0.5  # the next item is certain; guessing gives 0.125
         assert 0 < float(line["nDCG@5"]) <= float(line["recall@5"])
