@@ -12,9 +12,13 @@ exactly.
 
 In-batch negatives are the rival in plain torch: the softmax runs over the items of the batch, less the
 logarithm of the probability of each to be there (Yi et al. 2019, "Sampling-bias-corrected neural modeling for
-large corpus item recommendations"). By default LSHLinear learns from the same items and a tail of 1,024 drawn
-by frequency, with correction="importance". Candidates of tables lengthen steps, which generated data does not
-repay: a second LSH head shows by how much.
+large corpus item recommendations"). By default LSHLinear has no tables and learns from the same items
+(budget=0, tail=0); that logarithm is then a part of its scores in place of the loss, which comes to the same.
+Candidates of tables lengthen steps, which short trainings on generated data do not repay: a second LSH head
+shows by how much. Where items are fewer, try a corrected tail as well:
+
+    python examples/recommender.py --items 100000 --users 50000 \\
+        --lsh budget=0 tail=1024 tail_distribution=frequencies correction=importance
 """
 
 from __future__ import annotations
@@ -44,12 +48,7 @@ VALIDATION_USERS = 500  # for the curve only
 IN_BATCH = "in-batch negatives"
 # What tables add is the difference between these and the head of the options given.
 NO_TABLES, WITH_TABLES, BUDGET = "labels and tail alone", "with candidates of tables", 4
-LSH_DEFAULTS = {
-    "correction": "importance",
-    "budget": 0,
-    "tail": 1024,
-    "tail_distribution": "frequencies",
-}
+LSH_DEFAULTS = {"budget": 0, "tail": 0}
 
 
 class InBatchSoftmax(nn.Linear):
@@ -92,8 +91,14 @@ class SASRec(nn.Module):
             self.head.set_frequencies(torch.from_numpy(counts).clamp(min=1))
         else:
             self.head.weight = self.items.weight
+        # without correction a softmax over labels of the batch learns log p - log q, q being the frequency
+        options = getattr(self.head, "options", None)
+        corrected = options is None or options.correction != "none"
+        popularity = log_frequency(counts)
         with torch.no_grad():
-            self.head.bias.copy_(log_frequency(counts))
+            self.head.bias.copy_(popularity if corrected else torch.zeros(len(counts)))
+        prior = torch.zeros(len(counts)) if corrected else popularity
+        self.register_buffer("prior", prior, persistent=False)
         self.position = nn.Parameter(torch.randn(args.history, width) * width**-0.5)
         self.dropout = nn.Dropout(args.dropout)
         layer = nn.TransformerEncoderLayer(
@@ -153,11 +158,12 @@ class NextItem:
         ends = self.histories.indptr[users + 1] - back
         targets = torch.from_numpy(self.histories.items[ends].astype(np.int64))
         windows = torch.from_numpy(self.histories.windows(users, ends, self.args.history))
+        weight, bias = model.head.weight, model.head.bias + model.prior
         best = []
         for items in windows.split(256):
             last = (items >= 0).sum(1) - 1
             hidden = model.hidden(items)[torch.arange(len(items)), last]
-            best.append(topk_linear(hidden, model.head.weight, model.head.bias, self.k)[1])
+            best.append(topk_linear(hidden, weight, bias, self.k)[1])
         return torch.cat(best), targets.unsqueeze(1)
 
     def validate(self, model: nn.Module) -> float:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from example_programs import EXAMPLES, start, wait_for
 
 from examples.common.likelihood import exact_losses
 from examples.data import interactions, wikipedia
+from slide_torch import LSHLinear, LSHOptions
 
 
 def table_of(printed):
@@ -157,6 +159,34 @@ def test_a_recommender_reads_no_later_item_and_no_padding():
         whole, short = model.train(mode).hidden(items)
         torch.testing.assert_close(whole[:3], short[:3])
         assert not torch.allclose(whole[1], whole[3])  # the same item, another place
+
+
+def test_scores_of_an_uncorrected_head_hold_the_popularity_that_its_loss_leaves_out():
+    """In-batch negatives and LSHLinear on labels alone: the same loss up to the chance to be in the batch."""
+    recommender = importlib.import_module("recommender")
+    args = SimpleNamespace(width=8, history=6, layers=2, dropout=0.0)
+    counts = np.arange(1, 1001)
+    options = LSHOptions(**recommender.LSH_DEFAULTS)
+    makers = (
+        partial(LSHLinear, options=options, sparse=True),
+        partial(LSHLinear, options=LSHOptions(correction="importance"), sparse=True),
+        lambda width, _: recommender.InBatchSoftmax(width, torch.from_numpy(counts)),
+        torch.nn.Linear,
+    )
+    models = [recommender.SASRec(make, counts, args) for make in makers]
+    popularity = torch.from_numpy(counts + 1).log()
+    for model in models:
+        scores = (model.head.bias + model.prior).detach()
+        torch.testing.assert_close(scores - scores[0], (popularity - popularity[0]).float())
+    labels, _, rival, _ = models
+    assert labels.head.bias.abs().max() == 0
+    hidden, targets = (
+        torch.randn(3, 8),
+        torch.tensor([1, 40, 700]),
+    )  # rarely in a batch: n q = n log(1 - q)
+    rival.items.weight.data.copy_(labels.items.weight.data)
+    one = torch.nn.functional.cross_entropy(labels.head(hidden), targets)
+    torch.testing.assert_close(one, rival.head.loss(hidden, targets), atol=0.3, rtol=0)
 
 
 def test_in_batch_negatives_are_corrected():
