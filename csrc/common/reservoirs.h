@@ -28,9 +28,10 @@ class Reservoirs {
  public:
   bool empty() const { return held_.empty(); }
   void forget() { held_.clear(); }
-  void clear(int64_t count, int64_t k) {
+  void clear(int64_t count, int64_t k) { clear(count, k, k + (k <= kManyWanted ? std::max(k, kLeastRoom) : k / 4)); }
+  void clear(int64_t count, int64_t k, int64_t room) {
     k_ = k;
-    room_ = k + (k <= kManyWanted ? std::max<int64_t>(k, kLeastRoom) : k / 4);
+    room_ = room;
     if (count * room_ > size_) {
       size_ = count * room_;
       entries_ = std::make_unique_for_overwrite<Entry<T>[]>(size_);
@@ -61,7 +62,7 @@ class Reservoirs {
     return limits_[b];
   }
 
-  // Appends what sample b has, up to twice k.
+  // Appends what sample b has, fewer than there is room for.
   void append_to(std::vector<Entry<T>>& entries, int64_t b) const {
     if (empty()) return;
     const Entry<T>* own = entries_.get() + b * room_;

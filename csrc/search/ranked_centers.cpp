@@ -1,4 +1,10 @@
 // Which lists an input looks into: their centers as small integers, ranked by what a list's rows may score.
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
 #include "../common/parallel.h"
 #include "../common/reservoirs.h"
 #include "../common/tensors.h"
@@ -84,7 +90,7 @@ class Ranking {
 
   // Finds those of `samples`, for append_to.
   void run(int64_t table, std::vector<int64_t> samples) {
-    best_.clear(batch_, wanted_);
+    best_.clear(batch_, wanted_, 4 * wanted_ + 256);  // more than a limit lets pass
     if (centers_.blocks >= 4 * kBlocksApart && centers_.lists >= 4 * wanted_) look_ahead(table, samples);
     offer(centers_.some(table, 0, centers_.lists), samples, best_);
     std::erase_if(samples, [&](int64_t b) { return best_.held(b) >= wanted_; });
@@ -95,7 +101,7 @@ class Ranking {
   void append_to(std::vector<Entry<float>>& entries, int64_t sample) const { best_.append_to(entries, sample); }
 
  private:
-  static constexpr int64_t kBlocksApart = 16;  // those that are looked at first
+  static constexpr int64_t kBlocksApart = 32;  // those that are looked at first
 
   // Sets limits that are nearly always below the last wanted.
   void look_ahead(int64_t table, const std::vector<int64_t>& samples) {
@@ -116,6 +122,22 @@ class Ranking {
   Reservoirs<float> best_, part_;
 };
 
+// Entries as integers that are smaller the larger the value, and the smaller the id of equal ones, in the lower half:
+// the first `count` of them, sorted. Comparing is most of what ranking costs.
+void sort_keys(const std::vector<Entry<float>>& entries, int64_t count, std::vector<uint64_t>& keys) {
+  keys.clear();
+  for (const Entry<float>& entry : entries) {
+    const uint32_t bits = std::bit_cast<uint32_t>(entry.value + 0.0f);  // no -0
+    const uint32_t descending = bits >> 31 ? bits : ~bits & 0x7fffffff;
+    keys.push_back(uint64_t{descending} << 32 | static_cast<uint32_t>(entry.id));
+  }
+  if (count < std::ssize(keys)) {
+    std::nth_element(keys.begin(), keys.begin() + count, keys.end());
+    keys.resize(count);
+  }
+  std::sort(keys.begin(), keys.end());
+}
+
 // Ranks (tables * probes, batch) of samples [begin, end); a sample that is not finite has none.
 template <class Code>
 void write_ranks(const CodedCenters& centers, const CenterProblem& problem, int64_t batch, int64_t probes,
@@ -125,15 +147,15 @@ void write_ranks(const CodedCenters& centers, const CenterProblem& problem, int6
     if (problem.input_scale[b] == problem.input_scale[b]) finite.push_back(b);
   Ranking ranking(centers, problem, batch, probes);
   std::vector<Entry<float>> found;
-  std::vector<float> values(probes);
-  std::vector<int64_t> best(probes);
+  std::vector<uint64_t> keys;
   for (int64_t table = 0; table < centers.tables; ++table) {
     ranking.run(table, finite);
     for (int64_t b = begin; b < end; ++b) {
       found.clear();
       ranking.append_to(found, b);
-      write_best(found, probes, values.data(), best.data());
-      for (int64_t p = 0; p < probes; ++p) ranks[(table * probes + p) * batch + b] = static_cast<Code>(best[p]);
+      sort_keys(found, probes, keys);
+      for (int64_t p = 0; p < probes; ++p)
+        ranks[(table * probes + p) * batch + b] = p < std::ssize(keys) ? static_cast<Code>(keys[p]) : Code(-1);
     }
   }
 }
