@@ -2,8 +2,9 @@
 
 1. Features start at the mean random code of the labels that they occur with (``label_embedding``), the head's
    rows in the direction of their classes' mean inputs (``init_from_class_means_``).
-2. Adam's rate falls linearly to 0, over the steps or the seconds of the run.
-3. Rows of the head that a step touches decay, where a row has few examples and the model overfits.
+2. Learning rates fall linearly to 0, over the steps or the seconds of the run.
+3. The head learns by row-wise Adagrad, at a rate of its own: a row that few steps touch still takes a large step.
+4. Rows of the head that a step touches decay, where a row has few examples and the model overfits.
 
 :func:`choose` finds rate and decay by short runs, judged on validation rows.
 """
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from slide_torch import LSHLinear, LSHOptions
 from slide_torch.data import IGNORE_INDEX, SparseRows, batches, label_embedding
-from slide_torch.optim import Adam
+from slide_torch.optim import Adagrad, Adam
 
 from .checkpoint import checkpoint_of, load_checkpoint, save_checkpoint
 from .classifier import Classifier, labels_of, loss_of, precision_at_1, predict

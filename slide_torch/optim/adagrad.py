@@ -19,7 +19,9 @@ class Adagrad(RowOptimizer):
         params: parameters, named parameters or parameter groups to optimize.
         lr: learning rate.
         lr_decay: the t-th step uses ``lr / (1 + (t - 1) * lr_decay)``.
-        weight_decay: L2 penalty; for dense gradients only, as in torch.
+        weight_decay: L2 penalty; for dense gradients only, as in torch. With ``row_wise`` it is decoupled, as
+            in :class:`torch.optim.AdamW`: each updated row is first multiplied by ``1 - lr * weight_decay``,
+            with the ``lr`` of that step. With a row-sparse gradient only the rows of the gradient decay.
         initial_accumulator_value: where the sum of squares starts.
         eps: added to the denominator.
         maximize: ascend instead of descend.
@@ -64,8 +66,8 @@ class Adagrad(RowOptimizer):
             refuse(f"{name}: row_wise", "a bool", repr(group["row_wise"]), "pass True or False")
 
     def _check_row_options(self, where: str, group: dict[str, Any], what: str) -> None:
-        if group["weight_decay"] != 0:
-            advice = "put this parameter into a param group without it"
+        if group["weight_decay"] != 0 and not group["row_wise"]:
+            advice = "put this parameter into a param group without it, or set row_wise=True"
             refuse(where, f"weight_decay 0 for {what}", group["weight_decay"], advice)
 
     def _state_form(
@@ -84,11 +86,11 @@ class Adagrad(RowOptimizer):
     def _update_dense(self, group: dict[str, Any], params: list[Tensor], fused: bool) -> None:
         if group["row_wise"]:
             for param, gradient in zip(params, gradients(params), strict=True):
-                if group["weight_decay"] != 0:
-                    gradient = gradient + param * group["weight_decay"]
                 if group["maximize"]:
                     gradient = -gradient
                 lr, _ = self._decayed_rate(group, param)
+                if group["weight_decay"] != 0:
+                    param.mul_(1 - lr * group["weight_decay"])
                 # multiplied and subtracted apart: fused, they may round by where a thread begins
                 param.sub_(self._over_row_sums(group, RowGradient(param, None, gradient)).mul_(lr))
             return
@@ -110,8 +112,9 @@ class Adagrad(RowOptimizer):
         param, rows, values = gradient
         lr, step = self._decayed_rate(group, param)
         if group["row_wise"]:
-            # one number a row divides its gradient, and the step is then SGD's; a bfloat16 gradient is
-            # rounded to nearest, of which nothing accumulates, and the parameter stochastically
+            # one number a row divides its gradient, and the step is then SGD's, whose L2 penalty is a
+            # decoupled decay here; a bfloat16 gradient is rounded to nearest, of which nothing accumulates,
+            # and the parameter stochastically
             scaled = self._over_row_sums(group, gradient).to(values.dtype)
             ops.sgd_rows_(
                 param,
@@ -120,7 +123,7 @@ class Adagrad(RowOptimizer):
                 scaled,
                 lr=lr,
                 momentum=0.0,
-                weight_decay=0.0,
+                weight_decay=group["weight_decay"],
                 nesterov=False,
                 maximize=group["maximize"],
                 step=step,

@@ -45,15 +45,18 @@ def run(options, shape=(40, 19), dtype=torch.float32, sparse=True, steps=4, entr
 
 
 def reference(start, grads, lr=1e-2, lr_decay=0.0, initial=0.0, eps=1e-10, decay=0.0, sign=1.0):
-    """The definition, in float64 on dense gradients: parameter and sums."""
-    param = start.double()
+    """The definition, in float64 on dense gradients: parameter and sums. Rows of a gradient decay first."""
+    param = start.double().clone()
     sums = torch.full(param.shape[:1], initial, dtype=torch.float64)
     for t, grad in enumerate(grads):
-        grad = sign * (grad.to_dense().double() + decay * param)
+        rate = lr / (1 + t * lr_decay)
+        rows = grad.coalesce().indices()[0] if grad.is_sparse else ...
+        param[rows] *= 1 - rate * decay
+        grad = sign * grad.to_dense().double()
         square = grad.square()
         sums += square if grad.dim() < 2 else square.flatten(1).mean(1)
         denominator = (sums.sqrt() + eps).reshape(sums.shape + (1,) * (grad.dim() - sums.dim()))
-        param = param - lr / (1 + t * lr_decay) * grad / denominator
+        param = param - rate * grad / denominator
     return param, sums
 
 
@@ -61,14 +64,16 @@ def reference(start, grads, lr=1e-2, lr_decay=0.0, initial=0.0, eps=1e-10, decay
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
-def test_it_is_the_definition(dtype, shape, sparse, maximize):
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_it_is_the_definition(dtype, shape, sparse, maximize, decay):
     if sparse and not shape:
         return  # a number has no rows
     common = {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-3}
-    options = common | {"initial_accumulator_value": 0.2, "maximize": maximize}
+    options = common | {"initial_accumulator_value": 0.2, "maximize": maximize, "weight_decay": decay}
     param, optimizer, grads, start = run(options, shape, dtype, sparse)
     # a repeated row counts by the sum of its gradients, as in a dense gradient
-    wanted, sums = reference(start, grads, initial=0.2, sign=-1.0 if maximize else 1.0, **common)
+    sign = -1.0 if maximize else 1.0
+    wanted, sums = reference(start, grads, initial=0.2, sign=sign, decay=decay, **common)
     state = optimizer.state[param]
     assert state["sum"].shape == shape[:1] and state["sum"].dtype == dtype
     torch.testing.assert_close(state["sum"], sums.to(dtype), **TOLERANCE[dtype])
@@ -77,7 +82,7 @@ def test_it_is_the_definition(dtype, shape, sparse, maximize):
 
 def test_rows_without_a_gradient_stay():
     param = nn.Parameter(torch.randn(10, 4))
-    optimizer = Adagrad([param], lr=0.1, row_wise=True)
+    optimizer = Adagrad([param], lr=0.1, weight_decay=0.1, row_wise=True)
     before = param.detach().clone()
     param.grad = torch.sparse_coo_tensor(torch.tensor([[1, 4]]), torch.ones(2, 4), (10, 4))
     optimizer.step()
@@ -186,7 +191,7 @@ def test_bad_arguments_and_states_are_refused_before_anything_changes():
         Adagrad([param], row_wise=1)
     param.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 3), (4, 3))
     with pytest.raises(ValueError, match="parameter 0: expected weight_decay 0"):
-        Adagrad([param], weight_decay=0.1, row_wise=True).step()
+        Adagrad([param], weight_decay=0.1).step()
     theirs = torch.optim.Adagrad([param])
     ours = Adagrad([param], row_wise=True)
     ours.load_state_dict(theirs.state_dict())
