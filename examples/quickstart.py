@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-2, help="at the first step; falls to 0")
-    parser.add_argument("--decay", type=float, default=1.0, help="of the LSH head's rows")
+    parser.add_argument("--decay", type=float, default=2.0, help="of the LSH head's rows")
     parser.add_argument(
         "--test-rows", type=int, default=10_000, help="held-out names to evaluate on; 0: all"
     )

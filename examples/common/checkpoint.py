@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from slide_torch import load_sampler_state, sampler_state
-from slide_torch.optim import Adam
 
 from .run import Run
 
@@ -55,20 +56,22 @@ def save_checkpoint(path: Path, content: dict) -> None:
         os.close(folder)
 
 
-def checkpoint_of(run: Run, model: nn.Module, optimizer: Adam, settings: dict) -> dict:
+def checkpoint_of(
+    run: Run, model: nn.Module, optimizers: Sequence[Optimizer], settings: dict
+) -> dict:
     """All that the rest of the training depends on."""
     return {
         "settings": settings,
         "run": {name: getattr(run, name) for name in _KEPT_OF_RUN},
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "sampler": sampler_state(model),
         "rng": torch.get_rng_state(),
     }
 
 
 def load_checkpoint(
-    path: Path, run: Run, model: nn.Module, optimizer: Adam, settings: dict
+    path: Path, run: Run, model: nn.Module, optimizers: Sequence[Optimizer], settings: dict
 ) -> None:
     content = torch.load(path, weights_only=True)
     for name, value in settings.items():
@@ -78,7 +81,8 @@ def load_checkpoint(
                 "call with what the checkpoint was made with, or name another file"
             )
     model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
     load_sampler_state(model, content["sampler"])
     torch.set_rng_state(content["rng"])
     for name, value in content["run"].items():

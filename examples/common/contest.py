@@ -79,11 +79,11 @@ def train(
             name += f".{lr:g}"
         path = args.checkpoint.with_name(name)
         if path.exists():
-            load_checkpoint(path, run, model, optimizer, settings)
+            load_checkpoint(path, run, model, [optimizer], settings)
 
     def save() -> None:
         if path is not None:
-            state = checkpoint_of(run, model, optimizer, settings)
+            state = checkpoint_of(run, model, [optimizer], settings)
             save_checkpoint(path, state)
 
     def progress() -> float:

@@ -3,7 +3,7 @@
 1. Features start at the mean random code of the labels that they occur with (``label_embedding``), the head's
    rows in the direction of their classes' mean inputs (``init_from_class_means_``).
 2. Learning rates fall linearly to 0, over the steps or the seconds of the run.
-3. The head learns by row-wise Adagrad, at a rate of its own: a row that few steps touch still takes a large step.
+3. The head learns by row-wise Adagrad, at a rate of its own: a row that few steps touch takes large steps.
 4. Rows of the head that a step touches decay, where a row has few examples and the model overfits.
 
 :func:`choose` finds rate and decay by short runs, judged on validation rows.
@@ -32,7 +32,9 @@ from .run import Run
 __all__ = ["DECAYS", "RATES", "Recipe", "choose", "train", "warm_start_"]
 
 RATES = (0.005, 0.01, 0.02)
-DECAYS = (0.0, 1.0)
+DECAYS = (0.0, 2.0)
+# The head's rate, of row-wise Adagrad, for each unit of the embedding's, of Adam.
+HEAD_RATE = 20.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Recipe:
 
     Attributes:
         batch: rows of a step.
-        lr: Adam's learning rate at the first step.
-        decay: decoupled weight decay of the head's rows that a step touches.
+        lr: learning rate at the first step, of the embedding; that of the head is HEAD_RATE times it.
+        decay: decoupled weight decay: rows of the head that a step touches are multiplied by 1 - lr * decay.
         epochs: when training ends; None: after ``seconds``.
         seconds: when training ends, start included; None: after ``epochs``.
     """
@@ -88,6 +90,17 @@ def warm_start_(model: Classifier, rows: SparseRows, seed: int, progress: bool) 
         head.load_state_dict(means.state_dict())
 
 
+def make_optimizers(model: Classifier, recipe: Recipe) -> tuple[Adam, Adagrad]:
+    """One for the embedding, one for the head."""
+    head = model.head
+    decaying = {"params": [head.weight], "weight_decay": recipe.decay / HEAD_RATE}
+    groups = [decaying] if head.bias is None else [decaying, {"params": [head.bias]}]
+    return (
+        Adam(model.embedding.parameters(), lr=recipe.lr),
+        Adagrad(groups, lr=HEAD_RATE * recipe.lr, row_wise=True),
+    )
+
+
 def train(
     run: Run,
     model: Classifier,
@@ -105,15 +118,11 @@ def train(
     Where the file `checkpoint` exists, training goes on from it, bit for bit as if it had not stopped. Ctrl-C
     ends the training, not the program.
     """
-    head = {"params": model.head.parameters(), "weight_decay": recipe.decay}
-    fused = isinstance(model.head, LSHLinear)
-    optimizer = Adam(
-        [{"params": model.embedding.parameters()}, head | {"fuse_backward": fused}], lr=recipe.lr
-    )
+    optimizers = make_optimizers(model, recipe)
     settings = recipe.settings(len(rows), model.head)
     base = reset_peak_memory()
     if checkpoint is not None and checkpoint.exists():
-        load_checkpoint(checkpoint, run, model, optimizer, settings)
+        load_checkpoint(checkpoint, run, model, optimizers, settings)
     else:
         started = time.perf_counter()
         warm_start_(model, rows, recipe.seed, progress)
@@ -134,19 +143,21 @@ def train(
     def step(batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         *features, labels = batch
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * (1 - share_done())
+        for optimizer, rate in zip(optimizers, (recipe.lr, HEAD_RATE * recipe.lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - share_done())
         loss = loss_of(model(*features), labels)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         run.step_ms.append((time.perf_counter() - started) * 1e3)
         run.seconds += run.step_ms[-1] / 1e3
         run.steps += 1
         return loss
 
     def save() -> None:
-        save_checkpoint(checkpoint, checkpoint_of(run, model, optimizer, settings))
+        save_checkpoint(checkpoint, checkpoint_of(run, model, optimizers, settings))
 
     saved_at = run.steps
     try:

@@ -69,7 +69,11 @@ def test_it_is_the_definition(dtype, shape, sparse, maximize, decay):
     if sparse and not shape:
         return  # a number has no rows
     common = {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-3}
-    options = common | {"initial_accumulator_value": 0.2, "maximize": maximize, "weight_decay": decay}
+    options = common | {
+        "initial_accumulator_value": 0.2,
+        "maximize": maximize,
+        "weight_decay": decay,
+    }
     param, optimizer, grads, start = run(options, shape, dtype, sparse)
     # a repeated row counts by the sum of its gradients, as in a dense gradient
     sign = -1.0 if maximize else 1.0

@@ -91,19 +91,25 @@ def test_recipe_starts_and_falls(tmp_path):
         for *features, own in batches(data, len(data))
     ]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
-    rates, step = [], optim.Adam.step
+    rates = []
+
+    def recorded(kind, step):
+        def run_step(self, *arguments):
+            rates.extend((kind, group["lr"]) for group in self.param_groups)
+            return step(self, *arguments)
+
+        return run_step
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            optim.Adam,
-            "step",
-            lambda self, *a: (rates.append([g["lr"] for g in self.param_groups]), step(self, *a))[
-                1
-            ],
-        )
+        for kind in (optim.Adam, optim.Adagrad):
+            patch.setattr(kind, "step", recorded(kind, kind.step))
         how = recipe.Recipe(batch=8, lr=0.1, decay=0.0, seed=0, epochs=1)
         recipe.train(Run("falling"), model.train(), data, data, how, progress=False)
     steps = -(-len(data) // 8)
-    assert rates == [[pytest.approx(0.1 * (1 - i / steps))] * 2 for i in range(steps)]
+    falling = [pytest.approx(0.1 * (1 - i / steps)) for i in range(steps)]
+    assert [rate for kind, rate in rates if kind is optim.Adam] == falling
+    of_head = [rate / recipe.HEAD_RATE for kind, rate in rates if kind is optim.Adagrad]
+    assert of_head[::2] == of_head[1::2] == falling  # of the weight, and of the bias
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def test_finds_a_setting_that_reaches_the_recall_on_held_out_inputs():
 
 
 def test_chooses_the_cheapest_of_those_that_reach_the_recall():
-    """The recalls lie so far from what is asked for that held-out inputs cannot change the choice."""
+    """The recalls lie so far from what is asked for that held-out inputs cannot change the choice. Which good
+    setting is the cheapest is a matter of measured time."""
     layer, x = clustered()
     common = dict(family="kmeans", K=5, tail=0, budget=20)
     costly = [LSHOptions(**common, probes=probes, bucket_cap=N) for probes in (32, 24, 4)]
@@ -98,7 +99,6 @@ def test_chooses_the_cheapest_of_those_that_reach_the_recall():
     missed, *good = result.measured
     assert all(m.recall > 0.8 for m in good) and missed.recall < 0.3
     assert result.reached and result.options == min(good, key=lambda m: m.cost).options.unresolved()
-    assert missed.cost < good[0].cost and result.options != good[0].options.unresolved()
 
 
 def test_says_so_where_no_setting_reaches_the_recall():
