@@ -3,7 +3,7 @@
 1. Features start at the mean random code of the labels that they occur with (``label_embedding``), the head's
    rows in the direction of their classes' mean inputs (``init_from_class_means_``).
 2. Learning rates fall linearly to 0, over the steps or the seconds of the run.
-3. The head learns by row-wise Adagrad, at a rate of its own: a row that few steps touch takes large steps.
+3. An LSH head learns by row-wise Adagrad, at a rate of its own: a row that few steps touch takes large steps.
 4. Rows of the head that a step touches decay, where a row has few examples and the model overfits.
 
 :func:`choose` finds rate and decay by short runs, judged on validation rows.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from slide_torch import LSHLinear, LSHOptions
@@ -43,7 +44,7 @@ class Recipe:
 
     Attributes:
         batch: rows of a step.
-        lr: learning rate at the first step, of the embedding; that of the head is HEAD_RATE times it.
+        lr: learning rate at the first step, of the embedding; that of an LSH head is HEAD_RATE times it.
         decay: decoupled weight decay: rows of the head that a step touches are multiplied by 1 - lr * decay.
         epochs: when training ends; None: after ``seconds``.
         seconds: when training ends, start included; None: after ``epochs``.
@@ -90,15 +91,15 @@ def warm_start_(model: Classifier, rows: SparseRows, seed: int, progress: bool) 
         head.load_state_dict(means.state_dict())
 
 
-def make_optimizers(model: Classifier, recipe: Recipe) -> tuple[Adam, Adagrad]:
-    """One for the embedding, one for the head."""
+def make_optimizers(model: Classifier, recipe: Recipe) -> tuple[Optimizer, Optimizer]:
+    """One for the embedding, one for the head. A dense head learns by Adam, which is ahead there."""
     head = model.head
-    decaying = {"params": [head.weight], "weight_decay": recipe.decay / HEAD_RATE}
-    groups = [decaying] if head.bias is None else [decaying, {"params": [head.bias]}]
-    return (
-        Adam(model.embedding.parameters(), lr=recipe.lr),
-        Adagrad(groups, lr=HEAD_RATE * recipe.lr, row_wise=True),
-    )
+    embedding = Adam(model.embedding.parameters(), lr=recipe.lr)
+    if not isinstance(head, LSHLinear):
+        return embedding, Adam(head.parameters(), lr=recipe.lr, weight_decay=recipe.decay)
+    weight = {"params": [head.weight], "weight_decay": recipe.decay / HEAD_RATE}
+    groups = [weight] if head.bias is None else [weight, {"params": [head.bias]}]
+    return embedding, Adagrad(groups, lr=HEAD_RATE * recipe.lr, row_wise=True)
 
 
 def train(
@@ -143,9 +144,9 @@ def train(
     def step(batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         *features, labels = batch
         started = time.perf_counter()
-        for optimizer, rate in zip(optimizers, (recipe.lr, HEAD_RATE * recipe.lr), strict=True):
+        for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - share_done())
+                group["lr"] = optimizer.defaults["lr"] * (1 - share_done())
         loss = loss_of(model(*features), labels)
         model.zero_grad()
         loss.backward()
