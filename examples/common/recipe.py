@@ -30,7 +30,7 @@ from .classifier import Classifier, labels_of, loss_of, precision_at_1, predict
 from .machine import reset_peak_memory, resident_gb
 from .run import Run
 
-__all__ = ["DECAYS", "RATES", "Recipe", "choose", "train", "warm_start_"]
+__all__ = ["DECAYS", "HEAD_RATE", "RATES", "Recipe", "choose", "train", "warm_start_"]
 
 RATES = (0.005, 0.01, 0.02)
 DECAYS = (0.0, 2.0)
