@@ -3,12 +3,13 @@
     python -m benchmarks.speed.sharded --ranks 1 2 --json benchmarks/results/sharded.json
 
 A step is forward, loss, backward and update of the layer; its batch is the same on all ranks, but for
-``replicas``, where each rank has its part. Contenders: ``sharded``, an LSHLinear whose rows lie on the ranks;
+``replicas``, where each rank has its part. The median leaves out the steps that rehash, the mean does not. Contenders: ``sharded``, an LSHLinear whose rows lie on the ranks;
 ``replicas``, one on each rank, with ``allreduce_row_gradients``; ``dense``, nn.Linear by ``ColwiseParallel``
 and ``loss_parallel``. Labels and inputs are random. Bytes are counted as the collectives are called: what a
 rank sends in a ring, 2 (R - 1) / R of an all-reduced tensor, R - 1 times a gathered one. (What
 ``loss_parallel`` sends inside of DTensor's handlers, a few numbers a sample, escapes the count.) Contenders
-run one after the other; ranks share the machine's cores.
+run one after the other; each rank has as many threads as the most ranks leave it, so that the work of a rank
+can be compared.
 """
 
 from __future__ import annotations
@@ -113,10 +114,17 @@ class Contender:
         self.optimizer.step()
 
 
+def steps_within(seconds: float, ms: float, most: int) -> int:
+    """Steps of so many milliseconds that fit, the same number on all ranks; at least three."""
+    count = torch.tensor(min(most, max(3, int(seconds * 1e3 / ms))))
+    dist.all_reduce(count, dist.ReduceOp.MIN)
+    return int(count)
+
+
 def work(
     rank: int, file: str, result: str, name: str, args: argparse.Namespace, ranks: int
 ) -> None:
-    torch.set_num_threads(max(1, args.threads // ranks))
+    torch.set_num_threads(max(1, args.threads // max(args.ranks)))
     limit = timedelta(minutes=10)
     dist.init_process_group("gloo", f"file://{file}", timeout=limit, rank=rank, world_size=ranks)
     torch.manual_seed(args.seed)
@@ -127,8 +135,10 @@ def work(
     with SentBytes(ranks) as sent:
         contender.step()
     dist.barrier()
-    times = [milliseconds(contender.step) for _ in range(args.steps)]
-    found = {"ms": median(times), "bytes_sent": sent.total, "gb": resident_gb("VmHWM") - base}
+    steps = steps_within(args.seconds, milliseconds(contender.step), args.steps)
+    times = [milliseconds(contender.step) for _ in range(steps)]
+    found = {"ms": median(times), "mean_ms": sum(times) / steps, "steps": steps}
+    found |= {"bytes_sent": sent.total, "gb": resident_gb("VmHWM") - base}
     if name != "dense":
         found["active_rows"] = contender.head.stats()["union"]
     if rank == 0:
@@ -150,7 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--classes", type=int, default=670_091)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=20.0, help="after which steps end earlier")
     parser.add_argument("--bf16", action="store_true", help="parameters and moments in bfloat16")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     args = parse(parser, argv)
@@ -160,14 +171,15 @@ def main(argv: list[str] | None = None) -> None:
     for ranks in args.ranks:
         for name in args.contenders:
             points.append({"contender": name, "ranks": ranks, **measured(name, args, ranks)})
-    columns = ["contender", "ranks", "ms", "bytes_sent", "gb"]
+    columns = ["contender", "ranks", "ms", "mean_ms", "bytes_sent", "gb"]
     rows = [
         [f"{p[c]:,.4g}" if isinstance(p[c], float) else str(p[c]) for c in columns] for p in points
     ]
-    print_table(["contender", "ranks", "ms/step", "bytes sent", "GB a rank"], rows)
+    names = ["contender", "ranks", "median ms", "mean ms", "bytes sent", "GB a rank"]
+    print_table(names, rows)
     floor = 2 * args.batch * args.width * 4 / 1e3
     print(f"one all-reduce of an input's gradient over 2 ranks: {floor / 2:.1f} kB sent by each")
-    setting = {k: getattr(args, k) for k in ("classes", "width", "batch", "steps", "bf16")}
+    setting = {k: getattr(args, k) for k in ("classes", "width", "batch", "bf16")}
     finish(args, setting, {"points": points}, lambda axes: _paint(axes, points))
 
 

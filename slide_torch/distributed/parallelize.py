@@ -29,8 +29,8 @@ def shard_(
     et al. 2019; PartialFC: An et al. 2021, here with negatives that are found, not random).
 
     Each rank keeps a range of rows, as long as N / R rounded up, with tables, tail and optimizer state of its
-    own, and its share of budget and tail, rounded up. The training loop stays as it is; every rank must run
-    it. A step sends each input once and its gradient once, and three numbers a sample, whatever N.
+    own, and its share of budget, tail and probes, rounded up. The training loop stays as it is; every rank
+    must run it. A step sends each input once and its gradient once, and three numbers a sample, whatever N.
 
     Call it on every rank, before the optimizer is made and after whatever looks at all parameters.
     A layer made with ``device="meta"`` never exists as a whole: each rank draws its rows.

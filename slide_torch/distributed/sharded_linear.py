@@ -326,14 +326,15 @@ def make_sharded(layer: LSHLinear, shard: Shard) -> ShardedLSHLinear:
 
 
 def _options_of_share(layer: LSHLinear, shard: Shard) -> LSHOptions:
-    """The options of this rank's rows: its share of budget and tail, and of the tail's distribution."""
+    """The options of this rank's rows: its share of budget, tail and probes, and of the tail's distribution."""
     options = layer.options
     resolved = options.resolve(shard.neurons, layer.in_features)
 
     def share(count: int) -> int:
         return -(-count // shard.ranks)
 
-    changes: dict[str, Any] = {"budget": share(resolved.budget), "tail": share(resolved.tail)}
+    shared = ("budget", "tail", "probes")
+    changes: dict[str, Any] = {name: share(getattr(resolved, name)) for name in shared}
     if options.rerank != "auto" and options.rerank > 0:
         changes["rerank"] = max(share(options.rerank), changes["budget"])
     parts = resolved.tail_parts

@@ -72,6 +72,13 @@ def predictions_are_those_of_the_whole_layer(mesh):
             use(head(x))
 
 
+def search_and_active_set_are_shared(mesh):
+    options = dict(budget=9, tail=31, family="kmeans", probes=5)
+    head = shard_(model_of(N=600, **options)[1], mesh)
+    own = head.local.options
+    assert (own.budget, own.tail, own.probes) == (5, 16, 3)
+
+
 # --- what is refused --------------------------------------------------------------------------------
 
 
@@ -158,6 +165,7 @@ ON_TWO = (
     *(own_batches_are_the_mean_of_the_ranks_losses, importance_correction_is_unbiased),
     *(predictions_are_those_of_the_whole_layer, checkpoints_are_saved),
     *(gradients_are_clipped_as_of_the_whole_layer, what_cannot_be_is_refused),
+    search_and_active_set_are_shared,
     *(styles_and_meta_devices, replicas_of_shards),
 )
 ON_THREE = (
