@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.common.classifier import loss_of as decoupled_softmax
+from examples.common.recipe import HEAD_RATE
 from slide_torch import LSHLinear, LSHOptions, SampledLogits
 from slide_torch.data import IGNORE_INDEX
 from slide_torch.ops import topk_linear
-from slide_torch.optim import Adam
+from slide_torch.optim import Adagrad, Adam
 
 __all__ = ["DenseLayer", "LSHLayer", "SampledLayer", "loss_of"]
 
@@ -55,7 +56,10 @@ class DenseLayer(nn.Module):
         """Classes whose rows the last step read, and how many of them a sample met."""
         return self.linear.out_features, self.linear.out_features
 
-    def optimizers(self, body: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
+    def optimizers(
+        self, body: nn.Module, lr: float, decay: float, *, row_wise: bool
+    ) -> list[torch.optim.Optimizer]:
+        """torch's Adam, whatever ``row_wise`` says: in row-wise Adagrad a dense layer learns less."""
         return [
             Adam(body.parameters(), lr=lr),
             torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=decay, fused=True),
@@ -84,7 +88,7 @@ class SampledLayer(nn.Module):
             -log(1 - (1 - q) ** drawn), the probability of being drawn at all.
         exact: besides, the so many largest logits of every row, found exactly at the cost of all N.
 
-    Its gradients are row-sparse, for slide_torch's Adam, which is faster than torch.optim.SparseAdam.
+    Its gradients are row-sparse, for slide_torch's optimizers, which are faster than torch.optim.SparseAdam.
     """
 
     def __init__(
@@ -139,13 +143,14 @@ class SampledLayer(nn.Module):
         """Classes whose rows the last step read, and how many of them a sample met."""
         return self._classes, self._classes
 
-    def optimizers(self, body: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
-        head = {"params": list(self.parameters()), "weight_decay": decay}
-        return [Adam([{"params": list(body.parameters())}, head], lr=lr)]
+    def optimizers(
+        self, body: nn.Module, lr: float, decay: float, *, row_wise: bool
+    ) -> list[torch.optim.Optimizer]:
+        return _row_sparse_optimizers(body, self, lr, decay, row_wise)
 
 
 class LSHLayer(nn.Module):
-    """LSHLinear, updated inside backward."""
+    """LSHLinear; Adam updates it inside backward."""
 
     def __init__(self, linear: nn.Linear, options: LSHOptions) -> None:
         super().__init__()
@@ -159,6 +164,21 @@ class LSHLayer(nn.Module):
         stats = self.linear.stats()
         return stats["union"], stats["active_per_sample"]
 
-    def optimizers(self, body: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
-        head = {"params": list(self.parameters()), "weight_decay": decay, "fuse_backward": True}
-        return [Adam([{"params": list(body.parameters())}, head], lr=lr)]
+    def optimizers(
+        self, body: nn.Module, lr: float, decay: float, *, row_wise: bool
+    ) -> list[torch.optim.Optimizer]:
+        return _row_sparse_optimizers(body, self, lr, decay, row_wise, fuse_backward=True)
+
+
+def _row_sparse_optimizers(
+    body: nn.Module, head: nn.Module, lr: float, decay: float, row_wise: bool, **of_adam: bool
+) -> list[torch.optim.Optimizer]:
+    """Adam for all; or for the head row-wise Adagrad, at a rate of its own, as examples/common/recipe.py."""
+    if row_wise:
+        own = {"params": list(head.parameters()), "weight_decay": decay / HEAD_RATE}
+        return [
+            Adam(body.parameters(), lr=lr),
+            Adagrad([own], lr=HEAD_RATE * lr, row_wise=True),
+        ]
+    own = {"params": list(head.parameters()), "weight_decay": decay, **of_adam}
+    return [Adam([{"params": list(body.parameters())}, own], lr=lr)]

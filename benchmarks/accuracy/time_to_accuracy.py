@@ -9,7 +9,8 @@
 
 Model body, start, loss, batches and seed are the same for every contender; its output layer differs
 (output_layers.py). Models of sparse rows begin as examples/common/recipe.py says, at label embedding and
-class means, and learn by decoupled softmax; that of --problem words begins at random weights. Training knows
+class means, and learn by decoupled softmax, output layers with row-sparse gradients by row-wise Adagrad at 20
+times the learning rate; that of --problem words begins at random weights and learns by Adam. Training knows
 steps, no seconds, so that other work may keep the machine busy.
 Each contender's learning rate is the one whose whole run ends best on validation rows, separately for each of
 --epochs; it falls linearly to 0. The best of --decay, which shrinks the output layer's rows that a step
@@ -42,7 +43,7 @@ from benchmarks.common.record import finish
 from benchmarks.common.worker import Worker
 from examples.common.machine import machine
 from examples.common.output import print_table
-from examples.common.recipe import RATES
+from examples.common.recipe import DECAYS, RATES
 from slide_torch import metrics
 
 from .contenders import CONTENDERS, Contender, parse_contender
@@ -53,7 +54,6 @@ from .record import add_entry, find_entry, paint, read, table, write
 from .step_timing import measure
 from .training import THIRDS, choose_rate, train
 
-DECAYS = (0.0, 1.0)  # every head learns by Adam here; the recipe's are for row-wise Adagrad
 TINY = Path(__file__).parents[2] / "examples" / "data"
 
 
@@ -100,7 +100,7 @@ def arguments() -> argparse.Namespace:
         "--decay",
         type=float,
         nargs="+",
-        help="weight decays of the output layer to choose from; default: 0 and 1, of words 0",
+        help="weight decays of the output layer to choose from; default: 0 and 2, of words 0",
     )
     add("--evaluations", type=int, default=25, help="of a run")
     add("--again", action="store_true", help="train anew what the record has")

@@ -53,7 +53,10 @@ class Training:
         problem.start_(self.body, linear, seed)
         self.output = make_output_layer(contender, linear, variant)
         self.optimizers = self.output.optimizers(
-            self.body, settings["lr"], settings.get("decay", 0.0)
+            self.body,
+            settings["lr"],
+            settings.get("decay", 0.0),
+            row_wise=problem.start != "random",
         )
         self.steps = 0
 
@@ -71,7 +74,7 @@ class Training:
         left = max(0.0, 1 - self.steps / self.settings["steps"])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.settings["lr"] * left
+                group["lr"] = optimizer.defaults["lr"] * left
             optimizer.zero_grad()
         loss = self.output.loss(self.body(*features), labels)
         loss.backward()

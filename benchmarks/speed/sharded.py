@@ -3,13 +3,13 @@
     python -m benchmarks.speed.sharded --ranks 1 2 --json benchmarks/results/sharded.json
 
 A step is forward, loss, backward and update of the layer; its batch is the same on all ranks, but for
-``replicas``, where each rank has its part. The median leaves out the steps that rehash, the mean does not. Contenders: ``sharded``, an LSHLinear whose rows lie on the ranks;
-``replicas``, one on each rank, with ``allreduce_row_gradients``; ``dense``, nn.Linear by ``ColwiseParallel``
-and ``loss_parallel``. Labels and inputs are random. Bytes are counted as the collectives are called: what a
-rank sends in a ring, 2 (R - 1) / R of an all-reduced tensor, R - 1 times a gathered one. (What
-``loss_parallel`` sends inside of DTensor's handlers, a few numbers a sample, escapes the count.) Contenders
-run one after the other; each rank has as many threads as the most ranks leave it, so that the work of a rank
-can be compared.
+``replicas``, where each rank has its part. The median leaves out the steps that rehash, the mean does not.
+Contenders: ``sharded``, an LSHLinear whose rows lie on the ranks; ``replicas``, one on each rank, with
+``allreduce_row_gradients``; ``dense``, nn.Linear by ``ColwiseParallel`` and ``loss_parallel``. Labels and
+inputs are random. Bytes are counted as the collectives are called: what a rank sends in a ring, 2 (R - 1) / R
+of an all-reduced tensor, R - 1 times a gathered one. (What ``loss_parallel`` sends inside of DTensor's
+handlers, a few numbers a sample, escapes the count.) Contenders run one after the other; each rank has as
+many threads as the most ranks leave it, so that the work of a rank can be compared.
 """
 
 from __future__ import annotations

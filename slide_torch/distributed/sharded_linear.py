@@ -326,7 +326,7 @@ def make_sharded(layer: LSHLinear, shard: Shard) -> ShardedLSHLinear:
 
 
 def _options_of_share(layer: LSHLinear, shard: Shard) -> LSHOptions:
-    """The options of this rank's rows: its share of budget, tail and probes, and of the tail's distribution."""
+    """The options of this rank's rows: its share of budget, tail, probes, and the tail's distribution."""
     options = layer.options
     resolved = options.resolve(shard.neurons, layer.in_features)
 
