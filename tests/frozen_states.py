@@ -12,10 +12,10 @@ from slide_torch import LSHFeedForward, LSHLinear, LSHOptions
 
 # checkpoints in each format of sampler states
 SAVED_STATES = {
-    format: Path(__file__).parent / "data" / f"sampler_state_{format}.pt" for format in (1, 2)
+    format: Path(__file__).parent / "data" / f"sampler_state_{format}.pt" for format in (1, 2, 3)
 }
 
-# whose checkpoints are kept: one that searches rows in int8, one with all else that is saved
+# whose checkpoints are kept: one that searches coded rows, one with all else that is saved
 SAVED = {
     "search": Case(
         {"budget": 4, "tail": 8, "K": 3, "rehash_every": 3, "correction": "importance"},

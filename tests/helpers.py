@@ -113,14 +113,25 @@ def hash_family(family, *, d=40, has_bias=True, seed=0, **options):
 
 
 def coded_lists(weight, bias, offsets, rows):
-    """Codes, terms and places in int8 of lists of rows."""
+    """Codes, terms and places of lists of rows."""
     coded = ops.empty_codes(weight, offsets, room=True)
     ops.code_lists_(*coded, weight, bias, offsets, rows)
     return coded
 
 
+def in_format_2(state):
+    """A layer's sampler state as format 2 had it: with rows in eight bits, of which these take up seven."""
+    codes = state["sq8_codes"]
+    if codes is not None:
+        blocks, pairs = len(codes), (state["shape"][1] + 1) // 2
+        by_rows = (codes.int() - 64).to(torch.int8).transpose(1, 2).reshape(blocks, 16, -1)
+        codes = by_rows[..., : 2 * pairs].reshape(blocks, 16, pairs, 2).transpose(1, 2).contiguous()
+    return {**state, "format": 2, "sq8_codes": codes}
+
+
 def in_format_1(state):
-    """A layer's sampler state, of format 2, as format 1 had it."""
+    """A layer's sampler state as format 1 had it."""
+    state = in_format_2(state)
     old = {
         "sq8_codes": "row_codes",
         "sq8_terms": "row_terms",

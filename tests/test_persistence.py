@@ -157,7 +157,7 @@ def test_what_was_learnt_from_the_rows_is_saved(case, learnt):
 
 
 def test_a_state_without_copies_of_rows_is_completed():
-    """One saved before tables kept int8 copies of rows to search: they are made at the next use."""
+    """One saved before tables kept coded copies of rows to search: they are made at the next use."""
     model, optimizer = make(**CASES["search"])
     train(model, optimizer, range(5))
     saved = checkpoint(model, optimizer)
@@ -227,7 +227,7 @@ def test_what_does_not_fit_changes_nothing():
     smaller = LSHLinear(D, N - 1, options=LSHOptions(budget=5, tail=6, K=3, L=4))
     with pytest.raises(ValueError, match=r"expected .*, in_features, bias"):
         load_sampler_state(smaller, {"": state["3"]})
-    with pytest.raises(ValueError, match=r"format 1 or 2\), got None"):
+    with pytest.raises(ValueError, match=r"format 1 to 3\), got None"):
         load_sampler_state(smaller, {"": {}})
     assert (
         torch.equal(other[-1].tables.codes, before[0])
@@ -316,7 +316,7 @@ def inside(name, damage):
 
 DAMAGES = [
     ("search", without("codes"), "expected the keys .*, got none of codes"),
-    ("search", with_value("format", 3), r"format 1 or 2\), got 3"),
+    ("search", with_value("format", 4), r"format 1 to 3\), got 4"),
     ("search", with_value("seed", -1), r"\['seed'\]: expected an int from 0 .* got -1"),
     ("search", with_value("seed", None), r"\['functions'\]: expected none without a seed"),
     (

@@ -6,8 +6,11 @@
 #include "matmul-inl.h"
 #include "offer-inl.h"
 #include "prefetch-inl.h"
+#include "quads-inl.h"
 //
 #include "binary-inl.h"
+#include "coded-inl.h"
+#include "coding-inl.h"
 #include "hashing-inl.h"
 #include "memory-inl.h"
 #include "optim-inl.h"
@@ -16,10 +19,7 @@
 #include "shared_pattern-inl.h"
 #include "topk-inl.h"
 // after those that they use
-#include "centroids-inl.h"  // loads rows as hashing-inl.h
-#include "coded-inl.h"
-//
-#include "centers-inl.h"      // multiplies pairs as coded-inl.h
+#include "centroids-inl.h"    // loads rows as hashing-inl.h
 #include "sample_adam-inl.h"  // meets samples as sample_pattern-inl.h, steps as optim-inl.h
 
 template <class T, class Code>
@@ -74,9 +74,5 @@ constexpr RealKernels<T> kernels_of() {
 }
 
 constexpr KernelTable table_named(const char* name) {
-  return {.name = name,
-          .f32 = kernels_of<float>(),
-          .f64 = kernels_of<double>(),
-          .topk_coded = topk_coded,
-          .offer_centers = offer_centers};
+  return {.name = name, .f32 = kernels_of<float>(), .f64 = kernels_of<double>(), .offer_coded = offer_coded};
 }

@@ -144,37 +144,40 @@ struct Best {
   void (*keep_best)(const Best&, int64_t sample);
 };
 
-// Rows of int8 codes lie in blocks of so many.
+// Coded rows, or centers of lists, lie in blocks of so many, with so many terms.
 constexpr int64_t kBlockRows = 16;
+constexpr int64_t kRowTerms = 2, kCenterTerms = 3;
 
-// Inputs for coded rows: input (B, pairs) has two int16 in each element, to be multiplied by input_scale (B).
-struct CodedProblem {
-  const int32_t* input;
-  const float* input_scale;
-  int64_t pairs;
-};
-
-// Centers of lists, from one that begins a block on: codes (blocks, quads, 16, 4), each feature as an integer of at
-// most kCenterLimit in magnitude, plus kCenterOffset; terms (blocks, 3, 16), what the codes are to be multiplied by, a
-// bias, and a spread. The first is number `first`.
-struct CenterBlocks {
-  const uint8_t* codes;
-  const float* terms;
-  int64_t first;
-  int64_t count;
-};
-
+// A feature is coded as an integer of at most kCenterLimit in magnitude, plus kCenterOffset: seven bits, and so
+// products with inputs of seven bits two of which an int16 holds. Four features lie next to each other (a quad); an
+// even number of quads.
 constexpr int32_t kCenterLimit = 63, kCenterOffset = 64;
-constexpr int64_t kCenterTerms = 3;
 
-// Inputs for centers: input (B, quads) has four int8 of at most kCenterLimit in magnitude in each element, of which
-// `sum` (B) is the sum; to be multiplied by input_scale (B). An even number of quads.
-struct CenterProblem {
+constexpr int64_t quads_of(int64_t features) {
+  return (features + 7) / 8 * 2;
+}
+
+// Inputs for coded rows: input (B, quads) has four int8 of at most kCenterLimit in magnitude in each element, of which
+// `sum` (B) is the sum; to be multiplied by input_scale (B). spread_weight (B), or null for rows without a spread.
+struct CodedProblem {
   const int32_t* input;
   const int32_t* sum;
   const float* input_scale;
   const float* spread_weight;
   int64_t quads;
+
+  int64_t terms() const { return spread_weight ? kCenterTerms : kRowTerms; }
+};
+
+// Coded rows, or centers of lists, from one that begins a block on: codes (blocks, quads, 16, 4); terms (blocks, 2 or
+// 3, 16), what the codes are to be multiplied by, a bias, and a spread where there is a spread_weight. Their numbers
+// are `ids`, or, where that is null, those from `first` on.
+struct CodedRows {
+  const uint8_t* codes;
+  const float* terms;
+  const int32_t* ids;
+  int64_t first;
+  int64_t count;
 };
 
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
@@ -282,10 +285,10 @@ struct RealKernels {
   void (*score_rows)(const T* weight, const T* bias, const T* x, int64_t features, const int32_t* ids, int64_t count,
                      T* scores);
   void (*topk_rows)(const TopkProblem<T>&, const T* packed, const Best<T>&, int64_t begin, int64_t end);
-  void (*code_rows)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, int8_t* codes,
-                    float* terms, int8_t* scratch);
+  void (*code_rows)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, uint8_t* codes,
+                    float* terms, uint8_t* scratch);
   void (*recode_rows)(const T* weight, const T* bias, int64_t features, const int64_t* ids, int64_t count,
-                      const int32_t* places, int8_t* codes, float* terms, int8_t* scratch);
+                      const int32_t* places, uint8_t* codes, float* terms, uint8_t* scratch);
   void (*rows_center)(const T* weight, const T* bias, int64_t features, const int32_t* ids, int64_t count, T* center,
                       T* bias_center, T* radius);
   void (*adam_rows)(const RowUpdate<T>&, const AdamScalars<T>&, int64_t begin, int64_t end);
@@ -299,10 +302,8 @@ struct KernelTable {
   const char* name;
   RealKernels<float> f32;
   RealKernels<double> f64;
-  void (*topk_coded)(const CodedProblem&, const int8_t* codes, const float* terms, const int32_t* ids, int64_t count,
-                     const int8_t* following, const int64_t* samples, int64_t sample_count, const Best<float>&);
-  void (*offer_centers)(const CenterProblem&, const CenterBlocks&, const int64_t* samples, int64_t sample_count,
-                        const Best<float>&);
+  void (*offer_coded)(const CodedProblem&, const CodedRows&, const CodedRows& following, const int64_t* samples,
+                      int64_t sample_count, const Best<float>&);
 };
 
 // The table for this machine, chosen at the first call: the widest supported level, or the one named by the

@@ -1,14 +1,14 @@
-// Rows of lists as int8 codes, and the best k of some lists: a first look at a fourth of the bytes, after which the
-// best are scored exactly. As in topk.cpp, the order of candidates is total, so that it does not matter which thread
-// meets which row.
+// Rows of lists as codes of seven bits, and the best k of some lists: a first look at a fourth of the bytes, after
+// which the best are scored exactly. As in topk.cpp, the order of candidates is total, so that it does not matter which
+// thread meets which row.
 #include <algorithm>
 #include <atomic>
 
 #include "../common/random.h"
 #include "../common/reservoirs.h"
 #include "../common/stored_rows.h"
+#include "coded_inputs.h"
 #include "lists.h"
-#include "quantize.h"
 
 namespace slide_torch {
 namespace {
@@ -17,22 +17,22 @@ constexpr int64_t kRowsATime = 512;  // of a list, by one thread
 constexpr int64_t kPartsATime = 16;  // of lists
 static_assert(kRowsATime % kBlockRows == 0);
 
-// codes (any, pairs of features, 16, 2) and terms (any, 2, 16): see code_lists_.
-struct Coded {
-  int64_t pairs;
+// codes (any, quads of features, 16, 4) and terms (any, 2, 16): see code_lists_.
+struct CodedLists {
+  int64_t quads;
   int64_t blocks;
 
-  Coded(const char* op, const Tensor& codes, const Tensor& terms, int64_t features, int64_t least)
-      : pairs((features + 1) / 2) {
-    check_tensor(op, "codes", codes, ScalarType::Char, {-1, pairs, kBlockRows, 2});
+  CodedLists(const char* op, const Tensor& codes, const Tensor& terms, int64_t features, int64_t least)
+      : quads(quads_of(features)) {
+    check_tensor(op, "codes", codes, ScalarType::Byte, {-1, quads, kBlockRows, 4});
     blocks = codes.size(0);
     check(blocks >= least, op, "codes: expected at least ", least, " blocks, got ", blocks);
-    check_tensor(op, "terms", terms, ScalarType::Float, {blocks, 2, kBlockRows});
+    check_tensor(op, "terms", terms, ScalarType::Float, {blocks, kRowTerms, kBlockRows});
   }
 
   // Where a block begins.
-  int64_t code_at(int64_t block) const { return block * pairs * 2 * kBlockRows; }
-  int64_t term_at(int64_t block) const { return block * 2 * kBlockRows; }
+  int64_t code_at(int64_t block) const { return block * quads * 4 * kBlockRows; }
+  int64_t term_at(int64_t block) const { return block * kRowTerms * kBlockRows; }
 };
 
 // places[row] = where the row stands among the rows of all blocks, or -1. A part of the rows is one thread's: places
@@ -48,26 +48,6 @@ void write_places(const Lists& lists, int64_t rows, int32_t* places) {
       }
   });
 }
-
-// Inputs (B, d) as int16, two in an int32, and the scale of each.
-struct CodedInputs {
-  std::vector<int32_t> codes;
-  std::vector<float> scales;
-
-  template <class T>
-  CodedInputs(const T* x, int64_t batch, int64_t features, int64_t pairs) : codes(batch * pairs), scales(batch) {
-    // a sum over all features of products with codes stays below 2^31
-    const int64_t most = std::numeric_limits<int32_t>::max() / (127 * 2 * std::max<int64_t>(1, pairs));
-    const int64_t limit = std::min<int64_t>(32767, most);
-    parallel_for(0, batch, grain(4 * features), [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        int16_t* own = reinterpret_cast<int16_t*>(codes.data() + i * pairs);
-        scales[i] = quantize(x + i * features, features, limit,
-                             [&](int64_t p, int32_t value) { own[p] = static_cast<int16_t>(value); });
-      }
-    });
-  }
-};
 
 // Which samples probe each list: those of list l are at [offsets[l], offsets[l + 1]) of `ids`.
 struct Probes {
@@ -127,25 +107,21 @@ std::vector<ListPart> parts_of(const Lists& lists, const Probes& probes, int64_t
 }
 
 // Offers the parts' rows to their samples. A few parts that follow one another are one worker's, which asks for the
-// next while it is at one.
-std::vector<Reservoirs<float>> first_look(const Lists& lists, const Probes& probes, const std::vector<ListPart>& parts,
-                                          const Coded& coded, const int8_t* codes, const float* terms,
-                                          const CodedInputs& inputs, int64_t k) {
-  const CodedProblem problem = {
-      .input = inputs.codes.data(), .input_scale = inputs.scales.data(), .pairs = coded.pairs};
-  const int64_t items = static_cast<int64_t>(parts.size()), workers = workers_for(items);
+// next while it is at one. `rows_of` gives the coded rows of a part.
+template <class F>
+std::vector<Reservoirs<float>> first_look(const Probes& probes, const std::vector<ListPart>& parts,
+                                          const CodedInputs& inputs, int64_t k, const F& rows_of) {
+  const CodedProblem problem = inputs.problem(nullptr);
+  const int64_t items = std::ssize(parts), workers = workers_for(items);
   const int64_t at_a_time = std::clamp<int64_t>(items / (8 * workers), 1, kPartsATime);
-  const int64_t batch = static_cast<int64_t>(inputs.scales.size());
   std::vector<Reservoirs<float>> reservoirs(workers);
   share_out((items + at_a_time - 1) / at_a_time, workers, [&](int64_t worker, int64_t share) {
-    if (reservoirs[worker].empty()) reservoirs[worker].clear(batch, k);
+    if (reservoirs[worker].empty()) reservoirs[worker].clear(inputs.batch(), k);
     for (int64_t item = share * at_a_time; item < std::min(items, (share + 1) * at_a_time); ++item) {
       const ListPart& part = parts[item];
-      const int64_t block = part.block(lists), next = parts[std::min(item + 1, items - 1)].block(lists);
-      kernels().topk_coded(problem, codes + coded.code_at(block), terms + coded.term_at(block), lists.rows + part.begin,
-                           part.end - part.begin, codes + coded.code_at(next),
-                           probes.ids.data() + probes.offsets[part.list], probes.count(part.list),
-                           reservoirs[worker].best());
+      kernels().offer_coded(problem, rows_of(part), rows_of(parts[std::min(item + 1, items - 1)]),
+                            probes.ids.data() + probes.offsets[part.list], probes.count(part.list),
+                            reservoirs[worker].best());
     }
   });
   return reservoirs;
@@ -213,8 +189,8 @@ class Rescoring {
 
 }  // namespace
 
-// Rows of lists as int8 codes: into codes (blocks or more, pairs, 16, 2), of 16 rows of one list and all pairs of
-// features, into terms (the same, 2, 16), what a row's codes are to be multiplied by, and its bias, and into places
+// Rows of lists as codes: into codes (blocks or more, quads, 16, 4), of 16 rows of one list and all quads of features,
+// into terms (the same, 2, 16), what a row's codes are to be multiplied by, and its bias, and into places
 // (N), where each row stands among the rows of all blocks, or -1. Returns centers and radius as list_centers does: a
 // list's rows are in the cache by then.
 std::tuple<Tensor, Tensor> code_lists_(Tensor codes, Tensor terms, Tensor places, Tensor weight,
@@ -226,14 +202,14 @@ std::tuple<Tensor, Tensor> code_lists_(Tensor codes, Tensor terms, Tensor places
     const Lists lists(op, list_offsets, list_rows);
     check_range(op, "list_rows", lists.rows, list_rows.numel(), rows.count);
     check(lists.blocks[lists.count] < INT32_MAX / kBlockRows, op, "list_rows: expected fewer than 2^31 places");
-    const Coded coded(op, codes, terms, rows.features, lists.blocks[lists.count]);
+    const CodedLists coded(op, codes, terms, rows.features, lists.blocks[lists.count]);
     check_tensor(op, "places", places, ScalarType::Int, {rows.count});
     Centers<T> centers(rows, lists, bias.has_value());
     write_places(lists, rows.count, mutable_data<int32_t>(places));
-    int8_t* code = mutable_data<int8_t>(codes);
+    uint8_t* code = mutable_data<uint8_t>(codes);
     float* term = mutable_data<float>(terms);
     const int64_t workers = workers_for(lists.count);
-    std::vector<int8_t> scratch(workers * coded.code_at(1));
+    std::vector<uint8_t> scratch(workers * coded.code_at(1));
     share_out(lists.count, workers, [&](int64_t worker, int64_t l) {
       centers.find(l);
       const int64_t block = lists.blocks[l];
@@ -251,7 +227,7 @@ void recode_rows_(Tensor codes, Tensor terms, Tensor places, Tensor weight, std:
   dispatch_real(op, weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const RealRows<T> all(op, weight, bias);
-    const Coded coded(op, codes, terms, all.features, 0);
+    const CodedLists coded(op, codes, terms, all.features, 0);
     check_tensor(op, "places", places, ScalarType::Int, {all.count});
     check_tensor(op, "rows", rows, ScalarType::Long, {-1});
     const int64_t* id = data<int64_t>(rows);
@@ -260,10 +236,10 @@ void recode_rows_(Tensor codes, Tensor terms, Tensor places, Tensor weight, std:
     for (int64_t i = 0; i < rows.numel(); ++i)
       check(0 <= place[id[i]] && place[id[i]] < coded.blocks * kBlockRows, op, "places: expected values in [0, ",
             coded.blocks * kBlockRows, "), got ", place[id[i]]);
-    int8_t* code = mutable_data<int8_t>(codes);
+    uint8_t* code = mutable_data<uint8_t>(codes);
     float* term = mutable_data<float>(terms);
     parallel_for(0, rows.numel(), grain(8 * all.features), [&](int64_t first, int64_t last) {
-      std::vector<int8_t> scratch(2 * coded.pairs);
+      std::vector<uint8_t> scratch(4 * coded.quads);
       real_kernels<T>().recode_rows(all.weight, all.bias, all.features, id + first, last - first, place, code, term,
                                     scratch.data());
     });
@@ -284,7 +260,7 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
     if (bias) check_tensor(op, "bias", *bias, scalar_type_of<T>(), {neurons});
     const int64_t batch = input.size(0);
     const Lists lists(op, list_offsets, list_rows);
-    const Coded coded(op, codes, terms, features, lists.blocks[lists.count]);
+    const CodedLists coded(op, codes, terms, features, lists.blocks[lists.count]);
     const Probes probed(op, probes, batch, lists.count);
     check(1 <= k && k <= INT32_MAX, op, "k: expected at least 1 and at most 2^31 - 1, got ", k);
     check(rescored >= k, op, "rescored: expected at least k, got ", rescored);
@@ -293,9 +269,18 @@ std::tuple<Tensor, Tensor> topk_lists(Tensor input, Tensor weight, std::optional
 
     const T* x = data<T>(input);
     const std::vector<ListPart> parts = parts_of(lists, probed, list_cap, seed);
-    const CodedInputs inputs(x, batch, features, coded.pairs);
+    const CodedInputs inputs(x, batch, features);
+    const uint8_t* code = data<uint8_t>(codes);
+    const float* term = data<float>(terms);
     const std::vector<Reservoirs<float>> reservoirs =
-        first_look(lists, probed, parts, coded, data<int8_t>(codes), data<float>(terms), inputs, looked);
+        first_look(probed, parts, inputs, looked, [&](const ListPart& part) -> CodedRows {
+          const int64_t block = part.block(lists);
+          return {.codes = code + coded.code_at(block),
+                  .terms = term + coded.term_at(block),
+                  .ids = lists.rows + part.begin,
+                  .first = 0,
+                  .count = part.end - part.begin};
+        });
     Tensor values = empty({batch, k}, input.scalar_type()), indices = empty({batch, k}, ScalarType::Long);
     const StoredRows<T> stored(weight, features);
     Rescoring<T>(stored, data_or_null<T>(bias), neurons, features, x)

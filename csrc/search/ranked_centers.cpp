@@ -2,22 +2,17 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
-#include "../common/parallel.h"
 #include "../common/reservoirs.h"
 #include "../common/tensors.h"
+#include "coded_inputs.h"
 #include "quantize.h"
 
 namespace slide_torch {
 namespace {
 
 constexpr int64_t kRankedTogether = 4;  // samples that a kernel takes at a time
-
-int64_t quads_of(int64_t features) {
-  return (features + 7) / 8 * 2;  // an even number
-}
 
 int64_t blocks_of(int64_t lists) {
   return (lists + kBlockRows - 1) / kBlockRows;
@@ -43,41 +38,13 @@ struct CodedCenters {
   }
 
   // Up to `count` of them, from the beginning of a block on.
-  CenterBlocks some(int64_t table, int64_t block, int64_t count) const {
+  CodedRows some(int64_t table, int64_t block, int64_t count) const {
     const int64_t at = table * blocks + block, first = block * kBlockRows;
     return {.codes = codes + at * quads * 4 * kBlockRows,
             .terms = terms + at * kCenterTerms * kBlockRows,
+            .ids = nullptr,
             .first = first,
             .count = std::min(count, lists - first)};
-  }
-};
-
-// Inputs (B, d) as int8, four in an int32.
-struct CenterInputs {
-  std::vector<int32_t> codes, sums;
-  std::vector<float> scales;
-  CenterProblem problem;
-
-  template <class T>
-  CenterInputs(const T* x, const float* spread_weight, int64_t batch, int64_t features, int64_t quads)
-      : codes(batch * quads), sums(batch), scales(batch) {
-    // a sum over all features of products with codes stays below 2^31
-    const int64_t most = std::numeric_limits<int32_t>::max() / (4 * quads * (kCenterOffset + kCenterLimit) + 1);
-    const int64_t limit = std::min<int64_t>(kCenterLimit, most);
-    parallel_for(0, batch, grain(4 * features), [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        int8_t* own = reinterpret_cast<int8_t*>(codes.data() + i * quads);
-        scales[i] = quantize(x + i * features, features, limit, [&](int64_t p, int32_t value) {
-          own[p] = static_cast<int8_t>(value);
-          sums[i] += value;
-        });
-      }
-    });
-    problem = {.input = codes.data(),
-               .sum = sums.data(),
-               .input_scale = scales.data(),
-               .spread_weight = spread_weight,
-               .quads = quads};
   }
 };
 
@@ -85,7 +52,7 @@ struct CenterInputs {
 // the others few are larger, and need to be kept.
 class Ranking {
  public:
-  Ranking(const CodedCenters& centers, const CenterProblem& problem, int64_t batch, int64_t wanted)
+  Ranking(const CodedCenters& centers, const CodedProblem& problem, int64_t batch, int64_t wanted)
       : centers_(centers), problem_(problem), batch_(batch), wanted_(std::min(wanted, centers.lists)) {}
 
   // Finds those of `samples`, for append_to.
@@ -94,6 +61,7 @@ class Ranking {
     if (centers_.blocks >= 4 * kBlocksApart && centers_.lists >= 4 * wanted_) look_ahead(table, samples);
     offer(centers_.some(table, 0, centers_.lists), samples, best_);
     std::erase_if(samples, [&](int64_t b) { return best_.held(b) >= wanted_; });
+    if (samples.empty()) return;
     for (const int64_t b : samples) best_.restart(b);
     offer(centers_.some(table, 0, centers_.lists), samples, best_);
   }
@@ -112,12 +80,12 @@ class Ranking {
     for (const int64_t b : samples) best_.restart(b, part_.limit(b));
   }
 
-  void offer(const CenterBlocks& some, const std::vector<int64_t>& samples, Reservoirs<float>& to) const {
-    kernels().offer_centers(problem_, some, samples.data(), static_cast<int64_t>(samples.size()), to.best());
+  void offer(const CodedRows& some, const std::vector<int64_t>& samples, Reservoirs<float>& to) const {
+    kernels().offer_coded(problem_, some, some, samples.data(), static_cast<int64_t>(samples.size()), to.best());
   }
 
   const CodedCenters& centers_;
-  const CenterProblem& problem_;
+  const CodedProblem& problem_;
   int64_t batch_, wanted_;
   Reservoirs<float> best_, part_;
 };
@@ -140,8 +108,8 @@ void sort_keys(const std::vector<Entry<float>>& entries, int64_t count, std::vec
 
 // Ranks (tables * probes, batch) of samples [begin, end); a sample that is not finite has none.
 template <class Code>
-void write_ranks(const CodedCenters& centers, const CenterProblem& problem, int64_t batch, int64_t probes,
-                 int64_t begin, int64_t end, Code* ranks) {
+void write_ranks(const CodedCenters& centers, const CodedProblem& problem, int64_t batch, int64_t probes, int64_t begin,
+                 int64_t end, Code* ranks) {
   std::vector<int64_t> finite;
   for (int64_t b = begin; b < end; ++b)
     if (problem.input_scale[b] == problem.input_scale[b]) finite.push_back(b);
@@ -205,14 +173,15 @@ Tensor rank_centers(Tensor input, Tensor spread_weight, Tensor codes, Tensor ter
     check(1 <= probes && probes <= kMaxTables && centers.tables * probes <= kMaxTables, op,
           "probes: expected at least 1 and at most ", kMaxTables, " of all ", centers.tables, " tables together, got ",
           probes);
-    const CenterInputs inputs(data<T>(input), data<float>(spread_weight), batch, features, centers.quads);
+    const CodedInputs inputs(data<T>(input), batch, features);
+    const CodedProblem problem = inputs.problem(data<float>(spread_weight));
     const bool narrow = lists <= int64_t{1} << 15;
     Tensor ranks = empty({centers.tables * probes, batch}, narrow ? ScalarType::Short : ScalarType::Int);
     parallel_tiles(batch, kRankedTogether, centers.tables * lists * features, [&](int64_t begin, int64_t end) {
       if (narrow)
-        write_ranks(centers, inputs.problem, batch, probes, begin, end, mutable_data<int16_t>(ranks));
+        write_ranks(centers, problem, batch, probes, begin, end, mutable_data<int16_t>(ranks));
       else
-        write_ranks(centers, inputs.problem, batch, probes, begin, end, mutable_data<int32_t>(ranks));
+        write_ranks(centers, problem, batch, probes, begin, end, mutable_data<int32_t>(ranks));
     });
     return ranks;
   });

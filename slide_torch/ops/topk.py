@@ -37,11 +37,12 @@ def code_lists_(
     list_offsets: Tensor,
     list_rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The rows of some lists as int8 codes, each row scaled by its largest magnitude, for
+    """The rows of some lists as integers from -63 to 63, each row scaled by its largest magnitude, for
     :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
 
     Args:
-        codes: int8 (any, (d + 1) // 2, 16, 2), receives two features next to each other.
+        codes: uint8 (any, (d + 7) // 8 * 2, 16, 4), receives the integers plus 64, four features next to each
+            other.
         terms: float32 (any, 2, 16), receives the scale and the bias of each row.
         places: int32 (N), receives that of each row among the rows of all blocks, -1 for those in no list.
         list_offsets: int64 (lists + 1) into ``list_rows``, int32.
@@ -69,7 +70,7 @@ def empty_codes(
         blocks = neurons // 16 + min(neurons, list_offsets.shape[0] - 1)
     else:
         blocks = int(list_offsets.diff().add_(15).div_(16, rounding_mode="floor").sum())
-    codes = torch.empty((blocks, (d + 1) // 2, 16, 2), dtype=torch.int8)
+    codes = torch.empty((blocks, (d + 7) // 8 * 2, 16, 4), dtype=torch.uint8)
     terms = torch.empty((blocks, 2, 16), dtype=torch.float32)
     places = torch.empty(neurons, dtype=torch.int32)
     for tensor in (codes, terms, places):  # zeros: what lists do not fill may be saved with them
@@ -110,8 +111,8 @@ def topk_lists(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`topk_linear`, among the rows of some lists only: the k best, scored exactly, of the
-    ``rescored`` rows that score best by their codes. Where a sample's lists hold fewer than k rows, the last
-    values are -inf and their indices -1.
+    ``rescored`` rows that score best by their codes, for inputs rounded as :func:`rank_centers` rounds them.
+    Where a sample's lists hold fewer than k rows, the last values are -inf and their indices -1.
 
     Args:
         list_offsets: int64 (lists + 1) into ``list_rows``, int32, in which no row stands twice.

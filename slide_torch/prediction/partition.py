@@ -31,7 +31,7 @@ class Search:
         enough: number of lists that hold k rows, whichever they are: so many are searched for an input whose
             best ``probes`` lists hold fewer.
         radius_weight: weight of a list's spread in the choice of lists.
-        rescored: number of the best rows by int8 codes that are scored exactly, if it is above k.
+        rescored: number of the best rows by their codes that are scored exactly, if it is above k.
     """
 
     k: int
@@ -48,7 +48,7 @@ class RowPartition:
     A list is worth probing for an input x where the score of its mean row, and the spread of its rows,
     are large: ``<mean row, x> + mean bias + radius_weight |(x, 1)| radius``.
 
-    Rows are first scored by int8 codes, a fourth of the bytes, list by list; the best of them exactly, where
+    Rows are first scored by codes, a fourth of the bytes, list by list; the best of them exactly, where
     they stand. Memory: d + 12 bytes a row (and blocks of 16 rows begin with a list), d + 4 numbers a list.
 
     Attributes:
@@ -57,7 +57,7 @@ class RowPartition:
         centers: (lists, d + 1), mean rows, and the radius.
         center_bias: (lists), the mean biases.
         rows_in_smallest: int64 (lists), rows in the n + 1 smallest lists together.
-        codes, terms: the rows as int8, see :func:`slide_torch.ops.code_lists_`.
+        codes, terms: of the rows, see :func:`slide_torch.ops.code_lists_`.
     """
 
     offsets: Tensor

@@ -12,9 +12,11 @@ from ..precision import computed_dtype
 from .calibration import Calibration
 from .partition import RowPartition, Search
 
-FORMAT = 1
+FORMAT = 2
 PARTITION = tuple(field.name for field in fields(RowPartition))
 INDEX = (*PARTITION, "settings")
+
+Expected = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of tensors by name
 
 
 @dataclass(frozen=True)
@@ -76,27 +78,43 @@ def fault_of(index: dict[str, Tensor], weight: Tensor) -> str | None:
     lists = len(index["offsets"]) - 1 if index["offsets"].dim() == 1 else 0
     blocks = len(index["codes"]) if index["codes"].dim() == 4 else 0
     dtype = computed_dtype(weight.dtype)
-    expected = {
-        "settings": (torch.float64, (len(fields(Settings)),)),
+    expected: Expected = {
         "offsets": (torch.int64, (lists + 1,)),
         "rows": (torch.int32, (neurons,)),
         "centers": (dtype, (lists, width + 1)),
         "center_bias": (dtype, (lists,)),
         "rows_in_smallest": (torch.int64, (lists,)),
-        "codes": (torch.int8, (blocks, (width + 1) // 2, 16, 2)),
+        "codes": (torch.uint8, (blocks, (width + 7) // 8 * 2, 16, 4)),
         "terms": (torch.float32, (blocks, 2, 16)),
     }
+    settings: Expected = {"settings": (torch.float64, (len(fields(Settings)),))}
+    return (
+        _fault_of_shapes(index, settings)
+        or _fault_of_format(index["settings"])
+        or _fault_of_shapes(index, expected)
+        or _fault_of_settings(index["settings"], lists, neurons)
+        or _fault_of_lists(index, neurons)
+    )
+
+
+def _fault_of_shapes(index: dict[str, Tensor], expected: Expected) -> str | None:
     for name, (kind, shape) in expected.items():
         tensor = index[name]
         if tensor.dtype != kind or tuple(tensor.shape) != shape:
             return f"{name}: expected {kind} {shape}, got {tensor.dtype} {tuple(tensor.shape)}"
-    return _fault_of_settings(index["settings"], lists, neurons) or _fault_of_lists(index, neurons)
+    return None
+
+
+def _fault_of_format(numbers: Tensor) -> str | None:
+    if numbers[0] == FORMAT:
+        return None
+    return (
+        f"settings: expected format {FORMAT}, got {numbers[0].item():g}: calibrate the layer again and save "
+        "its predictor() by this version"
+    )
 
 
 def _fault_of_settings(numbers: Tensor, lists: int, neurons: int) -> str | None:
-    if numbers[0] != FORMAT:
-        got = numbers[0].item()
-        return f"settings: expected format {FORMAT}, got {got:g}: save it by this version"
     if bool(torch.isfinite(numbers).all()):
         s = Settings.from_tensor(numbers)
         counts = 1 <= s.k <= neurons and 1 <= s.probes <= lists and 1 <= s.rescored <= neurons

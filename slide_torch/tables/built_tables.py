@@ -16,10 +16,10 @@ LARGE_TABLES = 1 << 30
 
 
 class SQ8Rows(NamedTuple):
-    """Rows as int8, bucket by bucket, so that a search reads a quarter of the bytes, in order.
+    """Rows as codes of a byte, bucket by bucket, so that a search reads a quarter of the bytes, in order.
 
     Attributes:
-        codes: int8 (blocks, (d + 1) // 2, 16, 2), blocks of 16 rows of one bucket.
+        codes: uint8 (blocks, (d + 7) // 8 * 2, 16, 4), blocks of 16 rows of one bucket.
         terms: float32 (blocks, 2, 16), the scale and the bias of each row.
         places: int32 (N), the place of each row among those of all blocks.
     """
@@ -54,7 +54,7 @@ class BuiltTables(NamedTuple):
         offsets: int32 (L, 2^bits + 1), where each bucket begins in ``ids``.
         ids: int32 (L, N), rows by bucket.
         dirty: bool (N), the rows that may have changed since they were hashed.
-        sq8: the rows as int8, where one table is searched.
+        sq8: the rows as codes, where one table is searched.
     """
 
     family: HashFamily
@@ -71,7 +71,7 @@ class BuiltTables(NamedTuple):
         return BuiltTables(family, codes, *ops.build_tables(codes, family.bits), dirty, sq8)
 
     def described(self, weight: Tensor, bias: Tensor | None, *, searched: bool) -> BuiltTables:
-        """These tables with what is read off the rows in their buckets: int8 copies if they are ``searched``,
+        """These tables with what is read off the rows in their buckets: their codes if they are ``searched``,
         and what the family wants to know of each bucket."""
         rows = weight.detach(), None if bias is None else bias.detach()
         if searched:

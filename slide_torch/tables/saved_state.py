@@ -15,29 +15,16 @@ from ..hashing.make import make_family
 from ..inference_mode import keeps_normal_tensors
 from ..options import ResolvedOptions
 from .built_tables import SQ8Rows
+from .old_formats import FORMAT, in_present_format
 from .schedule import COUNTERS, DRIFT_SAMPLE_ROWS
 
 if TYPE_CHECKING:
     from .hash_tables import HashTables
 
-FORMAT = 2
-
 KEYS = (
     *("options", "shape", "seed", "functions", "codes", "dirty", "changing", "schedule", "last"),
     *("sq8_codes", "sq8_terms", "sq8_places", "drift_sample_codes", "frequencies"),
 )
-
-# Format 1: other names of the same things, and what early states of it lack.
-_RENAMED = {
-    "row_codes": "sq8_codes",
-    "row_terms": "sq8_terms",
-    "row_places": "sq8_places",
-    "probe_codes": "drift_sample_codes",
-}
-_RENAMED_COUNTERS = {"_period": "period", "_since_rehash": "since_rehash"}
-_RENAMED_FUNCTIONS = {"center": "mean_row"}
-_OPTIONAL = (*_RENAMED.values(), "frequencies")
-_OPTIONAL_COUNTERS = {"drift_checks": 0, "drift": 0.0}
 
 # Options that may differ between the layer that was saved and the one that goes on.
 _NOT_IN_CODES = {
@@ -86,7 +73,7 @@ class SavedState(NamedTuple):
 
 @keeps_normal_tensors
 def read_state(tables: HashTables, state: Any) -> SavedState:
-    """What ``state``, of format 1 or 2, says of ``tables``.
+    """What ``state``, of any format, says of ``tables``.
 
     Raises:
         ValueError: it is of tables with other options or of another shape, with an option that there is no
@@ -139,30 +126,13 @@ def same_functions(own: ResolvedOptions, other: ResolvedOptions) -> bool:
 
 
 def _in_present_format(state: Any) -> dict[str, Any]:
-    """``state`` with the names of format 2; of format 1 what was added later is filled in."""
     version = state.get("format") if isinstance(state, dict) else state
-    if not isinstance(state, dict) or type(version) is not int or version not in (1, FORMAT):
+    if not isinstance(state, dict) or type(version) is not int or not 1 <= version <= FORMAT:
         raise ValueError(
-            f"{_WHERE}: state: expected what sampler_state returned (format 1 or 2), got "
+            f"{_WHERE}: state: expected what sampler_state returned (format 1 to {FORMAT}), got "
             f"{_short(version)}"
         )
-    given: dict[str, Any] = state
-    if version == FORMAT:
-        return given
-    renamed = dict.fromkeys(_OPTIONAL) | _with_names(given, _RENAMED)
-    if isinstance(renamed.get("functions"), dict):
-        renamed["functions"] = _with_names(renamed["functions"], _RENAMED_FUNCTIONS)
-    if isinstance(renamed.get("schedule"), dict):
-        counters = _with_names(renamed["schedule"], _RENAMED_COUNTERS)
-        renamed["schedule"] = _OPTIONAL_COUNTERS | counters
-    return renamed
-
-
-def _with_names(old: dict[Any, Any], renamed: dict[str, str]) -> dict[Any, Any]:
-    new_names = set(renamed.values())
-    # what has a new name already is not of format 1
-    kept = {name: value for name, value in old.items() if name not in new_names}
-    return {renamed.get(name, name): value for name, value in kept.items()}
+    return in_present_format(state)
 
 
 def _kept(tensor: Tensor | None) -> Tensor | None:
@@ -328,8 +298,8 @@ def _sq8(tables: HashTables, state: dict[str, Any], family: HashFamily) -> SQ8Ro
         return None
     codes, terms, places = given
     neurons, d = tables.out_features, tables.in_features
-    pairs, room = (d + 1) // 2, neurons // 16 + min(neurons, 1 << family.bits)
-    _check_tensor("sq8_codes", codes, (torch.int8,), (-1, pairs, 16, 2))
+    quads, room = (d + 7) // 8 * 2, neurons // 16 + min(neurons, 1 << family.bits)
+    _check_tensor("sq8_codes", codes, (torch.uint8,), (-1, quads, 16, 4))
     if codes.shape[0] < room:
         _damaged("sq8_codes", f"at least {room} blocks", codes.shape[0])
     _check_tensor("sq8_terms", terms, (torch.float32,), (codes.shape[0], 2, 16))

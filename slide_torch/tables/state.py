@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..inference_mode import version_of
-from .saved_state import FORMAT
+from .old_formats import FORMAT
 
 if TYPE_CHECKING:
     from .hash_tables import HashTables

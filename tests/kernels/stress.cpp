@@ -299,42 +299,29 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     return scores;
   });
   if constexpr (std::is_same_v<T, float>) {
-    const int64_t pairs = (d + 1) / 2, blocks = (N + kBlockRows - 1) / kBlockRows;
-    std::vector<int8_t> codes(blocks * pairs * 2 * kBlockRows);
-    for (int8_t& code : codes) code = static_cast<int8_t>(random() % 255) - 127;
-    const auto terms = normal<float>(random, blocks * 2 * kBlockRows);
-    std::vector<int32_t> inputs(batch * pairs), rows(N);
-    for (int32_t& input : inputs) input = static_cast<int32_t>(random() & 0x00ff00ff);
+    const int64_t quads = quads_of(d), blocks = (N + kBlockRows - 1) / kBlockRows;
+    std::vector<uint8_t> codes(blocks * quads * kBlockRows * 4);
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(1 + random() % 127);
+    const auto terms = normal<float>(random, blocks * kCenterTerms * kBlockRows);
+    std::vector<int32_t> inputs(batch * quads), rows(N);
+    for (int32_t& input : inputs) input = static_cast<int32_t>(random() & 0x3f3f3f3f);
     for (int64_t i = 0; i < N; ++i) rows[i] = static_cast<int32_t>(N - 1 - i);
     std::vector<int64_t> samples(ids.begin(), ids.end());
     const std::vector<float> scales(batch, 0.5F);
-    const CodedProblem coded{inputs.data(), scales.data(), pairs};
-    compare("topk_coded", [&](int threads) {
-      return ranged_search<float>(threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
-        const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges;
-        const int64_t begin = first * kBlockRows, end = std::min(N, last * kBlockRows);
-        kernels().topk_coded(coded, codes.data() + first * pairs * 2 * kBlockRows,
-                             terms.data() + first * 2 * kBlockRows, rows.data() + begin, end - begin, codes.data(),
-                             samples.data(), batch, reservoirs);
-      });
-    });
-    const int64_t quads = (d + 7) / 8 * 2;
-    std::vector<uint8_t> center_codes(blocks * quads * kBlockRows * 4);
-    for (uint8_t& code : center_codes) code = static_cast<uint8_t>(1 + random() % 127);
-    const auto center_terms = normal<float>(random, blocks * kCenterTerms * kBlockRows);
-    std::vector<int32_t> quad_inputs(batch * quads);
-    for (int32_t& input : quad_inputs) input = static_cast<int32_t>(random() & 0x3f3f3f3f);
     const std::vector<int32_t> sums(batch, 1);
-    const CenterProblem center_problem{quad_inputs.data(), sums.data(), scales.data(), scales.data(), quads};
-    compare("offer_centers", [&](int threads) {
-      return ranged_search<float>(threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
-        const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges, begin = first * kBlockRows;
-        const CenterBlocks some{center_codes.data() + first * quads * kBlockRows * 4,
-                                center_terms.data() + first * kCenterTerms * kBlockRows, begin,
-                                std::min(N, last * kBlockRows) - begin};
-        kernels().offer_centers(center_problem, some, samples.data(), batch, reservoirs);
+    for (const bool centers : {false, true}) {
+      const CodedProblem coded{inputs.data(), sums.data(), scales.data(), centers ? scales.data() : nullptr, quads};
+      compare(centers ? "offer_coded, centers" : "offer_coded, rows", [&](int threads) {
+        return ranged_search<float>(
+            threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
+              const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges, begin = first * kBlockRows;
+              const CodedRows some{
+                  codes.data() + first * quads * kBlockRows * 4, terms.data() + first * coded.terms() * kBlockRows,
+                  centers ? nullptr : rows.data() + begin, begin, std::min(N, last * kBlockRows) - begin};
+              kernels().offer_coded(coded, some, some, samples.data(), batch, reservoirs);
+            });
       });
-    });
+    }
   }
 }
 

@@ -120,7 +120,10 @@ DAMAGED = {
     "negative": (with_value("rows", 0, -1), "rows: expected every number"),
     "beyond": (with_value("rows", 0, N), "rows: expected every number"),
     "smallest": (with_value("rows_in_smallest", 0, 0), "rows_in_smallest: expected sums"),
-    "format": (with_settings(format=2), "settings: expected format 1, got 2"),
+    "format": (
+        lambda s: (with_settings(format=1)(s), s.update(codes=s["codes"].to(torch.int8))),
+        "settings: expected format 2, got 1: calibrate the layer again",
+    ),
     "k": (with_settings(k=N + 1), "settings: expected those of a calibration of 600 rows"),
     "no k": (with_settings(k=0), "settings: expected those of"),
     "half": (with_settings(k=1.5), "settings: expected those of"),
@@ -156,7 +159,7 @@ def test_what_is_not_checked_costs_recall_only(name):
     state = tensors_of(layer.predictor())
     for value in (float("nan"), float("inf"), 0.0, None):
         if name == "codes":
-            state[name].random_(-128, 128)
+            state[name].random_(0, 256)
         elif value is None:
             state[name].normal_()
         else:

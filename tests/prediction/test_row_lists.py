@@ -43,6 +43,11 @@ def test_refusals_of_the_operators():
         ops.list_centers(w, b, offsets, rows + 1)
 
 
+def by_rows(codes):
+    """The integers (16 blocks, features) of codes (blocks, quads, 16, 4)."""
+    return codes.int().transpose(1, 2).reshape(16 * len(codes), -1) - 64
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "bias"), [(1, True), (7, False), (128, True), (701, True)])
 def test_codes_of_rows(d, bias, dtype):
@@ -54,9 +59,13 @@ def test_codes_of_rows(d, bias, dtype):
     offsets = torch.tensor([0, 16, 16, 33, 60])
     codes, terms, place = coded_lists(weight, shift, offsets, rows)
     codes, terms = codes[:5], terms[:5]
-    assert codes.shape == (5, (d + 1) // 2, 16, 2) and codes.abs().max() == 127
+    assert codes.shape == (5, (d + 7) // 8 * 2, 16, 4)
     places = torch.cat([torch.arange(16), torch.arange(16, 33), torch.arange(48, 75)])
-    coded = codes.permute(0, 2, 1, 3).reshape(80, -1)[places, :d]
+    coded = by_rows(codes)
+    assert coded.abs().max() == 63 and not coded[:, d:].any()
+    missing = torch.ones(80, dtype=torch.bool).index_fill(0, places, False)
+    assert not coded[missing].any() and not terms.transpose(1, 2).reshape(80, 2)[missing].any()
+    coded = coded[places, :d]
     scale, found = terms.transpose(0, 1).reshape(2, 80)[:, places]
     error = (coded * scale.unsqueeze(1) - weight[rows.long()]).abs()
     assert (error <= 0.51 * scale.unsqueeze(1)).all()
@@ -128,6 +137,35 @@ def test_best_of_lists_where_all_are_rescored(batch, dtype):
     expected = logits.topk(k)
     torch.testing.assert_close(values, expected.values)
     assert torch.equal(indices, expected.indices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 9])  # every number of samples at a time
+@pytest.mark.parametrize("d", [1, 6, 8, 33, 128])
+def test_the_first_look_is_by_products_of_integers(d, batch, dtype):
+    """Where as many rows are rescored as are wanted, those that plain torch's integers find."""
+    torch.manual_seed(d)
+    N, k = 500, 12
+    weight, bias = torch.randn(N, d, dtype=dtype), torch.randn(N, dtype=dtype)
+    x = torch.randn(batch, d, dtype=dtype) * 3
+    offsets, rows = torch.tensor([0, 7, 24, 24, 313, N]), torch.randperm(N).int()
+    codes, terms, place = coded_lists(weight, bias, offsets, rows)
+    probes = torch.arange(5).expand(batch, 5).contiguous()
+    _, ids = ops.topk_lists(x, weight, bias, offsets, rows, codes, terms, probes, k, k)
+    place = place.long()
+    coded, (scale, shift) = (
+        by_rows(codes)[place, :d],
+        terms.transpose(0, 1).reshape(2, -1)[:, place],
+    )
+    largest = x.abs().amax(1, keepdim=True)
+    rounded = (x * (63 / largest)).round().int()
+    sums = (rounded.unsqueeze(1) * coded).sum(2)
+    scores = sums * (scale * (largest / 63).float()).double() + shift
+    expected = scores.topk(k + 1)
+    apart = expected.values[:, k - 1] - expected.values[:, k] > 1e-5  # else rounding decides
+    assert apart.any() or d == 1
+    found, wanted = ids.sort(1).values, expected.indices[:, :k].sort(1).values
+    assert torch.equal(found[apart], wanted[apart])
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64, torch.bfloat16])
