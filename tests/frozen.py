@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from frozen_names import names
 from frozen_runs import CASES, digest, matrix, numbers, run
 from frozen_states import SAVED, SAVED_STATES, keys, resume, save_states
-from helpers import LEVELS, run_at_level
+from helpers import run_at_level, supported_levels
 from torch import nn
 
 import slide_torch
@@ -69,6 +69,7 @@ def compiler() -> str:
 
 def level_key(level: str) -> str:
     """What a record holds for. GCC and clang agree at x86's baseline, which has no fused multiply-add."""
+    level = level.removesuffix("_vnni")  # the same sums of integers by another instruction
     contracts = (platform.machine(), level) != ("x86_64", "baseline")
     return f"{platform.machine()} {level}" + (f", {compiler()}" if contracts else "")
 
@@ -102,11 +103,6 @@ def bits_at(level: str, turn: int | None = None) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def supported_levels() -> list[str]:
-    """The levels up to the best one of this machine."""
-    return list(LEVELS[: LEVELS.index(slide_torch.instruction_set()) + 1])
-
-
 def record() -> dict[str, Any]:
     return json.loads(RECORD.read_text())
 
@@ -114,7 +110,8 @@ def record() -> dict[str, Any]:
 def write() -> None:
     """Writes the record; what it has for other machines and compilers is kept unless bits changed."""
     old = record()["bits"] if RECORD.exists() else {}
-    own = {level_key(level): bits_at(level) for level in supported_levels()}
+    levels = [level for level in supported_levels() if not level.endswith("_vnni")]
+    own = {level_key(level): bits_at(level) for level in levels}
     changed = False
     for key, found in own.items():
         before = old.get(key, found)

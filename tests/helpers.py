@@ -17,10 +17,14 @@ from slide_torch import HashTables, LSHLinear, LSHOptions, ops
 from slide_torch.hashing.make import make_family
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni")
+AVX2 = {"avx2", "fma", "bmi1", "bmi2"}
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 NEEDED = {
-    "avx2": {"avx2", "fma"},
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+    "avx2": AVX2,
+    "avx2_vnni": AVX2 | {"avx_vnni"},
+    "avx512": AVX512,
+    "avx512_vnni": AVX512 | {"avx512_vnni"},
 }
 FUZZ_SECONDS = float(os.environ.get("SLIDE_TORCH_FUZZ_SECONDS", "8"))  # of each fuzzer
 FUZZ_SEED = int(os.environ.get("SLIDE_TORCH_FUZZ_SEED", "0"))

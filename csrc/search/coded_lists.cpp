@@ -119,9 +119,9 @@ std::vector<Reservoirs<float>> first_look(const Probes& probes, const std::vecto
     if (reservoirs[worker].empty()) reservoirs[worker].clear(inputs.batch(), k);
     for (int64_t item = share * at_a_time; item < std::min(items, (share + 1) * at_a_time); ++item) {
       const ListPart& part = parts[item];
-      kernels().offer_coded(problem, rows_of(part), rows_of(parts[std::min(item + 1, items - 1)]),
-                            probes.ids.data() + probes.offsets[part.list], probes.count(part.list),
-                            reservoirs[worker].best());
+      kernels().quads.offer_coded(problem, rows_of(part), rows_of(parts[std::min(item + 1, items - 1)]),
+                                  probes.ids.data() + probes.offsets[part.list], probes.count(part.list),
+                                  reservoirs[worker].best());
     }
   });
   return reservoirs;

@@ -81,7 +81,7 @@ class Ranking {
   }
 
   void offer(const CodedRows& some, const std::vector<int64_t>& samples, Reservoirs<float>& to) const {
-    kernels().offer_coded(problem_, some, some, samples.data(), static_cast<int64_t>(samples.size()), to.best());
+    kernels().quads.offer_coded(problem_, some, some, samples.data(), static_cast<int64_t>(samples.size()), to.best());
   }
 
   const CodedCenters& centers_;

@@ -318,7 +318,7 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
               const CodedRows some{
                   codes.data() + first * quads * kBlockRows * 4, terms.data() + first * coded.terms() * kBlockRows,
                   centers ? nullptr : rows.data() + begin, begin, std::min(N, last * kBlockRows) - begin};
-              kernels().offer_coded(coded, some, some, samples.data(), batch, reservoirs);
+              kernels().quads.offer_coded(coded, some, some, samples.data(), batch, reservoirs);
             });
       });
     }

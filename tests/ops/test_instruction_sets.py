@@ -133,6 +133,9 @@ def best(i):
         found[f"best of lists {count}"], _ = ops.topk_lists(
             *layer, *lists, *coded[:2], probes[:count], 9, 40
         )
+        found[f"first look {count}"] = ops.topk_lists(
+            *layer, *lists, *coded[:2], probes[:count], 9, 9
+        )[1].sort(1)[0]
         found |= dict(zip(("codes", "scales"), coded, strict=False))
         found |= dict(zip(("centers", "radius"), center, strict=True))
     return found
@@ -268,6 +271,15 @@ def test_dwta_codes(level, dtype):
         shifted = places.view(N, 60 // K, K) << torch.arange(0, 3 * K, 3)
         assert found[name].dtype == (torch.int16 if K == 3 else torch.int32)
         assert torch.equal(found[name].long(), shifted.sum(2).T)
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_look_finds_the_same_rows(level, dtype):
+    """It sums integers."""
+    found, first = result_of(level)[dtype], result_of("baseline")[dtype]
+    for count in (1, 6, 16, B):
+        assert torch.equal(found[f"first look {count}"], first[f"first look {count}"])
 
 
 @pytest.mark.parametrize("level", supported_levels())
