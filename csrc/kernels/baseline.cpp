@@ -1,6 +1,8 @@
 // Kernels for any machine: 16-byte vectors (SSE2 on x86-64, NEON on aarch64).
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "dispatch.h"

@@ -37,6 +37,13 @@ inline CodedInts add_quads(CodedInts sum, CenterBytes a, CodedInts x, CenterByte
   const __m256i pairs =
       _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)x), _mm256_maddubs_epi16((__m256i)b, (__m256i)y));
   return sum + (CodedInts)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__aarch64__)
+  const int8x16_t a_bytes = (int8x16_t)a, b_bytes = (int8x16_t)b;  // codes are below 128: signed bytes as well
+  const int8x16_t x_bytes = (int8x16_t)x, y_bytes = (int8x16_t)y;
+  const int16x8_t low =
+      vmlal_s8(vmull_s8(vget_low_s8(a_bytes), vget_low_s8(x_bytes)), vget_low_s8(b_bytes), vget_low_s8(y_bytes));
+  const int16x8_t high = vmlal_high_s8(vmull_high_s8(a_bytes, x_bytes), b_bytes, y_bytes);
+  return (CodedInts)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
 #else
   const auto products = [](CenterBytes codes, CodedInts input) {
     const CodedShorts code = (CodedShorts)codes, value = (CodedShorts)input;  // bytes are the halves of shorts

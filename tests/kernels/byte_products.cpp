@@ -2,6 +2,8 @@
 // processors have for them: see tests/programs/test_byte_products.py. All must equal sums in plain integers.
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cstdio>
