@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import in_format_1
+from helpers import in_format_1, in_format_2
 from torch import nn
 
 import slide_torch
@@ -169,6 +169,38 @@ def test_a_state_without_copies_of_rows_is_completed():
     restore(other, other_optimizer, saved)
     assert train(other, other_optimizer, range(5, 8)).isfinite().all()
     assert other[-1].tables.sq8 is not None
+
+
+@pytest.mark.parametrize("to_format", [in_format_1, in_format_2])
+def test_rows_in_eight_bits_are_taken_up_in_seven(to_format):
+    model, optimizer = make(**CASES["search"])
+    train(model, optimizer, range(5))
+    model[-1].tables.maintain(model[-1].weight, model[-1].bias, advance=False, all_rows_move=False)
+    saved = checkpoint(model, optimizer)
+    (name, state), *_ = saved["sampler"].items()
+    weight, places = model[-1].weight.detach(), state["sq8_places"].long()
+    blocks, pairs = len(state["sq8_codes"]), (D + 1) // 2
+    rows, scales = torch.zeros(blocks * 16, 2 * pairs), torch.zeros(blocks * 16)
+    scales[places] = weight.abs().amax(1) / 127
+    rows[places, :D] = (weight / scales[places, None]).round()
+    old = to_format(state)
+    codes, terms = ("row_codes", "row_terms") if old["format"] == 1 else ("sq8_codes", "sq8_terms")
+    assert old[codes].dtype == torch.int8
+    old[codes] = rows.to(torch.int8).view(blocks, 16, pairs, 2).transpose(1, 2).contiguous()
+    old[terms] = torch.stack([scales.view(blocks, 16), state["sq8_terms"][:, 1]], 1)
+    saved["sampler"] = {name: old}
+    other, other_optimizer = make(seed=1, **CASES["search"])
+    restore(other, other_optimizer, saved)
+    found = other[-1].tables.sq8
+    assert found.codes.shape == state["sq8_codes"].shape and torch.equal(
+        found.places.long(), places
+    )
+    coded = found.codes.float().transpose(1, 2).reshape(blocks * 16, -1)[places] - 64
+    scale = found.terms[:, 0].reshape(-1, 1)[places]
+    assert not coded[:, D:].any()
+    assert ((coded[:, :D] * scale - weight).abs() <= 0.76 * scale).all()  # rounded twice
+    assert torch.equal(other[-1].tables.codes, model[-1].tables.codes)
+    assert train(other, other_optimizer, range(5, 8)).isfinite().all()
 
 
 def test_resuming_between_backward_and_step():
