@@ -56,6 +56,47 @@ def dwta_winners(input: Tensor, bias: Tensor | None, coordinates: Tensor) -> Ten
     return winners.masked_fill(absent.all(2), -1)
 
 
+def small_integers(x: Tensor, extras: int) -> tuple[Tensor, Tensor]:
+    """x (n, width) as ``nearest_in_groups`` codes it, and the unit (n) that its integers are multiples of:
+    int64 of at most 63 in magnitude, the last ``extras`` in sixteenths up to 1023; halves away from zero."""
+    features = x.shape[1] - extras
+    unit = x[:, :features].abs().amax(1) / 63
+    if extras:
+        unit = torch.maximum(unit, x[:, features:].abs().amax(1) / 1023)
+    finer = torch.tensor([1.0] * features + [16.0] * extras, dtype=x.dtype)
+    doubled = (x * ((2 / unit)[:, None] * finer)).long()
+    codes = doubled.sign() * ((doubled.abs() + 1) // 2)
+    return codes.masked_fill(unit[:, None] == 0, 0), unit
+
+
+def nearest_in_groups(
+    x: Tensor,
+    extras: int,
+    centroids: Tensor,
+    group_centroids: Tensor,
+    offsets: Tensor,
+    members: Tensor,
+    looked: int,
+) -> Tensor:
+    """Each row's best centroid of those in its ``looked`` best groups; of equal ones the first."""
+    features = x.shape[1] - extras
+    rows, _ = small_integers(x, extras)
+
+    def scores(vectors: Tensor) -> Tensor:
+        codes, unit = small_integers(vectors, extras)
+        sums = rows[:, features:] @ codes[:, features:].T >> 8
+        return (sums + rows[:, :features] @ codes[:, :features].T).float() * unit
+
+    sizes = offsets.diff()
+    coarse = scores(group_centroids).masked_fill(sizes == 0, -torch.inf)
+    best = coarse.argsort(dim=1, descending=True, stable=True)[:, :looked]
+    allowed = torch.zeros_like(coarse, dtype=torch.bool).scatter_(1, best, True)
+    group = torch.empty_like(members, dtype=torch.long)
+    group[members.long()] = torch.arange(len(sizes)).repeat_interleave(sizes)
+    fine = scores(centroids).masked_fill(~allowed[:, group], -torch.inf)
+    return (fine == fine.amax(1, keepdim=True)).int().argmax(1)
+
+
 def buckets(codes: Tensor) -> list[dict[int, list[int]]]:
     """Codes (L, N) -> for each table, neurons by code."""
     tables = []

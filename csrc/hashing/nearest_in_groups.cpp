@@ -1,5 +1,7 @@
-// The nearest of very many centroids, found by way of groups of them.
+// The nearest of very many centroids, found by way of groups of them. Rows and centroids are compared as seven-bit
+// integers.
 #include <algorithm>
+#include <limits>
 
 #include "rows.h"
 
@@ -20,6 +22,8 @@ struct GroupArgs {
     const int64_t size = centroids.size(0), groups = group_centroids.size(0);
     check(size >= 2 && size <= int64_t{1} << kMaxCodeBits, op, "centroids: expected 2 to 2^", kMaxCodeBits, ", got ",
           size);
+    check(groups <= int64_t{1} << kMaxCodeBits, op, "group_centroids: expected at most 2^", kMaxCodeBits, ", got ",
+          groups);
     check_tensor(op, "offsets", offsets, ScalarType::Long, {groups + 1});
     check_tensor(op, "members", members, ScalarType::Int, {size});
     check_offsets(op, "offsets", data<int64_t>(offsets), groups, size);
@@ -27,85 +31,110 @@ struct GroupArgs {
   }
 
   // Groups that have any members.
-  std::vector<int64_t> used() const {
-    std::vector<int64_t> found;
+  std::vector<int32_t> used() const {
+    std::vector<int32_t> found;
     for (int64_t g = 0; g < group_centroids.size(0); ++g)
-      if (data<int64_t>(offsets)[g] < data<int64_t>(offsets)[g + 1]) found.push_back(g);
+      if (data<int64_t>(offsets)[g] < data<int64_t>(offsets)[g + 1]) found.push_back(static_cast<int32_t>(g));
     return found;
   }
 };
 
-// The groups in panels of transposed centroids, as the kernel takes them.
-template <class T>
-class PackedGroups {
+// Room for coded centroids.
+struct CentroidRoom {
+  std::vector<uint8_t> codes;
+  std::vector<int32_t> extras;
+  std::vector<float> units;
+
+  CodedCentroids blocks(int64_t count, const CodedShape& shape) {
+    codes.resize(count * shape.block_bytes());
+    extras.resize(count * kBlockRows);
+    units.resize(count * kBlockRows);
+    return {.codes = codes.data(), .extras = extras.data(), .units = units.data()};
+  }
+};
+
+int64_t blocks_of(int64_t centroids) {
+  return (centroids + kBlockRows - 1) / kBlockRows;
+}
+
+// Sums of products stay below 2^31: those of features half of it, those of extras far less.
+CodedShape shape_of_rows(const char* op, int64_t features, int64_t extras) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max() / (2 * kCenterOffset);
+  check(features <= most, op, "input: expected at most ", most, " features, got ", features);
+  return {.features = features,
+          .extras = extras,
+          .quads = quads_of(features),
+          .limit = std::min<int64_t>(kCenterLimit, most / std::max<int64_t>(1, features))};
+}
+
+// The groups as the kernel takes them.
+class CodedGroups {
  public:
-  PackedGroups(const GroupArgs& args, int64_t width)
-      : width_(width), used_(args.used()), panels_(used_.size() + 1, 0), columns_(real_kernels<T>().tile_columns) {
+  CodedGroups(const GroupArgs& args, const CodedShape& shape, int64_t looked) : used_(args.used()) {
     const int64_t* offset = data<int64_t>(args.offsets);
-    for (int64_t g = 0; g < count(); ++g)
-      panels_[g + 1] = panels_[g] + (offset[used_[g] + 1] - offset[used_[g]] + columns_ - 1) / columns_;
-    coarse_.resize(coarse_panels() * columns_ * width);
-    for (int64_t g = 0; g < count(); ++g) pack(data<float>(args.group_centroids) + used_[g] * width, g, coarse_);
-    packed_.resize(panels_[count()] * columns_ * width);
-    ids_.resize(panels_[count()] * columns_);
-    parallel_for(0, count(), grain(2 * width * (args.centroids.size(0) / count() + 1)),
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t g = first; g < last; ++g) pack_group(args, g);
-                 });
+    const int32_t* member = data<int32_t>(args.members);
+    const int64_t count = static_cast<int64_t>(used_.size());
+    blocks_.assign(count + 1, 0);
+    for (int64_t g = 0; g < count; ++g)
+      blocks_[g + 1] = blocks_[g] + blocks_of(offset[used_[g] + 1] - offset[used_[g]]);
+    ids_.assign(blocks_[count] * kBlockRows, -1);
+    for (int64_t g = 0; g < count; ++g)
+      std::copy(member + offset[used_[g]], member + offset[used_[g] + 1], ids_.begin() + blocks_[g] * kBlockRows);
+    used_.resize(blocks_of(count) * kBlockRows, -1);
+    all_ = {.shape = shape,
+            .coarse = code(args.group_centroids, used_, shape, coarse_),
+            .members = code(args.centroids, ids_, shape, members_),
+            .blocks = blocks_.data(),
+            .ids = ids_.data(),
+            .count = count,
+            .looked = std::min(looked, count)};
   }
 
-  int64_t count() const { return static_cast<int64_t>(used_.size()); }
-  int64_t coarse_panels() const { return (count() + columns_ - 1) / columns_; }
-  CentroidGroups<T> looking_into(int64_t groups) const {
-    return {.coarse = coarse_.data(),
-            .packed = packed_.data(),
-            .ids = ids_.data(),
-            .panels = panels_.data(),
-            .count = count(),
-            .looked = groups};
-  }
+  const CentroidGroups& all() const { return all_; }
 
  private:
-  void pack(const float* source, int64_t column, std::vector<T>& target) const {
-    for (int64_t i = 0; i < width_; ++i)
-      target[(column / columns_ * width_ + i) * columns_ + column % columns_] = static_cast<T>(source[i]);
+  static CodedCentroids code(const Tensor& centroids, const std::vector<int32_t>& ids, const CodedShape& shape,
+                             CentroidRoom& room) {
+    const int64_t count = static_cast<int64_t>(ids.size()) / kBlockRows;
+    const CodedCentroids out = room.blocks(count, shape);
+    parallel_for(0, count, grain(4 * kBlockRows * shape.features), [&](int64_t first, int64_t last) {
+      std::vector<int8_t> scratch(4 * shape.quads);
+      kernels().code_centroids(data<float>(centroids), ids.data(), shape, first, last, out, scratch.data());
+    });
+    return out;
   }
 
-  void pack_group(const GroupArgs& args, int64_t g) {
-    const int64_t begin = data<int64_t>(args.offsets)[used_[g]], end = data<int64_t>(args.offsets)[used_[g] + 1];
-    for (int64_t column = panels_[g] * columns_; column < panels_[g + 1] * columns_; ++column) {
-      ids_[column] = data<int32_t>(args.members)[std::min(begin + column - panels_[g] * columns_, end - 1)];
-      pack(data<float>(args.centroids) + ids_[column] * width_, column, packed_);
-    }
-  }
-
-  int64_t width_;
-  std::vector<int64_t> used_, panels_;
-  int64_t columns_;
-  std::vector<T> coarse_, packed_;
-  std::vector<int32_t> ids_;
+  std::vector<int32_t> used_, ids_;
+  std::vector<int64_t> blocks_;
+  CentroidRoom coarse_, members_;
+  CentroidGroups all_;
 };
 
 template <class T>
-std::vector<int32_t> search(const RowArgs<T>& rows, const PackedGroups<T>& groups, int64_t looked) {
-  const auto& k = real_kernels<T>();
-  const CentroidGroups<T> all = groups.looking_into(looked);
+std::vector<int32_t> search(const RowArgs<T>& rows, const CentroidGroups& groups) {
   std::vector<int32_t> found(rows.count);
-  const int64_t chunks = (rows.count + kGroupedRows - 1) / kGroupedRows, width = rows.in.width();
+  const int64_t chunks = (rows.count + kGroupedRows - 1) / kGroupedRows, quads = groups.shape.quads;
   parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    std::vector<T> numbers(kGroupedRows * (width + 1) + k.tile_rows * groups.coarse_panels() * k.tile_columns);
-    std::vector<int32_t> places(2 * kGroupedRows * looked);
-    std::vector<int64_t> starts(groups.count() + 1);
-    T* best = numbers.data() + kGroupedRows * width;
-    const GroupScratch<T> scratch = {.rows = numbers.data(),
-                                     .best = best,
-                                     .coarse = best + kGroupedRows,
-                                     .chosen = places.data(),
-                                     .members = places.data() + kGroupedRows * looked,
-                                     .starts = starts.data()};
-    for (int64_t chunk = first; chunk < last; ++chunk)
-      k.nearest_in_groups(rows.in, all, found.data(), chunk * kGroupedRows,
-                          std::min(rows.count, (chunk + 1) * kGroupedRows), scratch);
+    const int64_t held = std::min(kGroupedRows, rows.count), looked = held * groups.looked;
+    std::vector<int32_t> integers(held * (quads + 2) + 2 * looked);
+    std::vector<float> scores(held + kRowsTogether * blocks_of(groups.count) * kBlockRows);
+    std::vector<int64_t> starts(groups.count + 1);
+    std::vector<T> row(rows.in.width());
+    int32_t* sums = integers.data() + held * quads;
+    const GroupScratch scratch = {.codes = integers.data(),
+                                  .sums = sums,
+                                  .extras = sums + held,
+                                  .best = scores.data(),
+                                  .chosen = sums + 2 * held,
+                                  .members = sums + 2 * held + looked,
+                                  .starts = starts.data(),
+                                  .scores = scores.data() + held};
+    for (int64_t begin = first * kGroupedRows; begin < std::min(rows.count, last * kGroupedRows);
+         begin += kGroupedRows) {
+      const int64_t end = std::min(rows.count, begin + kGroupedRows);
+      const int64_t finite = real_kernels<T>().code_hashed_rows(rows.in, groups.shape, begin, end, scratch, row.data());
+      kernels().quads.nearest_in_groups(groups, end - begin, finite, scratch, found.data() + begin);
+    }
   });
   return found;
 }
@@ -130,8 +159,8 @@ Tensor nearest_in_groups(Tensor input, std::optional<Tensor> bias, std::optional
         .centroids = centroids, .group_centroids = group_centroids, .offsets = offsets, .members = members};
     group_args.check_for(op, row_args.in.width());
     check(looked >= 1, op, "looked: expected at least 1, got ", looked);
-    const PackedGroups<T> groups(group_args, row_args.in.width());
-    const std::vector<int32_t> found = search(row_args, groups, std::min(looked, groups.count()));
+    const CodedGroups groups(group_args, shape_of_rows(op, row_args.in.features, row_args.in.extras()), looked);
+    const std::vector<int32_t> found = search(row_args, groups.all());
     const bool narrow = centroids.size(0) <= int64_t{1} << 15;
     Tensor codes = empty({1, row_args.count}, narrow ? ScalarType::Short : ScalarType::Int);
     narrow ? store<int16_t>(found, codes) : store<int32_t>(found, codes);

@@ -19,8 +19,10 @@
 #include "shared_pattern-inl.h"
 #include "topk-inl.h"
 // after those that they use
-#include "centroids-inl.h"    // loads rows as hashing-inl.h
-#include "sample_adam-inl.h"  // meets samples as sample_pattern-inl.h, steps as optim-inl.h
+#include "centroids-inl.h"     // loads rows as hashing-inl.h
+#include "group_coding-inl.h"  // finds the largest as coding-inl.h
+#include "groups-inl.h"        // as coded-inl.h
+#include "sample_adam-inl.h"   // meets samples as sample_pattern-inl.h, steps as optim-inl.h
 
 template <class T, class Code>
 constexpr HashKernels<T, Code> hash_kernels() {
@@ -41,7 +43,7 @@ constexpr RealKernels<T> kernels_of() {
       .depth = kDepth,
       .hash16 = hash_kernels<T, int16_t>(),
       .hash32 = hash_kernels<T, int32_t>(),
-      .nearest_in_groups = nearest_in_groups<T>,
+      .code_hashed_rows = code_hashed_rows<T>,
       .pack_transposed = pack_transposed<T>,
       .pack_columns = pack_columns<T>,
       .shared_logits = shared_logits<T>,
@@ -74,5 +76,9 @@ constexpr RealKernels<T> kernels_of() {
 }
 
 constexpr KernelTable table_named(const char* name) {
-  return {.name = name, .f32 = kernels_of<float>(), .f64 = kernels_of<double>(), .quads = {.offer_coded = offer_coded}};
+  return {.name = name,
+          .f32 = kernels_of<float>(),
+          .f64 = kernels_of<double>(),
+          .quads = {.offer_coded = offer_coded, .nearest_in_groups = nearest_in_groups},
+          .code_centroids = code_centroids};
 }

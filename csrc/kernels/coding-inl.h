@@ -22,20 +22,6 @@ inline void interleave(const uint32_t* in, int64_t quads, uint32_t* out) {
     for (int64_t r = 0; r < kBlockRows; ++r) out[q * kBlockRows + r] = in[r * quads + q];
 }
 
-// The largest of some lanes, as sum_halves adds them.
-template <class T, int64_t Lanes>
-inline T largest_of_halves(const T* lane) {
-  if constexpr (Lanes == 2) {
-    return lane[0] > lane[1] ? lane[0] : lane[1];
-  } else {
-    typedef T Half __attribute__((vector_size(Lanes / 2 * sizeof(T))));
-    const Half left = load<Half>(lane), right = load<Half>(lane + Lanes / 2);
-    T half[Lanes / 2];
-    store(half, left > right ? left : right);
-    return largest_of_halves<T, Lanes / 2>(half);
-  }
-}
-
 // The largest magnitude, by the bits without the sign, which are ordered as magnitudes are; Inf or NaN if there is one.
 template <class T>
 inline T largest_magnitude(const T* x, int64_t features) {

@@ -59,33 +59,6 @@ struct Centroids {
   int64_t count;
 };
 
-// The centroids of one table in groups: `coarse` the groups' own centroids in panels; the panels of group g, of its
-// centroids, are [panels[g], panels[g + 1]) of `packed`, their columns' numbers in `ids` (the last column is repeated
-// where a panel is not full). A row looks into its best `looked` groups.
-template <class T>
-struct CentroidGroups {
-  const T* coarse;
-  const T* packed;
-  const int32_t* ids;
-  const int64_t* panels;
-  int64_t count;
-  int64_t looked;
-};
-
-constexpr int64_t kGroupedRows = 1024;
-
-// Room for kGroupedRows rows: rows (., width), best, chosen (., looked), members (the same), starts (groups + 1);
-// coarse (tile_rows, panels of coarse centroids).
-template <class T>
-struct GroupScratch {
-  T* rows;
-  T* best;
-  T* coarse;
-  int32_t* chosen;
-  int32_t* members;
-  int64_t* starts;
-};
-
 // weight (N, features), bias (N) or null; rows (active) of one active set shared by `batch` samples;
 // logits are scale * (<weight, x> + bias) + log_weight (active, or null).
 template <class T>
@@ -180,6 +153,57 @@ struct CodedRows {
   int64_t count;
 };
 
+// How vectors become integers: `features` coordinates of at most `limit` in magnitude, in quads, of which there is an
+// even number, and at most two `extras` that follow, in multiples of a finer unit.
+struct CodedShape {
+  int64_t features;
+  int64_t extras;
+  int64_t quads;
+  int64_t limit;
+
+  int64_t block_bytes() const { return quads * 4 * kBlockRows; }
+};
+
+// Extras may be kExtraLimit times a vector's unit; they are given in multiples of 2^-kExtraBits of it.
+constexpr int32_t kExtraBits = 4, kExtraLimit = (1 << (14 - kExtraBits)) - 1;
+
+// Centroids in blocks of kBlockRows: codes (blocks, quads, kBlockRows, 4) of their features, plus kCenterOffset; extras
+// (blocks, kBlockRows), two int16 each; units (blocks, kBlockRows), what a centroid's integers are multiples of,
+// NaN where there is none.
+struct CodedCentroids {
+  uint8_t* codes;
+  int32_t* extras;
+  float* units;
+};
+
+// The centroids of one table in groups: `coarse` the groups' own centroids, `members` all centroids, those of group g
+// in blocks [blocks[g], blocks[g + 1]), and their numbers in `ids` (the last one is repeated where a block is not
+// full). A row looks into its best `looked` groups.
+struct CentroidGroups {
+  CodedShape shape;
+  CodedCentroids coarse;
+  CodedCentroids members;
+  const int64_t* blocks;
+  const int32_t* ids;
+  int64_t count;
+  int64_t looked;
+};
+
+constexpr int64_t kGroupedRows = 2048, kRowsTogether = 4;  // at most
+
+// Room for kGroupedRows rows: codes (., quads) of four int8, their sums, extras of two int16, best, chosen and members
+// (., looked); starts (groups + 1); scores (kRowsTogether, blocks of groups).
+struct GroupScratch {
+  int32_t* codes;
+  int32_t* sums;
+  int32_t* extras;
+  float* best;
+  int32_t* chosen;
+  int32_t* members;
+  int64_t* starts;
+  float* scores;
+};
+
 // Touched rows of an optimizer: rows (count) of param (N, width) and of the states shaped like it; gradient
 // (count, width). All are of type T; or the states bits of bfloat16; or all three are. What is bfloat16 is rounded by
 // random bits that `step` seeds.
@@ -254,8 +278,8 @@ struct RealKernels {
   int64_t depth;         // rows of a panel in shared_grad_input
   HashKernels<T, int16_t> hash16;
   HashKernels<T, int32_t> hash32;
-  void (*nearest_in_groups)(const HashInput<T>&, const CentroidGroups<T>&, int32_t* codes, int64_t begin, int64_t end,
-                            const GroupScratch<T>&);
+  int64_t (*code_hashed_rows)(const HashInput<T>&, const CodedShape&, int64_t begin, int64_t end, const GroupScratch&,
+                              T* row);
   void (*pack_transposed)(const T* x, int64_t count, int64_t width, int64_t first, int64_t last, T* packed);
   void (*pack_columns)(const T* x, int64_t count, int64_t width, int64_t first, int64_t last, T* packed);
   void (*shared_logits)(const SharedProblem<T>&, const T* packed_input, T* logits, int64_t begin, int64_t end);
@@ -302,6 +326,7 @@ struct RealKernels {
 struct QuadKernels {
   void (*offer_coded)(const CodedProblem&, const CodedRows&, const CodedRows& following, const int64_t* samples,
                       int64_t sample_count, const Best<float>&);
+  void (*nearest_in_groups)(const CentroidGroups&, int64_t count, int64_t finite, const GroupScratch&, int32_t* codes);
 };
 
 struct KernelTable {
@@ -309,6 +334,8 @@ struct KernelTable {
   RealKernels<float> f32;
   RealKernels<double> f64;
   QuadKernels quads;
+  void (*code_centroids)(const float* centroids, const int32_t* ids, const CodedShape&, int64_t begin, int64_t end,
+                         const CodedCentroids&, int8_t* scratch);
 };
 
 // The table for this machine, chosen at the first call: the best supported level, or the one named by the environment

@@ -7,7 +7,8 @@
 #include "quads-inl.h"
 //
 #include "coded-inl.h"
+#include "groups-inl.h"
 
 constexpr QuadKernels quad_kernels() {
-  return {.offer_coded = offer_coded};
+  return {.offer_coded = offer_coded, .nearest_in_groups = nearest_in_groups};
 }

@@ -77,6 +77,20 @@ inline bool any_lane(IntVec<T> mask) {
   return any != 0;
 }
 
+// The largest of some lanes, as sum_halves adds them.
+template <class T, int64_t Lanes>
+inline T largest_of_halves(const T* lane) {
+  if constexpr (Lanes == 2) {
+    return lane[0] > lane[1] ? lane[0] : lane[1];
+  } else {
+    typedef T Half __attribute__((vector_size(Lanes / 2 * sizeof(T))));
+    const Half left = load<Half>(lane), right = load<Half>(lane + Lanes / 2);
+    T half[Lanes / 2];
+    store(half, left > right ? left : right);
+    return largest_of_halves<T, Lanes / 2>(half);
+  }
+}
+
 inline int64_t min_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }

@@ -19,8 +19,8 @@ SPREAD_WEIGHT = 0.2
 # The spread of an empty bucket: no query ranks it before one that holds rows.
 EMPTY_SPREAD = -1e9
 
-# From this many centroids on, a row compares itself only with those of a few groups: the centroids are
-# themselves clustered, into about sqrt(centroids) groups by some rounds of k-means.
+# From this many centroids on, a row compares itself, as small integers, only with those of a few groups: the
+# centroids are themselves clustered, into about sqrt(centroids) groups by some rounds of k-means.
 GROUPED_FROM = 512
 GROUPS_SEARCHED = 4
 GROUP_ROUNDS = 3

@@ -115,6 +115,10 @@ def nearest_in_groups(
 ) -> Tensor:
     """As :func:`nearest_centroids` for one table, (1, n), among the centroids of each row's nearest groups.
 
+    Features of rows and centroids are compared as integers of seven bits, times a scale of each: among
+    centroids that are nearly equally near, another than the nearest may be found, the same at every
+    instruction set. A bias and an augmented coordinate, which may be larger, are integers of fifteen bits.
+
     Args:
         centroids: float32 (2^bits, width).
         group_centroids: float32 (groups, width).

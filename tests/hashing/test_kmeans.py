@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 
@@ -82,39 +83,121 @@ def test_kmeans_follows_its_rows_and_assigns_the_dirty_ones():
     assert torch.equal(family.centroids, centroids) and torch.equal(family.mean_row, mean_row)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_centroids_in_groups(dtype):
-    """Rows that look into all groups get the nearest of all; into few, nearly always."""
+def grouped(n=3000, d=24, dtype=torch.float32):
+    """Rows (n, d), 512 centroids, their groups and the centroids of these, one of them without members."""
     torch.manual_seed(0)
-    clusters = torch.randn(32, 24)
-    centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, 24), dim=1)
-    x = (clusters.repeat(94, 1)[:3000] + 0.7 * torch.randn(3000, 24)).to(dtype)
-    x[5, 3] = math.nan
-    groups = kmeans.group_centroids(centroids)
-    assert groups[1].sort().values.tolist() == list(range(512)) and groups[0][-1] == 512
-    exact = ops.nearest_centroids(x, None, None, None, centroids.unsqueeze(0))
-    means = F.normalize(ops.list_centers(centroids, None, *groups)[0], dim=1)
-    for looked, share in ((len(means), 1), (4, 0.9)):
-        found = ops.nearest_in_groups(x, None, None, None, centroids, means, *groups, looked)
-        assert found.dtype == torch.int16 and found[0, 5] == -1
+    clusters = torch.randn(32, d)
+    centroids = F.normalize(clusters.repeat(16, 1) + 0.7 * torch.randn(512, d), dim=1)
+    x = (clusters.repeat(n // 32 + 1, 1)[:n] + 0.7 * torch.randn(n, d)).to(dtype)
+    offsets, members = kmeans.group_centroids(centroids)
+    assert members.sort().values.tolist() == list(range(512)) and offsets[0] == 0
+    means = F.normalize(ops.list_centers(centroids, None, offsets, members)[0], dim=1)
+    offsets = torch.cat([offsets[:3], offsets[2:]])
+    return x, (centroids, torch.cat([means[:2], 9 * means[:1], means[2:]]), offsets, members)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 3, 24, 37, 130])
+def test_centroids_in_groups_equal_the_reference(d, dtype):
+    """All widths, numbers of groups looked into, rows with a bias far larger than their features; ties."""
+    x, groups = grouped(301, d, dtype)
+    groups[0][7] = groups[0][3]
+    for looked in (1, 4, 10**6):
+        found = ops.nearest_in_groups(x, None, None, None, *groups, looked)
+        assert found.dtype == torch.int16
+        expected = reference.nearest_in_groups(x, 0, *groups, looked)
+        assert torch.equal(found[0].long(), expected)
+    x, groups = grouped(301, d + 1, dtype)
+    x[:, -1] *= 10.0 ** torch.randint(-3, 7, (301,))
+    rows, center = torch.randperm(301)[:200], x[0]
+    hashed = ops.hashed_rows(x[:, :-1].contiguous(), x[:, -1].contiguous(), rows, center)
+    of = (x[:, :-1].contiguous(), x[:, -1].contiguous(), rows, center)
+    for looked in (1, 4, 10**6):
+        found = ops.nearest_in_groups(*of, *groups, looked)
+        assert torch.equal(found[0].long(), reference.nearest_in_groups(hashed, 1, *groups, looked))
+
+
+def test_centroids_in_groups_are_the_nearest():
+    """Nearly always: rows that lie between two centroids may get the other."""
+    x, groups = grouped()
+    exact = ops.nearest_centroids(x, None, None, None, groups[0].unsqueeze(0))
+    for looked, share in ((10**6, 0.95), (4, 0.9)):
+        found = ops.nearest_in_groups(x, None, None, None, *groups, looked)
         assert (found == exact).float().mean() >= share
-    rows, center, bias = torch.randperm(3000)[:700], x[0], x[:, 0].contiguous()
-    of = (x[:, 1:].contiguous(), bias, rows, center)
-    exact = ops.nearest_centroids(*of, centroids.unsqueeze(0))
-    empty = torch.cat([groups[0], groups[0][-1:]])  # one group without centroids
-    means = torch.cat([means, torch.full((1, 24), 9.0)])
-    found = ops.nearest_in_groups(*of, centroids, means, empty, groups[1], 10**6)
-    assert torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("norm_bound", [None, 40.0])
+def test_centroids_in_groups_are_nearly_as_near_as_the_nearest(norm_bound):
+    """Rounding to seven bits costs less than 3e-4 of the inner products with the nearest centroids, also of
+    rows with a large augmented coordinate."""
+    x, groups = grouped()
+    of = (x[:, 1:].contiguous(), x[:, 0].contiguous(), None, x[0])
+    if norm_bound is not None:
+        groups = (*(F.pad(part, (0, 1), value=1.0) for part in groups[:2]), *groups[2:])
+    exact = ops.nearest_centroids(*of, groups[0].unsqueeze(0), norm_bound)[0].long()
+    found = ops.nearest_in_groups(*of, *groups, 10**6, norm_bound)[0].long()
+    products = ops.hashed_rows(*of) @ groups[0][:, :24].T
+    nearest, near = (products.gather(1, codes[:, None]).mean() for codes in (exact, found))
+    assert near > (1 - 3e-4) * nearest
+
+
+def test_centroids_in_groups_of_odd_rows():
+    """Rows with NaN or Inf have no centroid, rows of zeros and of the smallest numbers the first."""
+    x, groups = grouped(100)
+    clean = ops.nearest_in_groups(x, None, None, None, *groups, 4)
+    for place, value in ((5, math.nan), (6, math.inf), (7, -math.inf)):
+        x[place, 3] = value
+    found = ops.nearest_in_groups(x, None, None, None, *groups, 4)
+    assert found[0, 5:8].tolist() == [-1] * 3
+    assert torch.equal(found[0, 8:], clean[0, 8:]) and torch.equal(found[0, :5], clean[0, :5])
+    bias = torch.zeros(100)
+    bias[9] = math.nan
+    with_bias = (*(F.pad(part, (0, 1)) for part in groups[:2]), *groups[2:])
+    found = ops.nearest_in_groups(x, bias, None, None, *with_bias, 4)
+    assert found[0, [5, 9]].tolist() == [-1] * 2
+    assert torch.equal(found[0, 10:], clean[0, 10:])
+    for small in (0.0, 1e-42):
+        nothing = torch.full((2, 24), small)
+        found = ops.nearest_in_groups(nothing, None, None, None, *groups, 10**6)
+        assert found.tolist() == [[0, 0]]
+    center = torch.full((24,), -3e38)  # the difference is Inf
+    assert (ops.nearest_in_groups(x.abs() * 3e38, None, None, center, *groups, 4) == -1).all()
+
+
+def test_centroids_that_are_not_finite_are_nobodys():
+    x, groups = grouped(100)
+    groups[0][::2] = math.nan
+    groups[1][::2] = math.inf
+    found = ops.nearest_in_groups(x, None, None, None, *groups, 10**6)
+    assert (found % 2 == 1).all()
+    groups[0].fill_(math.nan)
+    assert (ops.nearest_in_groups(x, None, None, None, *groups, 10**6) == -1).all()
+
+
+def test_centroids_in_groups_at_any_number_of_threads():
+    x, groups = grouped(9001)
+    found = ops.nearest_in_groups(x, None, None, None, *groups, 4)
+    threads = torch.get_num_threads()
+    try:
+        for other in (1, 3):
+            torch.set_num_threads(other)
+            assert torch.equal(ops.nearest_in_groups(x, None, None, None, *groups, 4), found)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_wrong_groups():
+    x, groups = grouped(10)
     for place, wrong, message in (
-        (4, centroids[:500], "members: expected shape"),
-        (6, groups[0] + 1, "offsets: expected non-decreasing"),
-        (7, groups[1] + 1, r"members: expected values in \[0, 512\)"),
-        (8, 0, "looked: expected at least 1"),
+        (0, groups[0][:500], "members: expected shape"),
+        (2, groups[2] + 1, "offsets: expected non-decreasing"),
+        (3, groups[3] + 1, r"members: expected values in \[0, 512\)"),
+        (4, 0, "looked: expected at least 1"),
     ):
-        arguments = [x, None, None, None, centroids, means, empty, groups[1], 3]
-        arguments[place] = wrong if place != 6 else torch.cat([wrong, wrong[-1:]])
+        arguments = [*groups, 3]
+        arguments[place] = wrong
         with pytest.raises(RuntimeError, match=message):
-            ops.nearest_in_groups(*arguments)
+            ops.nearest_in_groups(x, None, None, None, *arguments)
 
 
 def test_kmeans_rebuilds_from_its_old_centroids():

@@ -253,6 +253,47 @@ void hidden_layers(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   });
 }
 
+// Rows that are hashed by centroids in groups, of which the last is not a whole block.
+template <class T>
+void grouped_centroids(std::mt19937& random, int64_t n, int64_t d) {
+  const CodedShape shape = {.features = d, .extras = 2, .quads = quads_of(d), .limit = kCenterLimit};
+  const int64_t width = d + 2, size = 3 * kBlockRows - 5;
+  const auto x = normal<T>(random, n * d), bias = normal<T>(random, n), center = normal<T>(random, d + 1);
+  const auto centroids = normal<float>(random, size * width);
+  const HashInput<T> in{x.data(), nullptr, bias.data(), center.data(), d, true, T(2), true};
+  std::vector<int32_t> ids(3 * kBlockRows, -1), groups(kBlockRows, -1);
+  for (int64_t i = 0; i < size; ++i) ids[i] = static_cast<int32_t>(i);
+  groups[0] = 0, groups[1] = static_cast<int32_t>(size - 1);
+  const std::vector<int64_t> blocks = {0, 1, 3};
+  compare("nearest_in_groups", [&](int threads) {
+    std::vector<uint8_t> codes(4 * shape.block_bytes());
+    std::vector<int32_t> extras(4 * kBlockRows), found(n);
+    std::vector<float> units(4 * kBlockRows);
+    const CodedCentroids coarse{codes.data(), extras.data(), units.data()};
+    const CodedCentroids members{codes.data() + shape.block_bytes(), extras.data() + kBlockRows,
+                                 units.data() + kBlockRows};
+    std::vector<int8_t> room(4 * shape.quads);
+    kernels().code_centroids(centroids.data(), groups.data(), shape, 0, 1, coarse, room.data());
+    parallel(threads, 3, 1, [&](int64_t b, int64_t e) {
+      std::vector<int8_t> scratch(4 * shape.quads);
+      kernels().code_centroids(centroids.data(), ids.data(), shape, b, e, members, scratch.data());
+    });
+    const CentroidGroups all{shape, coarse, members, blocks.data(), ids.data(), 2, 1};
+    parallel(threads, n, 1, [&](int64_t b, int64_t e) {
+      const int64_t count = e - b;
+      std::vector<int32_t> inputs(count * shape.quads), sums(count), pairs(count), chosen(count), rows(count);
+      std::vector<float> best(count), scores(kRowsTogether * kBlockRows);
+      std::vector<int64_t> starts(3);
+      std::vector<T> row(width);
+      const GroupScratch scratch{inputs.data(), sums.data(), pairs.data(),  best.data(),
+                                 chosen.data(), rows.data(), starts.data(), scores.data()};
+      const int64_t finite = real_kernels<T>().code_hashed_rows(in, shape, b, e, scratch, row.data());
+      kernels().quads.nearest_in_groups(all, count, finite, scratch, found.data() + b);
+    });
+    return found;
+  });
+}
+
 // Calls body(reservoirs, range, ranges) for four ranges, each with reservoirs of `best` for every sample of its own;
 // returns all their values, in order.
 template <class T, class F>
@@ -356,6 +397,7 @@ void all(std::mt19937& random) {
     shared_pattern<T>(random, 300, d, 73, 37);
     sample_pattern<T>(random, 90, d, 11);
     hidden_layers<T>(random, 33, d, 11);
+    grouped_centroids<T>(random, 45, d);
     for (int64_t batch : {1, 5, 37}) prediction<T>(random, 203, d, batch);
   }
 }

@@ -49,11 +49,20 @@ def codes(i, K):
     """Codes of all families: of 60 hashes, K a table. K = 20 (for DWTA 6) gives int32."""
     rows = (i["weight"], i["bias"], None, i["center"])
     L, wide = 60 // K, K > 15
+    grouped = torch.cat([i["weight"][:16], -i["weight"][:16]]).float()
+    grouped = torch.cat([grouped, torch.ones(32, 1)], 1)
+    groups = (
+        grouped,
+        grouped[:5],
+        torch.arange(6).mul(7).clamp(max=32),
+        torch.arange(31, -1, -1).int(),
+    )
     coded = ops.code_centers(i["centroids"][..., :-2].contiguous(), None, torch.ones(2, 32))
     return {
         f"hadamard{K}": ops.simhash_hadamard(*rows, i["signs"], i["extra_projection"], K, L),
         f"dense{K}": ops.simhash_dense(*rows, i["projection"], K, L),
         f"centroids{K}": ops.nearest_centroids(*rows, i["centroids"], 3.0, 4),
+        f"grouped{K}": ops.nearest_in_groups(*rows, *groups, min(K, 4)),
         f"ranked{K}": ops.rank_centers(i["x"], torch.ones(len(i["x"])), *coded, 32, K),
         f"dwta{K}": ops.dwta(*rows, i["coordinates"], 6 if wide else K, 10 if wide else L),
     }
@@ -291,6 +300,15 @@ def test_centroid_codes(level, dtype):
         assert found[name].shape == first[name].shape and found[name].dtype == first[name].dtype
         differ = (found[name] != first[name]).float().mean()
         assert differ < (1e-2 if dtype == "float32" else 1e-4)
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_centroids_in_groups(level, dtype):
+    """Integers do not round: rows without an augmented coordinate get the same codes at every level."""
+    found, first = result_of(level)[dtype], result_of(supported_levels()[0])[dtype]
+    for name in ("grouped3", "grouped20"):
+        assert torch.equal(found[name], first[name]) and len(found[name].unique()) > 5
 
 
 def run_bfloat16_tests():
