@@ -68,14 +68,16 @@ inline CodedVector code_vector(const T* x, const CodedShape& shape, int8_t* code
 // is -1, the unit becomes NaN. `scratch` has room for the quads of one.
 inline void code_centroids(const float* centroids, const int32_t* ids, const CodedShape& shape, int64_t begin,
                            int64_t end, const CodedCentroids& out, int8_t* scratch) {
-  const int64_t width = shape.features + shape.extras;
+  constexpr int64_t ahead = 4;
+  const int64_t width = shape.features + shape.extras, quads = shape.quads;
   for (int64_t place = begin * kBlockRows; place < end * kBlockRows; ++place) {
+    const int64_t id = ids[place], later = ids[min_of(place + ahead, end * kBlockRows - 1)];
+    if (later >= 0) prefetch_row(centroids + later * width, width);
     CodedVector coded = {.sum = 0, .extras = 0, .unit = __builtin_nanf("")};
-    if (ids[place] >= 0) coded = code_vector(centroids + ids[place] * width, shape, scratch);
-    for (int64_t p = 0; p < 4 * shape.quads; ++p)
-      scratch[p] = static_cast<int8_t>(ids[place] < 0 ? 0 : scratch[p] + kCenterOffset);
+    if (id >= 0) coded = code_vector(centroids + id * width, shape, scratch);
+    for (int64_t p = 0; p < 4 * quads; ++p) scratch[p] = static_cast<int8_t>(id < 0 ? 0 : scratch[p] + kCenterOffset);
     uint8_t* codes = out.codes + place / kBlockRows * shape.block_bytes() + place % kBlockRows * 4;
-    for (int64_t q = 0; q < shape.quads; ++q) __builtin_memcpy(codes + q * 4 * kBlockRows, scratch + 4 * q, 4);
+    for (int64_t q = 0; q < quads; ++q) __builtin_memcpy(codes + q * 4 * kBlockRows, scratch + 4 * q, 4);
     out.extras[place] = coded.extras;
     out.units[place] = coded.unit;
   }
