@@ -8,22 +8,24 @@ import time
 import pytest
 import torch
 from helpers import FUZZ_SECONDS, FUZZ_SEED
+LEAST_CASES = 25
 
 
 @pytest.fixture
 def fuzz():
-    """Calls a check with a ``random.Random`` for each seed; torch and the case itself draw by that seed."""
+    """Calls a check with a ``random.Random`` for each seed; torch and the case itself draw by that seed. At least
+    LEAST_CASES, however slow the machine."""
 
     def run(check):
         end = time.monotonic() + FUZZ_SECONDS
-        for seed in itertools.count(FUZZ_SEED):
+        for case, seed in enumerate(itertools.count(FUZZ_SEED), 1):
             torch.manual_seed(seed)
             try:
                 check(random.Random(seed))
             except Exception as error:
                 again = f"SLIDE_TORCH_FUZZ_SEED={seed} begins with it"
                 raise AssertionError(f"case {seed} ({again}): {error}") from error
-            if time.monotonic() > end:
+            if case >= LEAST_CASES and time.monotonic() > end:
                 break
 
     return run
