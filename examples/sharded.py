@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 
 from common.classifier import Classifier, precision_at_1
-from common.machine import machine_line, resident_gb
+from common.machine import machine, machine_line, resident_gb
 from slide_torch import LSHLinear
 from slide_torch.data import SparseRows, batches
 from slide_torch.distributed import shard_
@@ -133,6 +133,7 @@ def main() -> None:
     result = {
         "ranks": ranks,
         "classes": classes,
+        "dtype": str(dtype).removeprefix("torch."),
         "steps": steps,
         "P@1": score,
         "ms_per_step": seconds / steps * 1e3,
@@ -141,12 +142,11 @@ def main() -> None:
     if rank == 0:
         print(machine_line(args.seed))
         print(
-            ", ".join(
-                f"{k} {v:.4g}" if k != "classes" else f"{v:,} classes" for k, v in result.items()
-            )
+            ", ".join(f"{k} {f'{v:.4g}' if isinstance(v, float) else v}" for k, v in result.items())
         )
         if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
+            about = machine() | {"seed": args.seed}
+            args.json.write_text(json.dumps({"machine": about} | result, indent=1) + "\n")
     if ranks > 1:
         dist.barrier()
         dist.destroy_process_group()

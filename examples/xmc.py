@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
         "--predict", type=Path, metavar="FILE", help="print labels of its rows by the --save model"
     )
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument(
         "--lr", type=float, help="at the first step, falls to 0; default: by validation rows"

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.common.classifier import loss_of as decoupled_softmax
-from examples.common.recipe import HEAD_RATE
 from slide_torch import LSHLinear, LSHOptions, SampledLogits
 from slide_torch.data import IGNORE_INDEX
 from slide_torch.ops import topk_linear
 from slide_torch.optim import Adagrad, Adam
 
 __all__ = ["DenseLayer", "LSHLayer", "SampledLayer", "loss_of"]
+
+# The rate of row-wise Adagrad for each unit of the body's, of Adam.
+HEAD_RATE = 20.0
 
 
 def loss_of(logits: Tensor | SampledLogits, labels: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ class LSHLayer(nn.Module):
 def _row_sparse_optimizers(
     body: nn.Module, head: nn.Module, lr: float, decay: float, row_wise: bool, **of_adam: bool
 ) -> list[torch.optim.Optimizer]:
-    """Adam for all; or for the head row-wise Adagrad, at a rate of its own, as examples/common/recipe.py."""
+    """Adam for all; or for the head row-wise Adagrad, as in examples/common/recipe.py."""
     if row_wise:
         own = {"params": list(head.parameters()), "weight_decay": decay / HEAD_RATE}
         return [

@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     add("--classes", type=int, default=0, help="only the first so many classes; 0: all")
     add("--validation-rows", type=int, default=5_000)
     add("--width", type=int, default=128, help="of the embedding")
-    add("--epochs", type=float, default=1.0)
+    add("--epochs", type=float, default=2.0)
     add("--batch", type=int, default=256)
     add("--budget", type=int, help="of LSHOptions; default: its own")
     add("--lr", type=float, help="default: chosen")

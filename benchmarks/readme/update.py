@@ -21,6 +21,7 @@ from .accuracy_tables import (
 )
 from .example_tables import images_10000, quickstart
 from .records import ROOT
+from .sharded_tables import sharded, sharded_projection, sharded_runs
 from .speed_tables import (
     prediction,
     scaling,
@@ -43,6 +44,7 @@ BLOCKS = {
         bf16_moments,
         recipe,
     ),
+    "docs/distributed.md": (sharded, sharded_runs, sharded_projection),
     "docs/hidden.md": (hidden,),
     "docs/prediction.md": (speed_ratios, tables_recall),
     "docs/quickstart.md": (quickstart,),

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -30,12 +31,10 @@ from .classifier import Classifier, labels_of, loss_of, precision_at_1, predict
 from .machine import reset_peak_memory, resident_gb
 from .run import Run
 
-__all__ = ["DECAYS", "HEAD_RATE", "RATES", "Recipe", "choose", "train", "warm_start_"]
+__all__ = ["DECAYS", "RATES", "Recipe", "choose", "head_rate", "train", "warm_start_"]
 
 RATES = (0.005, 0.01, 0.02)
 DECAYS = (0.0, 2.0)
-# The head's rate, of row-wise Adagrad, for each unit of the embedding's, of Adam.
-HEAD_RATE = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Recipe:
 
     Attributes:
         batch: rows of a step.
-        lr: learning rate at the first step, of the embedding; that of an LSH head is HEAD_RATE times it.
+        lr: learning rate at the first step, of the embedding; that of an LSH head is :func:`head_rate`.
         decay: decoupled weight decay: rows of the head that a step touches are multiplied by 1 - lr * decay.
         epochs: when training ends; None: after ``seconds``.
         seconds: when training ends, start included; None: after ``epochs``.
@@ -66,6 +65,11 @@ class Recipe:
         fixed = {"rows": rows, "batch": self.batch, "lr": self.lr, "decay": self.decay}
         fixed |= {"epochs": self.epochs, "seed": self.seed}
         return fixed | {"head": repr(getattr(head, "options", None))}
+
+
+def head_rate(lr: float) -> float:
+    """The rate of an LSH head's row-wise Adagrad beside ``lr`` of the embedding's Adam."""
+    return 0.4 * math.sqrt(lr / 0.02)
 
 
 @torch.no_grad()
@@ -97,9 +101,10 @@ def make_optimizers(model: Classifier, recipe: Recipe) -> tuple[Optimizer, Optim
     embedding = Adam(model.embedding.parameters(), lr=recipe.lr)
     if not isinstance(head, LSHLinear):
         return embedding, Adam(head.parameters(), lr=recipe.lr, weight_decay=recipe.decay)
-    weight = {"params": [head.weight], "weight_decay": recipe.decay / HEAD_RATE}
+    lr = head_rate(recipe.lr)
+    weight = {"params": [head.weight], "weight_decay": recipe.decay * recipe.lr / lr}
     groups = [weight] if head.bias is None else [weight, {"params": [head.bias]}]
-    return embedding, Adagrad(groups, lr=HEAD_RATE * recipe.lr, row_wise=True)
+    return embedding, Adagrad(groups, lr=lr, row_wise=True)
 
 
 def train(

@@ -8,13 +8,14 @@ import time
 import pytest
 import torch
 from helpers import FUZZ_SECONDS, FUZZ_SEED
+
 LEAST_CASES = 25
 
 
 @pytest.fixture
 def fuzz():
-    """Calls a check with a ``random.Random`` for each seed; torch and the case itself draw by that seed. At least
-    LEAST_CASES, however slow the machine."""
+    """Calls a check with a ``random.Random`` for each seed, by which torch and the case itself draw too; at
+    least LEAST_CASES times, however slow the machine."""
 
     def run(check):
         end = time.monotonic() + FUZZ_SECONDS
