@@ -177,8 +177,8 @@ struct CodedCentroids {
 };
 
 // The centroids of one table in groups: `coarse` the groups' own centroids, `members` all centroids, those of group g
-// in blocks [blocks[g], blocks[g + 1]), and their numbers in `ids` (the last one is repeated where a block is not
-// full). A row looks into its best `looked` groups.
+// in blocks [blocks[g], blocks[g + 1]), and their numbers in `ids` (-1 where a block is not full). A row looks into its
+// best `looked` groups.
 struct CentroidGroups {
   CodedShape shape;
   CodedCentroids coarse;
