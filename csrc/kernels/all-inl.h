@@ -20,7 +20,7 @@
 #include "topk-inl.h"
 // after those that they use
 #include "centroids-inl.h"     // loads rows as hashing-inl.h
-#include "group_coding-inl.h"  // finds the largest as coding-inl.h
+#include "group_coding-inl.h"  // rounds as coding-inl.h
 #include "groups-inl.h"        // as coded-inl.h
 #include "sample_adam-inl.h"   // meets samples as sample_pattern-inl.h, steps as optim-inl.h
 

@@ -45,6 +45,12 @@ inline T largest_magnitude(const T* x, int64_t features) {
   return load<T>(&most);
 }
 
+// Half of an integer, or of a vector of them, rounded away from zero; `shift` brings the sign to the last bit.
+template <class I>
+inline I halved(I doubled, int shift) {
+  return (doubled + 1 + (doubled >> shift)) >> 1;
+}
+
 // x (features) as codes, scaled by its largest magnitude, into `codes` (4 quads); returns the scale. Zeros for what
 // holds NaN or Inf, and NaN for a scale; what is too small for a scale counts as zero. Halves are rounded away from
 // zero, in integers, so that codes are the same at every instruction set.
@@ -52,6 +58,7 @@ template <class T>
 inline float code_row(const T* x, int64_t features, uint8_t* codes) {
   using Int = typename IntegerOf<T>::type;
   constexpr int64_t W = Simd<T>::lanes;
+  constexpr int shift = 8 * sizeof(T) - 1;
   typedef uint8_t Bytes __attribute__((vector_size(W)));
   const T most = largest_magnitude(x, features);
   const bool finite = most - most == T(0);
@@ -60,16 +67,12 @@ inline float code_row(const T* x, int64_t features, uint8_t* codes) {
   if (finite && scale >= __FLT_MIN__) {
     const T twice = T(2 * kCenterLimit) / most;
     for (; p + W <= features; p += W) {
-      const IntVec<T> doubled = __builtin_convertvector(load<Vec<T>>(x + p) * twice, IntVec<T>);
-      const IntVec<T> sign = doubled >> (8 * sizeof(T) - 1);
-      const IntVec<T> rounded = (((((doubled ^ sign) - sign) + 1) >> 1) ^ sign) - sign;
+      const IntVec<T> rounded = halved(__builtin_convertvector(load<Vec<T>>(x + p) * twice, IntVec<T>), shift);
       const Bytes narrow = __builtin_convertvector(rounded + kCenterOffset, Bytes);
       __builtin_memcpy(codes + p, &narrow, W);
     }
-    for (; p < features; ++p) {
-      const Int doubled = static_cast<Int>(x[p] * twice), magnitude = ((doubled < 0 ? -doubled : doubled) + 1) >> 1;
-      codes[p] = static_cast<uint8_t>((doubled < 0 ? -magnitude : magnitude) + kCenterOffset);
-    }
+    for (; p < features; ++p)
+      codes[p] = static_cast<uint8_t>(halved(static_cast<Int>(x[p] * twice), shift) + kCenterOffset);
   }
   for (; p < 4 * quads_of(features); ++p) codes[p] = kCenterOffset;
   return finite ? (scale >= __FLT_MIN__ ? scale : 0.0f) : __builtin_nanf("");

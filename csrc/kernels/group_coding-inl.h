@@ -1,11 +1,5 @@
 // Rows and centroids as small integers, for groups-inl.h.
 
-// Half of an integer, or of a vector of them, rounded away from zero; `shift` brings the sign to the last bit.
-template <class I>
-inline I halved(I doubled, int shift) {
-  return (doubled + 1 + (doubled >> shift)) >> 1;
-}
-
 // Rounds x (count) * twice / 2 to int8; returns the sum of all.
 template <class T>
 inline int32_t round_codes(const T* x, int64_t count, T twice, int8_t* codes) {
