@@ -19,7 +19,6 @@ the LSH steps against the bytes that it must move, a third says what each conten
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
 import torch
@@ -28,15 +27,13 @@ from benchmarks.common.arguments import argument_parser, parse
 from benchmarks.common.generated import HIDDEN, LABELS
 from benchmarks.common.memory import Memory, best_rates, bound_ms, print_rates
 from benchmarks.common.record import finish
-from benchmarks.common.timing import median
 from benchmarks.common.worker import Worker
 from examples.common.output import print_table
 
-from .step_contenders import CONTENDERS, NARROW, NARROW_PARAMETERS, PHASES, Contender
+from .step_contenders import CONTENDERS, NARROW, NARROW_PARAMETERS
+from .step_turns import start, summary, turn, upkeep_of
 
 TOO_SLOW_MS = 10_000  # bf16 without hardware for it, say
-UPKEEP_STEPS = 1000
-STEPS_A_TURN = {"dense": 1, "adaptive": 3, "sampled": 10, "lsh": 10}
 
 
 def main() -> None:
@@ -77,11 +74,7 @@ def measure(args: argparse.Namespace) -> tuple[list[dict], dict[str, str], dict[
     workers, failed, answers = {}, {}, {}
     for name in args.only:
         try:
-            workers[name] = Worker(
-                Contender, name, args.batch, args.threads, args.seed, args.labels
-            )
-            # warms up: first touches, compilation, table build
-            first = workers[name].run("run", 1)
+            workers[name], first = start(name, args.batch, args)
             if name == "dense_bf16" and first["ms"][0] > TOO_SLOW_MS:
                 answers[name] = [first]
                 print(f"{name}: {first['ms'][0]:.0f} ms a step, measured once", flush=True)
@@ -95,8 +88,8 @@ def measure(args: argparse.Namespace) -> tuple[list[dict], dict[str, str], dict[
     for _ in range(args.rounds):
         turns.append(meter.run())
         for name, worker in workers.items():
-            answers[name].append(worker.run("run", STEPS_A_TURN[name.split("_")[0]]))
-    upkeep = {name: workers[name].run("upkeep") for name in workers if name.startswith("lsh")}
+            answers[name].append(turn(name, worker))
+    upkeep = upkeep_of(workers)
     for worker in (meter, *workers.values()):
         worker.stop()
     results = [summary(name, answers[name], upkeep) for name in args.only if name in answers]
@@ -111,39 +104,6 @@ def meter_of(threads: int, labels: int):
     """The contender that measures the memory itself."""
     torch.set_num_threads(threads)
     return Memory(labels).turn
-
-
-def summary(name: str, turns: list[dict], upkeep: dict[str, tuple[float, float]]) -> dict:
-    """Medians of a contender's turns; the tables' upkeep added to LSH steps."""
-    ms = median([m for turn in turns for m in turn["ms"]])
-    phases = {
-        phase: median([m for turn in turns for m in turn["phases"][phase]]) for phase in PHASES
-    }
-    result = {"contender": name, "peak_gb": turns[-1]["peak_gb"], "phases": phases}
-    result["features"] = turns[-1]["features"]
-    held = turns[-1]["memory_gb"]
-    result["memory_gb"] = held | {"other_at_peak": result["peak_gb"] - sum(held.values())}
-    if name in upkeep:
-        schedule = turns[-1]["schedule"]
-        result["rehash_ms"], result["rebuild_ms"] = upkeep[name]
-        rehashes = rehashes_within(UPKEEP_STEPS, schedule)
-        rebuilds = rehashes // schedule["rebuild_every"]
-        spent = (rehashes - rebuilds) * result["rehash_ms"] + rebuilds * result["rebuild_ms"]
-        phases["upkeep"] = spent / UPKEEP_STEPS
-        result["upkeep_first_period"] = result["rehash_ms"] / schedule["rehash_every"]
-        ms += phases["upkeep"]
-        for key in ("active_per_sample", "union", "ids_read"):
-            result[key] = median([turn[key] for turn in turns])
-    result["ms_step"] = ms
-    return result
-
-
-def rehashes_within(steps: int, schedule: dict[str, float]) -> int:
-    """Rehashes that the schedule does in the first ``steps`` training steps."""
-    count, period, at = 0, float(schedule["rehash_every"]), 0.0
-    while (at := at + math.ceil(period)) < steps:
-        count, period = count + 1, period * schedule["rehash_growth"]
-    return count
 
 
 def byte_bounds(result: dict, labels: int) -> list[dict]:

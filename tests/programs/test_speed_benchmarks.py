@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.speed import prediction, prediction_sweep
 from benchmarks.speed.step_contenders import PHASES, Contender
-from benchmarks.speed.step_time import summary
+from benchmarks.speed.step_turns import summary
 from examples.data import places
 from slide_torch import LSHLinear
 

@@ -1,0 +1,195 @@
+"""Dense torch on a device, for gpu.py: ways to compute the same layer, and their steps on generated batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common.generated import FEATURES, HIDDEN, generate_batches
+from benchmarks.common.relu_classifier import ReLUClassifier, loss_of
+from examples.common.classifier import Classifier
+from examples.common.machine import reset_peak_memory, resident_gb
+from slide_torch.data import IGNORE_INDEX
+
+__all__ = ["WAYS", "DenseTrainer", "Device", "StepTimer", "Way", "on_device"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How logits and loss are computed. Parameters, gradients and Adam's moments are float32 in all of them.
+
+    Attributes:
+        tf32: float32 products may round their factors to TF32.
+        bf16: the product under autocast; the loss, of its result, in float32.
+        compiled: product and loss under ``torch.compile``, shapes fixed.
+        chunked: ``F.linear_cross_entropy`` of bfloat16 copies, which never holds the logits of a whole batch. It
+            takes the first label of each row.
+    """
+
+    tf32: bool = False
+    bf16: bool = False
+    compiled: bool = False
+    chunked: bool = False
+
+
+WAYS = {
+    "dense_fp32": Way(),
+    "dense_tf32": Way(tf32=True),
+    "dense_bf16": Way(tf32=True, bf16=True),
+    "dense_bf16_compile": Way(tf32=True, bf16=True, compiled=True),
+    "dense_linear_cross_entropy": Way(tf32=True, chunked=True),
+}
+
+
+class Device:
+    """A GPU; or the CPU, on which the same code can be checked."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._base_gb = 0.0
+
+    def synchronize(self) -> None:
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+
+    def forget_peak(self) -> None:
+        """Peaks count from here on."""
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._base_gb = reset_peak_memory()
+
+    def peak_gb(self) -> float:
+        """Gigabytes that tensors of this process held at most: on a GPU all of them, on the CPU the new ones."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resident_gb("VmHWM") - self._base_gb
+
+    def release(self) -> None:
+        """Gives what the allocator caches back to the device, for other processes."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+
+
+class DenseTrainer:
+    """A classifier that trains on a device with every class at every step.
+
+    Both of its layers have dense gradients, also the embedding, of whose rows a batch touches few: torch's fused
+    Adam takes no row-sparse ones, and a GPU updates all rows in less time than SparseAdam some.
+
+    Args:
+        model: moved to the device.
+        loss_of: of logits (B, N) and labels (B, M), padded with IGNORE_INDEX.
+        decay: of the output layer, decoupled as in AdamW.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        way: Way,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        device: Device,
+        *,
+        lr: float,
+        decay: float = 0.0,
+    ) -> None:
+        torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
+        self.model = model.to(device.kind)
+        self.model.embedding.sparse = False
+        compute = partial(_dense_loss, way=way, loss_of=loss_of)
+        self._compute = torch.compile(compute, dynamic=False) if way.compiled else compute
+        groups = [
+            {"params": list(model.embedding.parameters()), "weight_decay": 0.0},
+            {"params": list(model.head.parameters()), "weight_decay": decay},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+        self._lr = lr
+
+    def step(self, batch: tuple[Tensor, ...], share_left: float = 1.0) -> Tensor:
+        """One training step at that share of the learning rate; returns the loss, which may not be known yet."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * share_left
+        loss = self._backward(batch)
+        self.optimizer.step()
+        return loss
+
+    def warm_up(self, batch: tuple[Tensor, ...]) -> None:
+        """Compiles and allocates for batches of this size; learns nothing."""
+        self._backward(batch)
+        self.optimizer.zero_grad()
+
+    def _backward(self, batch: tuple[Tensor, ...]) -> Tensor:
+        *features, labels = batch
+        head = self.model.head
+        self.optimizer.zero_grad()
+        loss = self._compute(self.model.hidden(*features), head.weight, head.bias, labels)
+        loss.backward()
+        return loss.detach()
+
+
+def _dense_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    *,
+    way: Way,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    if way.chunked:
+        return F.linear_cross_entropy(
+            hidden.bfloat16(),
+            weight.bfloat16(),
+            labels[:, 0].contiguous(),
+            linear_bias=bias.bfloat16(),
+            options=nn.LinearCrossEntropyOptions(),
+        )
+    with torch.autocast(hidden.device.type, torch.bfloat16, enabled=way.bf16):
+        logits = F.linear(hidden, weight, bias)
+    return loss_of(logits.float(), labels)
+
+
+def on_device(batch: tuple[Tensor, ...], width: int, device: Device) -> tuple[Tensor, ...]:
+    """The batch there, its labels padded to ``width``, so that compiled code meets one shape."""
+    *features, labels = batch
+    labels = F.pad(labels, (0, width - labels.shape[1]), value=IGNORE_INDEX)
+    return tuple(part.to(device.kind) for part in (*features, labels))
+
+
+class StepTimer:
+    """A way on generated batches, which are on the device before any clock runs; for a process of its own."""
+
+    def __init__(
+        self, name: str, batch: int, threads: int, seed: int, labels: int, kind: str
+    ) -> None:
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        self.device = Device(kind)
+        made = generate_batches(64, batch, seed=seed, labels=labels)
+        width = max(own.shape[1] for *_, own in made)
+        self.batches = [on_device(one, width, self.device) for one in made]
+        self.device.forget_peak()
+        model = ReLUClassifier(FEATURES, HIDDEN, nn.Linear(HIDDEN, labels))
+        self.trainer = DenseTrainer(model, WAYS[name], loss_of, self.device, lr=1e-3)
+        self.steps = 0
+
+    def __call__(self, steps: int) -> dict[str, float]:
+        """Mean milliseconds of ``steps`` steps in a row, after some that warm up, and the peak of memory."""
+        self._train(max(1, steps // 5))
+        started = time.perf_counter()
+        self._train(steps)
+        milliseconds = (time.perf_counter() - started) * 1e3
+        self.device.release()
+        return {"ms": milliseconds / steps, "peak_gb": self.device.peak_gb()}
+
+    def _train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.trainer.step(self.batches[self.steps % len(self.batches)])
+            self.steps += 1
+        self.device.synchronize()
