@@ -1,8 +1,7 @@
-"""Dense torch on a device, for gpu.py: ways to compute the same layer, and their steps on generated batches."""
+"""Dense torch on a device, for gpu.py: ways to compute the same layer, and what trains by them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common.generated import FEATURES, HIDDEN, generate_batches
-from benchmarks.common.relu_classifier import ReLUClassifier, loss_of
 from examples.common.classifier import Classifier
 from examples.common.machine import reset_peak_memory, resident_gb
 from slide_torch.data import IGNORE_INDEX
 
-__all__ = ["WAYS", "DenseTrainer", "Device", "StepTimer", "Way", "on_device"]
+__all__ = ["WAYS", "DenseTrainer", "Device", "Way", "on_device"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,11 @@ class Way:
     """How logits and loss are computed. Parameters, gradients and Adam's moments are float32 in all of them.
 
     Attributes:
-        tf32: float32 products may round their factors to TF32.
+        tf32: float32 products on a GPU may round their factors to TF32.
         bf16: the product under autocast; the loss, of its result, in float32.
         compiled: product and loss under ``torch.compile``, shapes fixed.
-        chunked: ``F.linear_cross_entropy`` of bfloat16 copies, which never holds the logits of a whole batch. It
-            takes the first label of each row.
+        chunked: ``F.linear_cross_entropy`` of bfloat16 copies, which never holds the logits of a whole batch;
+            it takes the first label of each row.
     """
 
     tf32: bool = False
@@ -66,7 +63,7 @@ class Device:
             self._base_gb = reset_peak_memory()
 
     def peak_gb(self) -> float:
-        """Gigabytes that tensors of this process held at most: on a GPU all of them, on the CPU the new ones."""
+        """Gigabytes held at most: by this process's tensors on a GPU, or added to its resident memory."""
         if self.kind == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resident_gb("VmHWM") - self._base_gb
@@ -80,8 +77,8 @@ class Device:
 class DenseTrainer:
     """A classifier that trains on a device with every class at every step.
 
-    Both of its layers have dense gradients, also the embedding, of whose rows a batch touches few: torch's fused
-    Adam takes no row-sparse ones, and a GPU updates all rows in less time than SparseAdam some.
+    Both of its layers have dense gradients, also the embedding, of whose rows a batch touches few, since
+    torch's fused Adam takes no row-sparse gradients.
 
     Args:
         model: moved to the device.
@@ -99,7 +96,8 @@ class DenseTrainer:
         lr: float,
         decay: float = 0.0,
     ) -> None:
-        torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
+        if device.kind == "cuda":
+            torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
         self.model = model.to(device.kind)
         self.model.embedding.sparse = False
         compute = partial(_dense_loss, way=way, loss_of=loss_of)
@@ -112,7 +110,7 @@ class DenseTrainer:
         self._lr = lr
 
     def step(self, batch: tuple[Tensor, ...], share_left: float = 1.0) -> Tensor:
-        """One training step at that share of the learning rate; returns the loss, which may not be known yet."""
+        """One training step at that share of the learning rate; returns the loss, without waiting for it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * share_left
         loss = self._backward(batch)
@@ -160,36 +158,3 @@ def on_device(batch: tuple[Tensor, ...], width: int, device: Device) -> tuple[Te
     *features, labels = batch
     labels = F.pad(labels, (0, width - labels.shape[1]), value=IGNORE_INDEX)
     return tuple(part.to(device.kind) for part in (*features, labels))
-
-
-class StepTimer:
-    """A way on generated batches, which are on the device before any clock runs; for a process of its own."""
-
-    def __init__(
-        self, name: str, batch: int, threads: int, seed: int, labels: int, kind: str
-    ) -> None:
-        torch.set_num_threads(threads)
-        torch.manual_seed(seed)
-        self.device = Device(kind)
-        made = generate_batches(64, batch, seed=seed, labels=labels)
-        width = max(own.shape[1] for *_, own in made)
-        self.batches = [on_device(one, width, self.device) for one in made]
-        self.device.forget_peak()
-        model = ReLUClassifier(FEATURES, HIDDEN, nn.Linear(HIDDEN, labels))
-        self.trainer = DenseTrainer(model, WAYS[name], loss_of, self.device, lr=1e-3)
-        self.steps = 0
-
-    def __call__(self, steps: int) -> dict[str, float]:
-        """Mean milliseconds of ``steps`` steps in a row, after some that warm up, and the peak of memory."""
-        self._train(max(1, steps // 5))
-        started = time.perf_counter()
-        self._train(steps)
-        milliseconds = (time.perf_counter() - started) * 1e3
-        self.device.release()
-        return {"ms": milliseconds / steps, "peak_gb": self.device.peak_gb()}
-
-    def _train(self, steps: int) -> None:
-        for _ in range(steps):
-            self.trainer.step(self.batches[self.steps % len(self.batches)])
-            self.steps += 1
-        self.device.synchronize()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy.problems import SparseProblem
+from benchmarks.accuracy.training import choose_rate
 from examples.common.classifier import Classifier, loss_of
 from examples.common.recipe import Recipe, train
 from examples.common.run import Run
 from slide_torch import LSHLinear
 from slide_torch.data import batches
 
-from .gpu_contenders import DenseTrainer, Device, Way, on_device
+from .gpu_contenders import WAYS, DenseTrainer, Device, Way, on_device
 
-__all__ = ["Dense", "Outcome", "chosen_run", "evaluate", "train_lsh"]
+__all__ = ["Dense", "Outcome", "chosen_run", "measure_accuracy", "seconds_to", "train_lsh"]
+
+LSH = "LSHLinear"
 
 
 @dataclass
@@ -53,7 +58,7 @@ def train_lsh(problem: SparseProblem, recipe: Recipe, evaluations: int) -> Outco
     model = Classifier(problem.num_features, problem.hidden, head)
     rows, validation = problem.parts["train"], problem.parts["validation"]
     points = points_of(recipe.steps(len(rows)), evaluations)
-    run = Run("LSHLinear")
+    run = Run(LSH)
     train(run, model, rows, validation, recipe, evaluate_every=points.__contains__)
     if run.interrupted:
         raise KeyboardInterrupt
@@ -121,19 +126,22 @@ class Dense:
 
 
 def chosen_run(
-    train: Callable[[Recipe], Outcome], recipe: Recipe, rates: list[float], decays: list[float]
-) -> tuple[Recipe, Outcome, list[dict[str, Any]]]:
-    """The rate, and then the decay, whose whole run ends best on validation rows; with what was tried.
-
-    Raises:
-        RuntimeError: no run came to its end.
-    """
+    train: Callable[[Recipe], Outcome],
+    recipe: Recipe,
+    rates: list[float],
+    decays: list[float],
+    *,
+    beyond: bool,
+) -> tuple[tuple[Recipe, Outcome] | None, list[dict[str, Any]]]:
+    """The run of the rate, and then of the decay, that ends best on validation rows, or None where no run
+    came to its end; and what was tried. ``beyond`` as in :func:`choose_rate`."""
     outcomes: dict[Recipe, Outcome] = {}
     trials: dict[Recipe, dict[str, Any]] = {}
 
-    def score(tried: Recipe) -> float:
+    def score(lr: float, decay: float) -> float:
+        tried = replace(recipe, lr=lr, decay=decay)
         if tried not in trials:
-            trials[tried] = {"lr": tried.lr, "decay": tried.decay}
+            trials[tried] = {"lr": lr, "decay": decay}
             try:
                 outcomes[tried] = train(tried)
                 trials[tried]["P@1"] = outcomes[tried].curve[-1][2]
@@ -142,8 +150,70 @@ def chosen_run(
             print(trials[tried], flush=True)
         return trials[tried].get("P@1", -math.inf)
 
-    best = max((replace(recipe, lr=lr, decay=decays[0]) for lr in rates), key=score)
-    best = max((replace(best, decay=decay) for decay in decays), key=score)
-    if best not in outcomes:
-        raise RuntimeError(trials[best]["failed"])
-    return best, outcomes[best], list(trials.values())
+    try:
+        lr = choose_rate(lambda lr: score(lr, decays[0]), rates, beyond=beyond and len(rates) > 1)
+    except SystemExit:  # no run came to its end
+        return None, list(trials.values())
+    best = replace(recipe, lr=lr, decay=max(decays, key=lambda decay: score(lr, decay)))
+    return (best, outcomes[best]), list(trials.values())
+
+
+def measure_accuracy(problem: SparseProblem, args: argparse.Namespace) -> dict[str, Any]:
+    """The chosen run of each contender for each length of training, and why others have none."""
+    evaluations = args.evaluations
+    # first: dense torch sets the precision of products for the whole process
+    contenders: dict[str, Callable[[Recipe], Outcome]] = {
+        LSH: lambda recipe: train_lsh(problem, recipe, evaluations)
+    }
+    if args.trained:
+        dense = Dense(problem, args.seed, Device(args.device))
+        for name in args.trained:
+            contenders[name] = partial(dense.train, WAYS[name], evaluations=evaluations)
+    runs, failed = [], {}
+    for name, train_one in contenders.items():
+        lsh = name == LSH
+        rates, decays = (args.lr_lsh, args.decay_lsh) if lsh else (args.lr_dense, args.decay_dense)
+        for epochs in args.epochs:
+            recipe = Recipe(args.batch, 0.0, 0.0, args.seed, epochs=epochs)
+            print(f"{name}, {epochs:g} epochs", flush=True)
+            found, trials = chosen_run(train_one, recipe, rates, decays, beyond=not args.quick)
+            if found is None:
+                failed[f"{name}, {epochs:g} epochs"] = trials
+                continue
+            recipe, outcome = found
+            runs.append(
+                {
+                    "contender": name,
+                    "on": "cpu" if lsh else args.device,
+                    **{key: getattr(recipe, key) for key in ("epochs", "batch", "lr", "decay")},
+                    "trials": trials,
+                    "curve": [
+                        dict(zip(("seconds", "step", "P@1"), point, strict=True))
+                        for point in outcome.curve
+                    ],
+                    "start_seconds": outcome.start_seconds,
+                    "peak_gb": outcome.peak_gb,
+                    "test": evaluate(problem, outcome.model, "test"),
+                }
+            )
+    return {
+        "problem": problem.description(),
+        "runs": runs,
+        "failed_runs": failed,
+        "equal_P@1": equal_precision(runs),
+    }
+
+
+def equal_precision(runs: list[dict[str, Any]]) -> float:
+    """The best P@1 on validation rows that every contender reached, in whatever run."""
+    best: dict[str, float] = {}
+    for run in runs:
+        own = max(point["P@1"] for point in run["curve"])
+        best[run["contender"]] = max(own, best.get(run["contender"], 0.0))
+    return min(best.values(), default=0.0)
+
+
+def seconds_to(run: dict[str, Any], precision: float) -> float | None:
+    """When the run was first seen with that P@1 on validation rows, or None."""
+    reached = [point["seconds"] for point in run["curve"] if point["P@1"] >= precision]
+    return reached[0] if reached else None

@@ -7,11 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.speed import prediction, prediction_sweep
+from benchmarks.accuracy.load import load_problem
+from benchmarks.accuracy.time_to_accuracy import TINY
+from benchmarks.common.relu_classifier import ReLUClassifier, loss_of
+from benchmarks.speed import gpu_training, prediction, prediction_sweep
+from benchmarks.speed.gpu_contenders import WAYS, DenseTrainer, Device, on_device
 from benchmarks.speed.step_contenders import PHASES, Contender
 from benchmarks.speed.step_turns import summary
+from examples.common.classifier import Classifier
+from examples.common.classifier import loss_of as decoupled_softmax
+from examples.common.recipe import Recipe, warm_start_
 from examples.data import places
 from slide_torch import LSHLinear
+from slide_torch.data import batches
 
 
 def test_step_time(record_of):
@@ -110,6 +118,124 @@ def test_scaling(record_of):
         ]
         # from which N on LSH is faster, and stays so
         assert found["neurons"] == (None if not faster[1] else 1_000 if faster[0] else 2_000)
+
+
+def test_gpu_on_the_cpu(record_of):
+    """What would run on a GPU, and what runs beside it."""
+    record, printed = record_of("speed.gpu", "--device", "cpu")
+    dense = [name for name in WAYS if name != "dense_bf16_compile"]
+    names = [step["contender"] for step in record["steps"]]
+    assert names == [*dense, "lsh_shared", "lsh_per_sample"] and not record["failed_steps"]
+    best = min(step["ms_step"] for step in record["steps"][: len(dense)])
+    for step in record["steps"]:
+        assert step["batch"] == 8 and step["contender"] in printed
+        assert step["times_best_dense"] == pytest.approx(best / step["ms_step"])
+    runs = record["runs"]
+    assert [run["contender"] for run in runs] == ["LSHLinear", "dense_tf32", "dense_bf16"]
+    assert not record["failed_runs"]
+    for run in runs:
+        last = run["curve"][-1]
+        seconds = [point["seconds"] for point in run["curve"]]
+        assert [point["step"] for point in run["curve"]] == [6, 12, 18, 24]  # 48 rows, batches of 8
+        assert 0 < run["start_seconds"] < seconds[0] and seconds == sorted(seconds)
+        tried = {(trial["lr"], trial["decay"]): trial["P@1"] for trial in run["trials"]}
+        assert tried[run["lr"], run["decay"]] == max(tried.values()) == last["P@1"]
+        assert last["P@1"] > 0.5 and run["test"]["P@1"] > 0.5  # guessing gives a sixth
+    best = [max(point["P@1"] for point in run["curve"]) for run in runs]
+    assert record["equal_P@1"] == min(best) and f"s to P@1 {min(best):.4f}" in printed
+
+
+def test_gpu_without_a_gpu(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    printed = run("benchmarks.speed.gpu", "--json", tmp_path / "gpu.json")
+    assert printed.count("\n") == 1 and "finds no CUDA device" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "dense_bf16_compile"])
+def test_gpu_contenders_compute_the_same_step(name):
+    """Rows of one label, so that it is the first one too; padding changes nothing."""
+    device, batch = Device("cpu"), (torch.tensor([0, 3, 5, 1]), torch.tensor([0, 1, 3, 4]))
+    batch += (torch.tensor([1.0, 0.5, 0.25, 1.0]), torch.tensor([[3], [7], [0]]))
+    found = []
+    for way, width in ((WAYS["dense_fp32"], 1), (WAYS[name], 4)):
+        torch.manual_seed(0)
+        model = ReLUClassifier(6, 16, torch.nn.Linear(16, 40))
+        trainer = DenseTrainer(model, way, loss_of, device, lr=0.1)
+        trainer.warm_up(on_device(batch, width, device))
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        loss = trainer.step(on_device(batch, width, device), 0.5)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        found.append((loss.float(), gradients))
+        # Adam's first step is the rate, towards the sign of the gradient
+        for old, parameter in zip(before, model.parameters(), strict=True):
+            moved = old - parameter.detach()
+            torch.testing.assert_close(moved, 0.05 * parameter.grad.sign(), rtol=0, atol=2e-3)
+    (expected, true), (loss, gradients) = found
+    narrow = WAYS[name].bf16 or WAYS[name].chunked
+    torch.testing.assert_close(loss, expected, rtol=2e-2 if narrow else 1e-6, atol=0)
+    for own, other in zip(gradients, true, strict=True):
+        error = (own - other).norm() / other.norm()
+        assert error < (2e-2 if narrow else 1e-6)
+
+
+def test_gpu_training_is_the_plain_loop():
+    """The recipe's batches and start, a rate that falls to 0, decay of the output layer alone."""
+    files = (TINY / "tiny_train.txt", TINY / "tiny_test.txt")
+    problem = load_problem("xmc", files=files, validation_rows=12)
+    recipe = Recipe(batch=10, lr=0.02, decay=0.5, seed=3, epochs=2.0)
+    found = gpu_training.Dense(problem, 3, Device("cpu")).train(WAYS["dense_fp32"], recipe, 3)
+    assert [step for _, step, _ in found.curve] == [4, 7, 10]
+
+    torch.manual_seed(3)
+    head = torch.nn.Linear(128, problem.num_labels)
+    model = Classifier(problem.num_features, 128, head)
+    rows = problem.parts["train"]
+    warm_start_(model, rows, 3, progress=False)
+    model.embedding.sparse = False
+    embedding = torch.optim.Adam(model.embedding.parameters())
+    optimizers = [embedding, torch.optim.AdamW(head.parameters(), weight_decay=0.5)]
+    step = 0
+    for epoch in range(2):
+        for *features, labels in batches(rows, 10, seed=3 + epoch):
+            model.zero_grad()
+            decoupled_softmax(model(*features), labels).backward()
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 10)
+                optimizer.step()
+            step += 1
+    for name, value in found.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_gpu_runs_that_fail_are_not_chosen():
+    def train(recipe):
+        if recipe.lr == 0.1:
+            raise RuntimeError("CUDA out of memory\nmore")
+        if recipe.decay == 1.0:
+            raise ValueError("diverged before step 3")
+        return gpu_training.Outcome([(1.0, 9, recipe.lr)], 0.5, 0.0, None)
+
+    recipe = Recipe(8, 0.0, 0.0, 0, epochs=1)
+    (best, outcome), trials = gpu_training.chosen_run(
+        train, recipe, [0.01, 0.02, 0.1], [0.0, 1.0], beyond=False
+    )
+    assert (best.lr, best.decay) == (0.02, 0.0) and outcome.curve[-1][2] == 0.02
+    failed = [trial["failed"] for trial in trials if "failed" in trial]
+    assert failed == ["CUDA out of memory", "diverged before step 3"] and len(trials) == 4
+    found, trials = gpu_training.chosen_run(train, recipe, [0.1], [0.0], beyond=True)
+    assert found is None and len(trials) == 1
+
+
+def test_gpu_seconds_to_equal_precision():
+    def run(name, *scores):
+        curve = [{"seconds": 10.0 * i, "P@1": score} for i, score in enumerate(scores, 1)]
+        return {"contender": name, "curve": curve}
+
+    runs = [run("a", 0.1, 0.5, 0.4), run("b", 0.3, 0.3), run("b", 0.2, 0.45)]
+    equal = gpu_training.equal_precision(runs)
+    assert equal == 0.45
+    assert [gpu_training.seconds_to(one, equal) for one in runs] == [20.0, None, 20.0]
 
 
 @pytest.fixture
