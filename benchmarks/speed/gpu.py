@@ -8,19 +8,20 @@
 The comparison that the SLIDE paper headlines. Without a CUDA device it says so and measures nothing.
 
 Steps: a training step with the shape of Amazon-670K, on generated data (benchmarks/common/generated.py).
-Dense contenders (gpu_contenders.py) have parameters, moments and gradients in float32, dense gradients in
-both layers, and one fused Adam for both. dense_linear_cross_entropy takes the first label of a row, the
-others take all of them. A turn is a group of steps between two synchronizations, after some that warm up.
-Contenders live in processes of their own and take turns for several rounds; medians. Those of the CPU are
-timed as by speed.step_time, upkeep of the tables included. Peak memory is that of tensors on the GPU, and
-what a process adds to its resident memory on the CPU.
+Dense contenders (gpu_contenders.py) have parameters, moments and gradients in float32. One fused Adam updates
+all rows of both layers; of contenders with _sparse in their names it updates the output layer, and SparseAdam
+updates the rows of the embedding that a batch touches. dense_linear_cross_entropy takes the first label of a
+row, the others take all of them. A turn is a group of steps between two synchronizations, after some that
+warm up. Contenders live in processes of their own and take turns for several rounds; medians. Those of the
+CPU are timed as by speed.step_time, upkeep of the tables included. Peak memory is that of tensors on the GPU,
+and what a process adds to its resident memory on the CPU.
 
 Accuracy: the quickstart's data (234,908 places) and start (warm start, falling rate); all contenders see the
-same batches. LSHLinear learns by the recipe of the examples, dense torch by the fused Adam of the steps. Each
-contender has the rate, and then the decay, whose whole run ends best on validation rows, separately for each
-of --epochs. Choosing does not count as time; the record keeps what was tried. Evaluation is exact and on the
-CPU for all of them, and stops the clock. The table says when each run reached the best P@1 on validation rows
-that every contender reached.
+same batches. LSHLinear learns by the recipe of the examples, dense torch as in the steps. Each contender has
+the rate, and then the decay, whose whole run ends best on validation rows, separately for each of --epochs.
+Choosing does not count as time; the record keeps what was tried. Evaluation is exact, on the CPU for all of
+them, and stops the clock. The table says when each run reached the best P@1 on validation rows that every
+contender reached.
 
 Making a batch counts for no contender. Moving it to the GPU and torch.compile do not count, which favours the
 GPU. The start is made on the CPU and counts for all; its seconds have a column.
@@ -50,13 +51,16 @@ from .gpu_training import measure_accuracy, seconds_to
 from .step_contenders import CONTENDERS
 
 PARTS = ("steps", "accuracy")
-TRAINED = ("dense_tf32", "dense_bf16", "dense_bf16_compile")  # by default, under accuracy
+TRAINED = ("dense_tf32", "dense_bf16_compile", "dense_bf16_compile_sparse")  # by default
 
 
 def main() -> None:
     args = arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
-        print(f"nothing measured: torch {torch.__version__} finds no CUDA device here")
+        print(
+            f"nothing measured: torch {torch.__version__} finds no CUDA device here "
+            "(--quick --device cpu checks the code)"
+        )
         return
     content: dict[str, Any] = {}
     if "steps" in args.parts:
@@ -78,12 +82,7 @@ def arguments() -> argparse.Namespace:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to check the code")
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     names = ", ".join(TRAINED)
-    add(
-        "--dense",
-        nargs="*",
-        choices=WAYS,
-        help=f"default: all of them in steps, {names} in accuracy",
-    )
+    add("--dense", nargs="*", choices=WAYS, help=f"default: all in steps, {names} in accuracy")
     add("--cpu", nargs="*", choices=CONTENDERS, default=["lsh_shared", "lsh_per_sample"])
     add("--batches", type=int, nargs="+", default=[128, 256, 1024], help="rows of a step, of steps")
     add("--labels", type=int, default=LABELS, help="of steps")
@@ -106,14 +105,13 @@ def arguments() -> argparse.Namespace:
         args.labels, args.batches, args.rounds, args.steps = 4_000, [8], 1, 2
         args.epochs, args.batch, args.evaluations = [4.0], 8, 4
         args.lr_dense, args.lr_lsh = args.lr_dense[-2:], args.lr_lsh[-1:]
-    slow = ("dense_bf16_compile",) if args.quick and args.dense is None else ()
-    given = args.dense
-    args.dense = [name for name in (WAYS if given is None else given) if name not in slow]
-    args.trained = [
-        name
-        for name in (TRAINED if given is None else given)
-        if name not in slow and not WAYS[name].chunked
-    ]
+    trained = TRAINED if args.dense is None else args.dense
+    args.trained = [name for name in trained if not WAYS[name].chunked]
+    if args.dense is None:
+        args.dense = list(WAYS)
+        if args.quick:
+            args.dense = [name for name in WAYS if not WAYS[name].compiled]
+            args.trained = ["dense_tf32", "dense_bf16_sparse"]
     return args
 
 
@@ -133,50 +131,33 @@ def load(args: argparse.Namespace) -> SparseProblem:
     name, files = "places", None
     if args.quick:
         name, files = "xmc", (TINY / "tiny_train.txt", TINY / "tiny_test.txt")
-    problem = load_problem(
-        name, files=files, data_dir=args.data_dir, **{"classes": 0, "validation_rows": 5_000}
-    )
+    options = {"data_dir": args.data_dir, "classes": 0, "validation_rows": 5_000}
+    problem = load_problem(name, files=files, **options)
     print(", ".join(f"{key} {value}" for key, value in problem.description().items()), flush=True)
     return problem
 
 
 def report_steps(results: list[dict[str, Any]]) -> None:
-    print_table(
+    columns = ["batch", "on", "contender", "ms/step", "best dense / it", "peak GB"]
+    columns.append("active/sample")
+    lines = [
         [
-            "batch",
-            "on",
-            "contender",
-            "ms/step",
-            "best dense / it",
-            "peak GB",
-            "active/sample",
-        ],
-        [
-            [
-                str(r["batch"]),
-                r["on"],
-                r["contender"],
-                f"{r['ms_step']:.2f}",
-                f"{r['times_best_dense']:.2f}x" if r["times_best_dense"] else "",
-                f"{r['peak_gb']:.2f}",
-                f"{r['active_per_sample']:,.0f}" if "active_per_sample" in r else "",
-            ]
-            for r in results
-        ],
-    )
+            str(r["batch"]),
+            r["on"],
+            r["contender"],
+            f"{r['ms_step']:.2f}",
+            f"{r['times_best_dense']:.2f}x" if r["times_best_dense"] else "",
+            f"{r['peak_gb']:.2f}",
+            f"{r['active_per_sample']:,.0f}" if "active_per_sample" in r else "",
+        ]
+        for r in results
+    ]
+    print_table(columns, lines)
 
 
 def report_accuracy(runs: list[dict[str, Any]], equal: float) -> None:
-    columns = [
-        "contender",
-        "on",
-        "epochs",
-        "rate",
-        "decay",
-        "validation P@1",
-        "test P@1",
-        "test P@5",
-    ]
+    columns = ["contender", "on", "epochs", "rate", "decay"]
+    columns += ["validation P@1", "test P@1", "test P@5"]
     columns += ["seconds", "of the start", f"s to P@1 {equal:.4f}", "peak GB"]
     lines = []
     for run in runs:
@@ -213,9 +194,8 @@ def paint(axes: Any, content: dict[str, Any]) -> None:
         return
     steps = content["steps"][::-1]
     bars = axes.barh(range(len(steps)), [r["ms_step"] for r in steps])
-    axes.set_yticks(
-        range(len(steps)), [f"{r['contender']}, {r['on']}, {r['batch']}" for r in steps]
-    )
+    names = [f"{r['contender']}, {r['on']}, {r['batch']}" for r in steps]
+    axes.set_yticks(range(len(steps)), names)
     axes.bar_label(bars, [f"{r['ms_step']:,.1f}" for r in steps], padding=3)
     axes.set_xscale("log")
     axes.set_xlabel("ms a step, logarithmic")

@@ -27,12 +27,15 @@ class Way:
         compiled: product and loss under ``torch.compile``, shapes fixed.
         chunked: ``F.linear_cross_entropy`` of bfloat16 copies, which never holds the logits of a whole batch;
             it takes the first label of each row.
+        sparse: the embedding has row-sparse gradients and learns by SparseAdam, which updates the rows of a
+            batch alone. Otherwise torch's fused Adam, which takes no row-sparse gradients, updates all rows.
     """
 
     tf32: bool = False
     bf16: bool = False
     compiled: bool = False
     chunked: bool = False
+    sparse: bool = False
 
 
 WAYS = {
@@ -40,6 +43,8 @@ WAYS = {
     "dense_tf32": Way(tf32=True),
     "dense_bf16": Way(tf32=True, bf16=True),
     "dense_bf16_compile": Way(tf32=True, bf16=True, compiled=True),
+    "dense_bf16_sparse": Way(tf32=True, bf16=True, sparse=True),
+    "dense_bf16_compile_sparse": Way(tf32=True, bf16=True, compiled=True, sparse=True),
     "dense_linear_cross_entropy": Way(tf32=True, chunked=True),
 }
 
@@ -50,6 +55,8 @@ class Device:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._base_gb = 0.0
+        if kind == "cuda":
+            torch.cuda.init()  # else its peak cannot be forgotten
 
     def synchronize(self) -> None:
         if self.kind == "cuda":
@@ -77,9 +84,6 @@ class Device:
 class DenseTrainer:
     """A classifier that trains on a device with every class at every step.
 
-    Both of its layers have dense gradients, also the embedding, of whose rows a batch touches few, since
-    torch's fused Adam takes no row-sparse gradients.
-
     Args:
         model: moved to the device.
         loss_of: of logits (B, N) and labels (B, M), padded with IGNORE_INDEX.
@@ -99,33 +103,37 @@ class DenseTrainer:
         if device.kind == "cuda":
             torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
         self.model = model.to(device.kind)
-        self.model.embedding.sparse = False
+        model.embedding.sparse = way.sparse
         compute = partial(_dense_loss, way=way, loss_of=loss_of)
         self._compute = torch.compile(compute, dynamic=False) if way.compiled else compute
-        groups = [
-            {"params": list(model.embedding.parameters()), "weight_decay": 0.0},
-            {"params": list(model.head.parameters()), "weight_decay": decay},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+        embedding, head = list(model.embedding.parameters()), list(model.head.parameters())
+        groups = [{"params": head, "weight_decay": decay}]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if way.sparse:
+            self.optimizers.append(torch.optim.SparseAdam(embedding, lr=lr))
+        else:
+            groups.append({"params": embedding, "weight_decay": 0.0})
+        self.optimizers.append(torch.optim.AdamW(groups, lr=lr, fused=True))
         self._lr = lr
 
     def step(self, batch: tuple[Tensor, ...], share_left: float = 1.0) -> Tensor:
         """One training step at that share of the learning rate; returns the loss, without waiting for it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr * share_left
         loss = self._backward(batch)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr * share_left
+            optimizer.step()
         return loss
 
     def warm_up(self, batch: tuple[Tensor, ...]) -> None:
         """Compiles and allocates for batches of this size; learns nothing."""
         self._backward(batch)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
 
     def _backward(self, batch: tuple[Tensor, ...]) -> Tensor:
         *features, labels = batch
         head = self.model.head
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss = self._compute(self.model.hidden(*features), head.weight, head.bias, labels)
         loss.backward()
         return loss.detach()

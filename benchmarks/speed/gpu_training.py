@@ -92,8 +92,9 @@ class Dense:
             self.model(), way, loss_of, self.device, lr=recipe.lr, decay=recipe.decay
         )
         steps = recipe.steps(self.problem.train_rows)
-        stream, host, warm = self._batches(recipe), self.model(), set()
+        stream, host = self._batches(recipe), self.model()
         outcome = Outcome([], self.start_seconds, math.nan, host)
+        warm: set[int] = set()  # sizes of batches
         seconds, done = self.start_seconds, 0
         for point in points_of(steps, evaluations):
             ready = list(islice(stream, point - done))
@@ -146,7 +147,7 @@ def chosen_run(
                 outcomes[tried] = train(tried)
                 trials[tried]["P@1"] = outcomes[tried].curve[-1][2]
             except (RuntimeError, ValueError) as error:  # out of memory; NaN
-                trials[tried]["failed"] = str(error).strip().splitlines()[0]
+                trials[tried]["failed"] = str(error).strip().partition("\n")[0]
             print(trials[tried], flush=True)
         return trials[tried].get("P@1", -math.inf)
 

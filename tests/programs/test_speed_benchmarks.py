@@ -123,7 +123,7 @@ def test_scaling(record_of):
 def test_gpu_on_the_cpu(record_of):
     """What would run on a GPU, and what runs beside it."""
     record, printed = record_of("speed.gpu", "--device", "cpu")
-    dense = [name for name in WAYS if name != "dense_bf16_compile"]
+    dense = [name for name, way in WAYS.items() if not way.compiled]
     names = [step["contender"] for step in record["steps"]]
     assert names == [*dense, "lsh_shared", "lsh_per_sample"] and not record["failed_steps"]
     best = min(step["ms_step"] for step in record["steps"][: len(dense)])
@@ -131,7 +131,7 @@ def test_gpu_on_the_cpu(record_of):
         assert step["batch"] == 8 and step["contender"] in printed
         assert step["times_best_dense"] == pytest.approx(best / step["ms_step"])
     runs = record["runs"]
-    assert [run["contender"] for run in runs] == ["LSHLinear", "dense_tf32", "dense_bf16"]
+    assert [run["contender"] for run in runs] == ["LSHLinear", "dense_tf32", "dense_bf16_sparse"]
     assert not record["failed_runs"]
     for run in runs:
         last = run["curve"][-1]
@@ -152,7 +152,7 @@ def test_gpu_without_a_gpu(run, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if name != "dense_bf16_compile"])
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if not way.compiled])
 def test_gpu_contenders_compute_the_same_step(name):
     """Rows of one label, so that it is the first one too; padding changes nothing."""
     device, batch = Device("cpu"), (torch.tensor([0, 3, 5, 1]), torch.tensor([0, 1, 3, 4]))
@@ -165,12 +165,13 @@ def test_gpu_contenders_compute_the_same_step(name):
         trainer.warm_up(on_device(batch, width, device))
         before = [parameter.detach().clone() for parameter in model.parameters()]
         loss = trainer.step(on_device(batch, width, device), 0.5)
-        gradients = [parameter.grad for parameter in model.parameters()]
+        gradients = [parameter.grad.to_dense() for parameter in model.parameters()]
         found.append((loss.float(), gradients))
         # Adam's first step is the rate, towards the sign of the gradient
-        for old, parameter in zip(before, model.parameters(), strict=True):
+        for old, parameter, gradient in zip(before, model.parameters(), gradients, strict=True):
             moved = old - parameter.detach()
-            torch.testing.assert_close(moved, 0.05 * parameter.grad.sign(), rtol=0, atol=2e-3)
+            torch.testing.assert_close(moved, 0.05 * gradient.sign(), rtol=0, atol=2e-3)
+        assert model.embedding.weight.grad.is_sparse == way.sparse
     (expected, true), (loss, gradients) = found
     narrow = WAYS[name].bf16 or WAYS[name].chunked
     torch.testing.assert_close(loss, expected, rtol=2e-2 if narrow else 1e-6, atol=0)
