@@ -4,6 +4,7 @@ its own loss and optimizer; evaluation reads their weight and bias."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class DenseLayer(nn.Module):
     - ``compile``: the same under ``torch.compile``.
     - ``linear_cross_entropy``: ``F.linear_cross_entropy``, where every row has one label.
 
-    With ``bf16`` logits and loss are computed under autocast.
+    With ``bf16`` logits are computed under autocast, the loss of them in float32.
     """
 
     VARIANTS = ("eager", "compile", "linear_cross_entropy")
@@ -45,14 +46,14 @@ class DenseLayer(nn.Module):
     def __init__(self, linear: nn.Linear, variant: str, bf16: bool = False) -> None:
         super().__init__()
         self.linear = linear
-        self.bf16 = bf16
-        self._compute = _linear_cross_entropy if variant == "linear_cross_entropy" else _dense_loss
-        if variant == "compile":
-            self._compute = torch.compile(_dense_loss, dynamic=True)
+        self._compute = partial(_dense_loss, bf16=bf16)
+        if variant == "linear_cross_entropy":
+            self._compute = _linear_cross_entropy
+        elif variant == "compile":
+            self._compute = torch.compile(self._compute, dynamic=True)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return self._compute(hidden, self.linear.weight, self.linear.bias, labels)
+        return self._compute(hidden, self.linear.weight, self.linear.bias, labels)
 
     def classes(self) -> tuple[float, float]:
         """Classes whose rows the last step read, and how many of them a sample met."""
@@ -68,8 +69,12 @@ class DenseLayer(nn.Module):
         ]
 
 
-def _dense_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    return loss_of(F.linear(hidden, weight, bias), labels)
+def _dense_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, bf16: bool
+) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = F.linear(hidden, weight, bias)
+    return loss_of(logits.float() if bf16 else logits, labels)
 
 
 def _linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:

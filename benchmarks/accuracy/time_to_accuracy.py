@@ -12,11 +12,11 @@ Model body, start, loss, batches and seed are the same for every contender; its 
 class means, and learn by decoupled softmax, output layers with row-sparse gradients by row-wise Adagrad at 20
 times the learning rate; that of --problem words begins at random weights and learns by Adam. Training knows
 steps, no seconds, so that other work may keep the machine busy.
-Each contender's learning rate is the one whose whole run ends best on validation rows, separately for each of
---epochs; it falls linearly to 0. The best of --decay, which shrinks the output layer's rows that a step
-touches, is then chosen likewise. Evaluation is by the exact logits: of a fixed subset of the validation rows
-on the way, of all test rows at the end. omikuji (label_trees.py) is another kind of model, trained by its
-own defaults.
+Each contender's learning rate is the one whose whole run ends best on validation rows, separately for each
+of --epochs; it falls linearly to 0. The best of --decay, which shrinks the output layer's rows that a step
+touches (of dense torch: all of them), is then chosen likewise. Evaluation is by the exact logits: of a
+fixed subset of the validation rows on the way, of all test rows at the end. omikuji (label_trees.py) is
+another kind of model, trained by its own defaults.
 
 --clock then measures, on a machine at rest, what a step takes: contenders go on in turns from the states
 that their runs kept in the middle of each third, upkeep of tables included; seconds on the curves are
@@ -54,6 +54,7 @@ from .record import add_entry, find_entry, paint, read, table, write
 from .step_timing import measure
 from .training import THIRDS, choose_rate, train
 
+DENSE_DECAYS = (0.0, 0.1)  # of all rows in every step
 TINY = Path(__file__).parents[2] / "examples" / "data"
 
 
@@ -100,7 +101,8 @@ def arguments() -> argparse.Namespace:
         "--decay",
         type=float,
         nargs="+",
-        help="weight decays of the output layer to choose from; default: 0 and 2, of words 0",
+        help="weight decays of the output layer to choose from; default: 0 and 2, of dense torch 0 and 0.1, "
+        "of words 0",
     )
     add("--evaluations", type=int, default=25, help="of a run")
     add("--again", action="store_true", help="train anew what the record has")
@@ -123,7 +125,6 @@ def arguments() -> argparse.Namespace:
     if args.xmc is not None and args.problem not in (None, "xmc"):
         parser.error(f"--xmc: expected no other --problem, got {args.problem}")
     args.problem = "xmc" if args.xmc is not None else args.problem or "places"
-    args.decay = args.decay or ([0.0] if args.problem == "words" else list(DECAYS))
     if args.problem == "xmc" and args.xmc is None:
         parser.error("--problem xmc: give its files: --xmc TRAIN TEST")
     if args.text is not None and args.problem != "words":
@@ -140,6 +141,13 @@ def arguments() -> argparse.Namespace:
         chosen = [contender for contender in chosen if contender.kind != "omikuji"]
     args.all, args.contender = args.contender is None, chosen
     return args
+
+
+def decays_for(contender: Contender, args: argparse.Namespace) -> list[float]:
+    """The weight decays that a contender chooses from."""
+    if args.decay is not None or args.problem == "words":
+        return args.decay or [0.0]
+    return list(DENSE_DECAYS if contender.kind == "dense" else DECAYS)
 
 
 def start(args: argparse.Namespace) -> Worker:
@@ -233,8 +241,9 @@ def choose(
         return None if run is None else run["curve"][-1][about["metric"]]
 
     beyond = not args.quick and len(args.lr) > 1
-    lr = choose_rate(lambda lr: score(lr, args.decay[0]), args.lr, beyond=beyond)
-    best = lr, max(args.decay, key=lambda decay: score(lr, decay))
+    decays = decays_for(contender, args)
+    lr = choose_rate(lambda lr: score(lr, decays[0]), args.lr, beyond=beyond)
+    best = lr, max(decays, key=lambda decay: score(lr, decay))
     for own in runs.keys() - {best}:
         for path in states_of(args.json, entry, dict(zip(("lr", "decay"), own, strict=True))) or ():
             path.unlink(missing_ok=True)
