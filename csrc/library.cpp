@@ -151,6 +151,10 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   m.def(
       "topk_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor codes, "
       "Tensor terms, Tensor probes, int k, int rescored, int list_cap, int seed) -> (Tensor values, Tensor indices)");
+  m.def(
+      "search_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor codes, "
+      "Tensor terms, Tensor center_codes, Tensor center_terms, float radius_weight, int probes, int enough, int k, "
+      "int rescored) -> (Tensor values, Tensor indices)");
 
   // search/ranked_centers.cpp
   m.def("code_centers(Tensor centers, Tensor? bias, Tensor spread) -> (Tensor codes, Tensor terms)");

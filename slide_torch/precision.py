@@ -32,7 +32,7 @@ def widened(tensor: None) -> None: ...
 
 def widened(tensor: Tensor | None) -> Tensor | None:
     """A bfloat16 tensor as float32, others as they are."""
-    return None if tensor is None else tensor.to(computed_dtype(tensor.dtype))
+    return tensor if tensor is None or tensor.dtype != torch.bfloat16 else tensor.float()
 
 
 def some_rows(

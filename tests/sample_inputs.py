@@ -176,6 +176,12 @@ def predict_samples(kind):
             x, weight = randn(B, D, dtype=dtype), randn(N, D, dtype=dtype)
             if kind == "linear":
                 yield x, weight, bias, 3
+            elif kind == "search":
+                coded = coded_lists(weight, bias, offsets, rows)[:2]
+                found = ops.list_centers(weight, None, offsets, rows)
+                centers, radius = (t[None].float() for t in found)
+                ranked = ops.code_centers(centers, None, radius)
+                yield x, weight, bias, offsets, rows, *coded, *ranked, 0.2, 1, 2, 3, 5
             elif kind == "lists":
                 coded = coded_lists(weight, bias, offsets, rows)[:2]
                 for cap in (2, 100):
@@ -376,6 +382,7 @@ SAMPLES = {
     "code_lists_": lambda: predict_samples("codes"),
     "recode_rows_": lambda: predict_samples("recode"),
     "topk_lists": lambda: predict_samples("lists"),
+    "search_lists": lambda: predict_samples("search"),
     "list_centers": lambda: predict_samples("centers"),
     "code_centers": lambda: [
         (randn(L, 20, D), bias, randn(L, 20)) for bias in (None, randn(L, 20))

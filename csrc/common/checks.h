@@ -88,9 +88,12 @@ inline void check_tensor(const char* op, const char* name, const Tensor& t, Scal
 // Checks that offsets (count + 1) start at 0, never fall and end at `total`.
 inline void check_offsets(const char* op, const char* name, const int64_t* offsets, int64_t count, int64_t total) {
   const bool rising = all_parts(count, [&](int64_t first, int64_t last) {
-    bool right = true;  // without a branch in the loop, so that it vectorises
-    for (int64_t i = first; i < last; ++i) right &= offsets[i] <= offsets[i + 1];
-    return right;
+    uint64_t signs = 0;  // no comparison of int64 in the loop, so that it vectorises well at any level
+    for (int64_t i = first; i < last; ++i) {
+      const uint64_t from = static_cast<uint64_t>(offsets[i]), to = static_cast<uint64_t>(offsets[i + 1]);
+      signs |= from | to | (to - from);
+    }
+    return signs >> 63 == 0;
   });
   check(rising && offsets[0] == 0 && offsets[count] == total, op, name, ": expected non-decreasing offsets from 0 to ",
         total);

@@ -1,5 +1,5 @@
-// Offering coded rows to samples: the rows of lists, a first look at a fourth of the bytes after which the best are
-// scored exactly, and the centers of lists.
+// Scores of coded rows: those of lists, a first look at a fourth of the bytes after which the best are scored exactly,
+// are offered to samples; those of lists' centers are written down.
 
 constexpr int64_t kBlocksAhead = 2;
 constexpr int64_t kCodedSamples = kCodedBytes < 32 ? 2 : 4;  // as many sums as registers hold
@@ -19,20 +19,18 @@ inline uint32_t lane_bits(CodedInts mask) {
 #endif
 }
 
-// A block of coded rows: `rows` of them are there; `ids`, or null for numbers from `first` on.
+// A block of coded rows: `rows` of them are there.
 struct CodedBlock {
   const uint8_t* codes;
   const float* terms;
   const int32_t* ids;
-  int64_t first;
   int64_t rows;
   const uint8_t* ahead;  // to be asked for
 };
 
-// One block against some samples.
-template <int64_t Samples>
-inline void offer_block(const CodedProblem& s, const CodedBlock& block, const int64_t* samples,
-                        const Best<float>& best) {
+// One block against some samples: to(i, scores) gets those of the i-th sample, and NaN where its input is not finite.
+template <int64_t Samples, class To>
+inline void score_block(const CodedProblem& s, const CodedBlock& block, const int64_t* samples, const To& to) {
   CodedInts sum[Samples][kCodedVectors];
   const int32_t* input[Samples];
   for (int64_t i = 0; i < Samples; ++i) {
@@ -52,22 +50,41 @@ inline void offer_block(const CodedProblem& s, const CodedBlock& block, const in
     }
   }
   for (int64_t i = 0; i < Samples; ++i) {
-    const float limit = best.limits[samples[i]];
-    uint32_t worth = 0;  // a bit for each row; set for NaN too
-    float scores[kBlockRows];
+    CodedFloats scores[kCodedVectors];
     for (int64_t j = 0; j < kCodedVectors; ++j) {
       const CodedFloats scale = load<CodedFloats>(block.terms + j * kCodedLanes) * s.input_scale[samples[i]];
-      CodedFloats z = __builtin_convertvector(sum[i][j], CodedFloats) * scale +
-                      load<CodedFloats>(block.terms + kBlockRows + j * kCodedLanes);
+      scores[j] = __builtin_convertvector(sum[i][j], CodedFloats) * scale +
+                  load<CodedFloats>(block.terms + kBlockRows + j * kCodedLanes);
       if (s.spread_weight)
-        z += load<CodedFloats>(block.terms + 2 * kBlockRows + j * kCodedLanes) * s.spread_weight[samples[i]];
-      store(scores + j * kCodedLanes, z);
-      worth |= lane_bits(~(z < limit)) << (j * kCodedLanes);
+        scores[j] += load<CodedFloats>(block.terms + 2 * kBlockRows + j * kCodedLanes) * s.spread_weight[samples[i]];
     }
-    for (worth &= (uint32_t{1} << block.rows) - 1; worth; worth &= worth - 1) {
-      const int r = __builtin_ctz(worth);
-      offer<float>(best, samples[i], scores[r], block.ids ? block.ids[r] : block.first + r);
-    }
+    to(i, scores);
+  }
+}
+
+// Calls body.operator()<n>(i) for the i-th of `count` samples and those that follow, n together.
+template <class F>
+inline void by_groups(int64_t count, const F& body) {
+  int64_t i = 0;
+  for (; i + kCodedSamples <= count; i += kCodedSamples) body.template operator()<kCodedSamples>(i);
+  if (kCodedSamples > 3 && count - i == 3) body.template operator()<3>(i);
+  if (kCodedSamples > 2 && count - i == 2) body.template operator()<2>(i);
+  if (count - i == 1) body.template operator()<1>(i);
+}
+
+// Offers a block's scores to a sample.
+inline void offer_scores(const CodedBlock& block, const CodedFloats (&scores)[kCodedVectors], int64_t sample,
+                         const Best<float>& best) {
+  const float limit = best.limits[sample];
+  uint32_t worth = 0;  // a bit for each row; set for NaN too
+  float score[kBlockRows];
+  for (int64_t j = 0; j < kCodedVectors; ++j) {
+    store(score + j * kCodedLanes, scores[j]);
+    worth |= lane_bits(~(scores[j] < limit)) << (j * kCodedLanes);
+  }
+  for (worth &= (uint32_t{1} << block.rows) - 1; worth; worth &= worth - 1) {
+    const int r = __builtin_ctz(worth);
+    offer<float>(best, sample, score[r], block.ids[r]);
   }
 }
 
@@ -77,23 +94,40 @@ inline void offer_coded(const CodedProblem& s, const CodedRows& coded, const Cod
                         const int64_t* samples, int64_t sample_count, const Best<float>& best) {
   const int64_t block_bytes = kBlockRows * 4 * s.quads, terms = s.terms() * kBlockRows;
   const int64_t blocks = (coded.count + kBlockRows - 1) / kBlockRows;
-  CodedBlock block = {coded.codes, coded.terms, coded.ids, coded.first, kBlockRows, nullptr};
+  CodedBlock block = {coded.codes, coded.terms, coded.ids, kBlockRows, nullptr};
   for (int64_t done = 0; done < blocks; ++done) {
     const int64_t later = done + kBlocksAhead, at = later < blocks ? later : later - blocks;
     const CodedRows& from = later < blocks ? coded : following;
     block.rows = min_of(kBlockRows, coded.count - done * kBlockRows);
     block.ahead = from.codes + at * block_bytes;
     for (int64_t t = 0; t < terms; t += kBlockRows) __builtin_prefetch(from.terms + at * terms + t);
-    if (from.ids) __builtin_prefetch(from.ids + at * kBlockRows);
-    int64_t i = 0;
-    for (; i + kCodedSamples <= sample_count; i += kCodedSamples)
-      offer_block<kCodedSamples>(s, block, samples + i, best);
-    if (kCodedSamples > 3 && sample_count - i == 3) offer_block<3>(s, block, samples + i, best);
-    if (kCodedSamples > 2 && sample_count - i == 2) offer_block<2>(s, block, samples + i, best);
-    if (sample_count - i == 1) offer_block<1>(s, block, samples + i, best);
+    __builtin_prefetch(from.ids + at * kBlockRows);
+    by_groups(sample_count, [&]<int64_t Samples>(int64_t i) {
+      score_block<Samples>(s, block, samples + i,
+                           [&](int64_t j, const auto& scores) { offer_scores(block, scores, samples[i + j], best); });
+    });
     block.codes += block_bytes;
     block.terms += terms;
-    block.first += kBlockRows;
-    if (block.ids) block.ids += kBlockRows;
+    block.ids += kBlockRows;
+  }
+}
+
+// scores (sample_count, blocks of coded, 16): of the rows that a block lacks, anything.
+inline void score_coded(const CodedProblem& s, const CodedRows& coded, const int64_t* samples, int64_t sample_count,
+                        float* scores) {
+  const int64_t block_bytes = kBlockRows * 4 * s.quads, terms = s.terms() * kBlockRows;
+  const int64_t blocks = (coded.count + kBlockRows - 1) / kBlockRows;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const CodedBlock block = {.codes = coded.codes + b * block_bytes,
+                              .terms = coded.terms + b * terms,
+                              .ids = nullptr,
+                              .rows = kBlockRows,
+                              .ahead = coded.codes + min_of(b + kBlocksAhead, blocks - 1) * block_bytes};
+    by_groups(sample_count, [&]<int64_t Samples>(int64_t i) {
+      score_block<Samples>(s, block, samples + i, [&](int64_t j, const auto& own) {
+        float* to = scores + ((i + j) * blocks + b) * kBlockRows;
+        for (int64_t v = 0; v < kCodedVectors; ++v) store(to + v * kCodedLanes, own[v]);
+      });
+    });
   }
 }

@@ -144,12 +144,11 @@ struct CodedProblem {
 
 // Coded rows, or centers of lists, from one that begins a block on: codes (blocks, quads, 16, 4); terms (blocks, 2 or
 // 3, 16), what the codes are to be multiplied by, a bias, and a spread where there is a spread_weight. Their numbers
-// are `ids`, or, where that is null, those from `first` on.
+// are `ids`, which centers lack.
 struct CodedRows {
   const uint8_t* codes;
   const float* terms;
   const int32_t* ids;
-  int64_t first;
   int64_t count;
 };
 
@@ -326,6 +325,8 @@ struct RealKernels {
 struct QuadKernels {
   void (*offer_coded)(const CodedProblem&, const CodedRows&, const CodedRows& following, const int64_t* samples,
                       int64_t sample_count, const Best<float>&);
+  void (*score_coded)(const CodedProblem&, const CodedRows&, const int64_t* samples, int64_t sample_count,
+                      float* scores);
   void (*nearest_in_groups)(const CentroidGroups&, int64_t count, int64_t finite, const GroupScratch&, int32_t* codes);
 };
 

@@ -10,5 +10,5 @@
 #include "groups-inl.h"
 
 constexpr QuadKernels quad_kernels() {
-  return {.offer_coded = offer_coded, .nearest_in_groups = nearest_in_groups};
+  return {.offer_coded = offer_coded, .score_coded = score_coded, .nearest_in_groups = nearest_in_groups};
 }

@@ -30,6 +30,24 @@ struct Lists {
   const int32_t* rows_of(int64_t l) const { return rows + offsets[l]; }
 };
 
+// codes (any, quads of features, 16, 4) and terms (any, 2, 16): rows of lists, see code_lists_.
+struct CodedLists {
+  int64_t quads;
+  int64_t blocks;
+
+  CodedLists(const char* op, const Tensor& codes, const Tensor& terms, int64_t features, int64_t least)
+      : quads(quads_of(features)) {
+    check_tensor(op, "codes", codes, ScalarType::Byte, {-1, quads, kBlockRows, 4});
+    blocks = codes.size(0);
+    check(blocks >= least, op, "codes: expected at least ", least, " blocks, got ", blocks);
+    check_tensor(op, "terms", terms, ScalarType::Float, {blocks, kRowTerms, kBlockRows});
+  }
+
+  // Where a block begins.
+  int64_t code_at(int64_t block) const { return block * quads * 4 * kBlockRows; }
+  int64_t term_at(int64_t block) const { return block * kRowTerms * kBlockRows; }
+};
+
 // weight (N, d) and bias (N) or none, all of type T.
 template <class T>
 struct RealRows {

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..prediction import predictor
 from ..prediction.calibration import Calibration
 from ..prediction.module import Predictor
-from ..prediction.topk import TopK
+from ..prediction.topk import TopK, as_topk
 from ..sampling.candidates import candidates
 from ..sampling.draw import to_look_at
 from ..sampling.recall import found_among
@@ -38,11 +38,10 @@ def predict(layer: LSHLinear, input: Tensor, k: int, *, exact: bool) -> TopK:
     k = checks.checked_k(where, k, layer.out_features)
     flat = checks.flat_inputs(where, input, layer, layer.tables)
     if exact:
-        values, indices = predictor.exact_topk(flat, weight, bias, k)
+        best = predictor.exact_topk(flat, weight, bias, k)
     else:
-        values, indices = predictor.approximate_topk(flat, weight, bias, k, layer.calibration)
-    shape = (*input.shape[:-1], k)
-    return TopK(values.view(shape), indices.view(shape))
+        best = predictor.approximate_topk(flat, weight, bias, k, layer.calibration)
+    return as_topk(best, input)
 
 
 def calibrated(

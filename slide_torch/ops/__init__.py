@@ -42,6 +42,7 @@ from .topk import (
     list_centers,
     rank_centers,
     recode_rows_,
+    search_lists,
     topk_linear,
     topk_lists,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "retrieve",
     "rows_to_dense",
     "sample_tail",
+    "search_lists",
     "sgd_rows_",
     "simhash_dense",
     "simhash_hadamard",

@@ -139,9 +139,50 @@ def topk_lists(
     )
 
 
-@fake("topk_lists")
+@fake("topk_lists", "search_lists")
 def _(a: SimpleNamespace) -> Any:
     return _best(a)
+
+
+def search_lists(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+    codes: Tensor,
+    terms: Tensor,
+    center_codes: Tensor,
+    center_terms: Tensor,
+    radius_weight: float,
+    probes: int,
+    enough: int,
+    k: int,
+    rescored: int,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`topk_lists`, among the rows of the ``probes`` lists that score best, ``<center, x> + bias +
+    radius_weight |(x, 1)| spread``, for each input; where these hold fewer than k rows, of more lists, up to
+    ``enough``.
+
+    Args:
+        center_codes, center_terms: of :func:`code_centers`, one table.
+    """
+    return operators.search_lists(
+        input,
+        weight,
+        bias,
+        list_offsets,
+        list_rows,
+        codes,
+        terms,
+        center_codes,
+        center_terms,
+        radius_weight,
+        probes,
+        enough,
+        k,
+        rescored,
+    )
 
 
 def list_centers(
@@ -190,7 +231,7 @@ def rank_centers(
     Args:
         spread_weight: float32 (B).
         codes, terms: of :func:`code_centers`, of tables with ``lists`` lists.
-        probes: how many of each table.
+        probes: how many of each table; of several tables at most 254 together.
 
     Returns:
         int16 (up to 2^15 lists) or int32 (tables * probes, B): row ``t * probes + p`` has the p-th best of

@@ -42,8 +42,8 @@ class Calibration:
 
 def state_of(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
     """Changes whenever torch records a write to weight or bias, or either is replaced."""
-    present = [weight] if bias is None else [weight, bias]
-    return tuple(number for t in present for number in (t.data_ptr(), version_of(t)))
+    state = weight.data_ptr(), version_of(weight)
+    return state if bias is None else (*state, bias.data_ptr(), version_of(bias))
 
 
 def calibrate(

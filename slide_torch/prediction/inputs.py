@@ -27,7 +27,8 @@ def flat_inputs(where: str, input: Tensor, weight: Tensor, bias: Tensor | None) 
             f"{where}: weight: expected float32, float64 or bfloat16, got "
             f"{weight.dtype}: convert the layer with .float()"
         )
-    return widened(cast_input(where, input, weight)).reshape(-1, width).contiguous()
+    flat = widened(cast_input(where, input, weight))
+    return (flat if flat.dim() == 2 else flat.reshape(-1, width)).contiguous()
 
 
 def cast_input(where: str, input: Tensor, weight: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from ..checks import checked_int
 from ..precision import DTYPES
 from .calibration import Calibration, state_of
 from .inputs import flat_inputs
-from .partition import RowPartition, Search
-from .saved_index import INDEX, PARTITION, Settings, fault_of, fingerprint
-from .topk import TopK
+from .partition import RowPartition, Search, codes_of_centers
+from .saved_index import DERIVED, INDEX, PARTITION, Settings, fault_of, fingerprint
+from .topk import TopK, as_topk
 
 
 class Predictor(nn.Module):
@@ -60,6 +60,8 @@ class Predictor(nn.Module):
     weight: Tensor
     bias: Tensor | None
     settings: Tensor | None
+    centers: Tensor
+    center_bias: Tensor
 
     def __init__(
         self,
@@ -83,6 +85,8 @@ class Predictor(nn.Module):
         self.register_parameter("bias", own_bias)
         for name in INDEX:
             self.register_buffer(name, None)
+        for name in DERIVED:
+            self.register_buffer(name, None, persistent=False)
         self.search: Search | None = None
         self._checked: tuple[int, ...] | None = None  # state of the weights when they were right
 
@@ -137,9 +141,7 @@ class Predictor(nn.Module):
             self._check_weights()
         weight = self.weight.contiguous()
         bias = None if self.bias is None else self.bias.contiguous()
-        values, indices = self._partition().best(flat, weight, bias, self.search)
-        shape = (*input.shape[:-1], self.search.k)
-        return TopK(values.view(shape), indices.view(shape))
+        return as_topk(self._partition().best(flat, weight, bias, self.search), input)
 
     def _partition(self) -> RowPartition:
         return RowPartition(**{name: getattr(self, name) for name in PARTITION})
@@ -184,6 +186,7 @@ class Predictor(nn.Module):
         arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if self.settings is not None:
+            self.center_codes, self.center_terms = codes_of_centers(self.centers, self.center_bias)
             self.search = Settings.from_tensor(self.settings).search(self._partition())
             self._checked = state_of(self.weight, self.bias)
 

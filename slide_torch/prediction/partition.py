@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +30,8 @@ class Search:
     Attributes:
         k: number of the best rows to find.
         probes: number of lists to search for each input.
-        enough: number of lists that hold k rows, whichever they are: so many are searched for an input whose
-            best ``probes`` lists hold fewer.
+        enough: number of lists that hold k rows, whichever they are: up to so many are searched for an input
+            whose best ``probes`` lists hold fewer.
         radius_weight: weight of a list's spread in the choice of lists.
         rescored: number of the best rows by their codes that are scored exactly, if it is above k.
     """
@@ -48,8 +50,9 @@ class RowPartition:
     A list is worth probing for an input x where the score of its mean row, and the spread of its rows,
     are large: ``<mean row, x> + mean bias + radius_weight |(x, 1)| radius``.
 
-    Rows are first scored by codes, a fourth of the bytes, list by list; the best of them exactly, where
-    they stand. Memory: d + 12 bytes a row (and blocks of 16 rows begin with a list), d + 4 numbers a list.
+    Lists are ranked, and rows first scored, by codes, a fourth of the bytes, list by list; the best rows then
+    exactly, where they stand. Memory: d + 12 bytes a row (and blocks of 16 rows begin with a list), d + 4
+    numbers and d + 12 bytes a list.
 
     Attributes:
         offsets: int64 (lists + 1), where each list begins in ``rows``.
@@ -58,6 +61,7 @@ class RowPartition:
         center_bias: (lists), the mean biases.
         rows_in_smallest: int64 (lists), rows in the n + 1 smallest lists together.
         codes, terms: of the rows, see :func:`slide_torch.ops.code_lists_`.
+        center_codes, center_terms: of the lists, see :func:`slide_torch.ops.code_centers`.
     """
 
     offsets: Tensor
@@ -67,6 +71,8 @@ class RowPartition:
     rows_in_smallest: Tensor
     codes: Tensor
     terms: Tensor
+    center_codes: Tensor
+    center_terms: Tensor
 
     @staticmethod
     @keeps_normal_tensors
@@ -98,14 +104,16 @@ class RowPartition:
         codes, terms, places = ops.empty_codes(weight, offsets, room=False)
         centers, radius = code_lists_(codes, terms, places, weight, bias, offsets, rows)
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
+        centers = torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1)
         return RowPartition(
             offsets,
             rows,
-            torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1),
+            centers,
             center_bias,
             offsets.diff().sort().values.cumsum(0),
             codes,
             terms,
+            *codes_of_centers(centers, center_bias),
         )
 
     @property
@@ -114,13 +122,18 @@ class RowPartition:
 
     def probes(self, input: Tensor, count: int, radius_weight: float) -> Tensor:
         """The best ``count`` lists of each input (B, d), best first: int64 (B, count)."""
-        length = input.square().sum(1, keepdim=True).add_(1).sqrt_()
-        query = torch.cat([input, length.mul_(radius_weight)], 1)
-        return ops.topk_linear(query, self.centers, self.center_bias, count)[1]
+        weight = input.square().sum(1).add_(1).sqrt_().mul_(radius_weight).float()
+        coded = self.center_codes, self.center_terms
+        return ops.rank_centers(input, weight, *coded, self.lists, count).T.long()
 
     def lists_holding(self, k: int) -> int:
         """How many lists hold k rows, whichever they are."""
-        return int(torch.searchsorted(self.rows_in_smallest, k)) + 1
+        return bisect.bisect_left(self._rows_in_smallest, k) + 1
+
+    @functools.cached_property
+    def _rows_in_smallest(self) -> list[int]:
+        found: list[int] = self.rows_in_smallest.tolist()  # a query is faster than a call of torch
+        return found
 
     def held(self, input: Tensor, rows: Tensor, radius_weight: float) -> tuple[Tensor, Tensor]:
         """What probing so many lists, from 1 on, means for ``input`` (n, d): of its ``rows`` (n, k) the share
@@ -157,14 +170,8 @@ class RowPartition:
     def best(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, search: Search
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`topk` by a ``search``. No step of it depends on data: compilers trace it."""
-        most = max(search.probes, search.enough)
-        probed = self.probes(input, most, search.radius_weight)
-        if most > search.probes:
-            probed, further = probed.split([search.probes, most - search.probes], 1)
-            rows = self.offsets.diff()[probed].sum(1, keepdim=True)
-            probed = torch.cat([probed, further.masked_fill(rows >= search.k, -1)], 1)
-        return ops.topk_lists(
+        """:meth:`topk` by a ``search``, by one operator."""
+        return ops.search_lists(
             input,
             weight,
             widened(bias),
@@ -172,13 +179,23 @@ class RowPartition:
             self.rows,
             self.codes,
             self.terms,
-            probed,
+            self.center_codes,
+            self.center_terms,
+            search.radius_weight,
+            search.probes,
+            search.enough,
             search.k,
             max(search.k, search.rescored),
         )
 
     def memory_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in vars(self).values())
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+
+def codes_of_centers(centers: Tensor, center_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What lists are ranked by: ``center_codes`` and ``center_terms`` of a :class:`RowPartition`."""
+    means, radius = centers[None, :, :-1].float(), centers[None, :, -1].float()
+    return ops.code_centers(means.contiguous(), center_bias[None].float(), radius.contiguous())
 
 
 def _with_bias(rows: Tensor, bias: Tensor | None) -> Tensor:

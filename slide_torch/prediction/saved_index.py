@@ -13,8 +13,9 @@ from .calibration import Calibration
 from .partition import RowPartition, Search
 
 FORMAT = 2
+DERIVED = ("center_codes", "center_terms")  # by codes_of_centers, at loading
 PARTITION = tuple(field.name for field in fields(RowPartition))
-INDEX = (*PARTITION, "settings")
+INDEX = (*(name for name in PARTITION if name not in DERIVED), "settings")
 
 Expected = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of tensors by name
 

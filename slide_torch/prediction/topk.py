@@ -21,4 +21,12 @@ class TopK(NamedTuple):
     indices: Tensor
 
 
+def as_topk(flat: tuple[Tensor, Tensor], input: Tensor) -> TopK:
+    """Results (n, k) for ``input`` (\\*, d), flattened to (n, d), as those of (\\*, k)."""
+    if input.dim() == 2:
+        return TopK(*flat)
+    shape = (*input.shape[:-1], flat[0].shape[1])
+    return TopK(*(result.view(shape) for result in flat))
+
+
 _pytree._register_namedtuple(TopK, serialized_type_name="slide_torch.TopK")

@@ -26,6 +26,14 @@ def searched():
     return torch.randn(B, D), weight, None, offsets, rows, codes, terms, probes
 
 
+def probed():
+    """search_lists' arguments up to its integers."""
+    *rest, _ = searched()
+    centers = ops.list_centers(rest[1], None, *rest[3:5])
+    coded = ops.code_centers(centers[0][None], None, centers[1][None])
+    return *rest, *coded, 0.2
+
+
 def retrieved():
     tables = ops.build_tables(torch.zeros(2, N).short(), 3)
     none = torch.empty(0).int()
@@ -56,6 +64,9 @@ CALLS = {
     "sample_tail count": lambda n: op.sample_tail(n, N, 0),
     "topk_linear k": lambda n: op.topk_linear(X, torch.randn(N, D), None, n),
     "topk_lists k": lambda n: op.topk_lists(*searched(), n, n, 9, 0),
+    "search_lists probes": lambda n: op.search_lists(*probed(), n, 1, 2, 3),
+    "search_lists enough": lambda n: op.search_lists(*probed(), 1, n, 2, 3),
+    "search_lists k": lambda n: op.search_lists(*probed(), 1, 1, n, n),
     "coalesce_rows num_rows": lambda n: op.coalesce_rows(ROWS, torch.ones(2, D), n),
     "rows_to_dense neurons": lambda n: op.rows_to_dense(ROWS, torch.ones(2, D), n << 20),
 }
@@ -69,6 +80,7 @@ UNBOUNDED = {
     "retrieve budget": lambda n: op.retrieve(*retrieved(), n, 9, 0),
     "retrieve bucket_cap": lambda n: op.retrieve(*retrieved(), 9, n, 0),
     "topk_lists rescored": lambda n: op.topk_lists(*searched(), 2, n, 9, 0),
+    "search_lists rescored": lambda n: op.search_lists(*probed(), 1, 1, 2, n),
     "topk_lists list_cap": lambda n: op.topk_lists(*searched(), 2, 3, n, 0),
 }
 

@@ -10,7 +10,7 @@ from predictors import D, K, N, calibrated, same, tensors_of
 from torch import nn
 
 from slide_torch import Predictor
-from slide_torch.prediction.saved_index import INDEX
+from slide_torch.prediction.saved_index import INDEX, PARTITION
 
 
 def saved(module, path):
@@ -69,7 +69,7 @@ def test_it_shares_the_layers_memory_and_its_file_has_the_weights_once(tmp_path)
     predictor = layer.predictor()
     assert predictor.weight is layer.weight and predictor.bias is layer.bias
     partition = layer.calibration.partition
-    assert all(getattr(predictor, name) is tensor for name, tensor in vars(partition).items())
+    assert all(getattr(predictor, name) is getattr(partition, name) for name in PARTITION)
     assert set(predictor.state_dict()) == {*layer.state_dict(), *INDEX}
     both = nn.ModuleDict({"head": layer, "predictor": predictor})
     torch.save(both.state_dict(), tmp_path / "both.pt")

@@ -52,6 +52,20 @@ def test_ranks_without_lists_or_numbers():
     assert ops.rank_centers(x, weight, *same, 40, 4)[:, 0].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("special", [0, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("probes", [1, 30, 300])
+def test_ranks_of_scores_that_are_equal_or_far_apart(probes, special):
+    """Equal ones by number; NaN, larger than any number, first."""
+    bias = torch.randint(-3, 3, (1, 300)).float()
+    bias[0, ::7] = special
+    zeros = torch.zeros(1, 300, 8), bias, torch.zeros(1, 300)
+    ranks = ops.rank_centers(
+        torch.randn(5, 8), torch.zeros(5), *ops.code_centers(*zeros), 300, probes
+    )
+    expected = bias[0].sort(descending=True, stable=True).indices[:probes]
+    assert torch.equal(ranks, expected.short().unsqueeze(1).expand(-1, 5))
+
+
 def test_ranks_are_the_same_at_any_number_of_threads():
     (centers, bias, spread), x, weight = problem(lists=300, batch=101)
     coded = ops.code_centers(centers, bias, spread)
