@@ -144,7 +144,8 @@ class Predictor(nn.Module):
         return as_topk(self._partition().best(flat, weight, bias, self.search), input)
 
     def _partition(self) -> RowPartition:
-        return RowPartition(**{name: getattr(self, name) for name in PARTITION})
+        found: dict[str, Any] = self._buffers  # a module's attributes are slow to look up
+        return RowPartition(**{name: found[name] for name in PARTITION})
 
     def _check_weights(self) -> None:
         """Reads the weights only where torch has recorded a write to them, or they lie elsewhere."""
