@@ -350,19 +350,26 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
     std::vector<int64_t> samples(ids.begin(), ids.end());
     const std::vector<float> scales(batch, 0.5F);
     const std::vector<int32_t> sums(batch, 1);
-    for (const bool centers : {false, true}) {
-      const CodedProblem coded{inputs.data(), sums.data(), scales.data(), centers ? scales.data() : nullptr, quads};
-      compare(centers ? "offer_coded, centers" : "offer_coded, rows", [&](int threads) {
-        return ranged_search<float>(
-            threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
-              const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges, begin = first * kBlockRows;
-              const CodedRows some{
-                  codes.data() + first * quads * kBlockRows * 4, terms.data() + first * coded.terms() * kBlockRows,
-                  centers ? nullptr : rows.data() + begin, begin, std::min(N, last * kBlockRows) - begin};
-              kernels().quads.offer_coded(coded, some, some, samples.data(), batch, reservoirs);
-            });
+    const CodedProblem coded{inputs.data(), sums.data(), scales.data(), nullptr, quads};
+    compare("offer_coded", [&](int threads) {
+      return ranged_search<float>(threads, batch, best, [&](const Best<float>& reservoirs, int64_t r, int64_t ranges) {
+        const int64_t first = blocks * r / ranges, last = blocks * (r + 1) / ranges, begin = first * kBlockRows;
+        const CodedRows some{codes.data() + first * quads * kBlockRows * 4,
+                             terms.data() + first * kRowTerms * kBlockRows, rows.data() + begin,
+                             std::min(N, last * kBlockRows) - begin};
+        kernels().quads.offer_coded(coded, some, some, samples.data(), batch, reservoirs);
       });
-    }
+    });
+    CodedProblem ranked = coded;
+    ranked.spread_weight = scales.data();
+    compare("score_coded", [&](int threads) {
+      std::vector<float> scores(batch * blocks * kBlockRows);
+      parallel(threads, batch, 1, [&](int64_t first, int64_t last) {
+        kernels().quads.score_coded(ranked, {codes.data(), terms.data(), nullptr, N}, samples.data() + first,
+                                    last - first, scores.data() + first * blocks * kBlockRows);
+      });
+      return scores;
+    });
   }
 }
 
