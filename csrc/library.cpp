@@ -144,7 +144,7 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
   // search/coded_lists.cpp
   m.def(
       "code_lists_(Tensor(a!) codes, Tensor(b!) terms, Tensor(c!) places, Tensor weight, Tensor? bias, "
-      "Tensor list_offsets, Tensor list_rows) -> (Tensor centers, Tensor radius)");
+      "Tensor list_offsets, Tensor list_rows) -> ()");
   m.def(
       "recode_rows_(Tensor(a!) codes, Tensor(b!) terms, Tensor places, Tensor weight, Tensor? bias, Tensor rows) "
       "-> ()");
@@ -155,6 +155,14 @@ STABLE_TORCH_LIBRARY(slide_torch, m) {
       "search_lists(Tensor input, Tensor weight, Tensor? bias, Tensor list_offsets, Tensor list_rows, Tensor codes, "
       "Tensor terms, Tensor center_codes, Tensor center_terms, float radius_weight, int probes, int enough, int k, "
       "int rescored) -> (Tensor values, Tensor indices)");
+
+  // search/moved_codes.cpp
+  m.def(
+      "move_codes_(Tensor(a!) codes, Tensor(b!) terms, Tensor(c!) places, Tensor old_offsets, Tensor list_offsets, "
+      "Tensor list_rows, Tensor rows) -> ()");
+  m.def(
+      "coded_centers(Tensor codes, Tensor terms, Tensor list_offsets, int features, bool has_bias) "
+      "-> (Tensor centers, Tensor radius)");
 
   // search/ranked_centers.cpp
   m.def("code_centers(Tensor centers, Tensor? bias, Tensor spread) -> (Tensor codes, Tensor terms)");

@@ -115,18 +115,17 @@ def code_lists_(
     bias: Tensor | None,
     offsets: Tensor,
     rows: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     """As :func:`slide_torch.ops.code_lists_`, of bfloat16 parameters too."""
     if weight.dtype != torch.bfloat16:
         return ops.code_lists_(codes, terms, places, weight, bias, offsets, rows)
     places.fill_(-1)
-    block, parts = 0, []
+    block = 0
     for some, own in _some_lists(weight, bias, offsets, rows):
         found = torch.empty(some.shape[0], dtype=torch.int32)
-        parts.append(ops.code_lists_(codes[block:], terms[block:], found, *own))
+        ops.code_lists_(codes[block:], terms[block:], found, *own)
         places[some] = found + 16 * block
         block += int(own[2].diff().add_(15).div_(16, rounding_mode="floor").sum())
-    return torch.cat([center for center, _ in parts]), torch.cat([radius for _, radius in parts])
 
 
 def recode_rows_(

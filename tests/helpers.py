@@ -123,6 +123,12 @@ def coded_lists(weight, bias, offsets, rows):
     return coded
 
 
+def rounded_rows(codes, terms, places, d):
+    """The rows (N, d) that codes stand for."""
+    integers = codes.int().transpose(1, 2).reshape(16 * len(codes), -1) - 64
+    return (integers * terms[:, 0].reshape(-1, 1))[places.long(), :d]
+
+
 def in_format_2(state):
     """A layer's sampler state as format 2 had it: with rows in eight bits, of which these take up seven."""
     codes = state["sq8_codes"]

@@ -192,6 +192,13 @@ def predict_samples(kind):
             elif kind == "recode":
                 coded = coded_lists(weight, bias, offsets, rows)
                 yield *coded, randn(N, D, dtype=dtype), bias, torch.tensor([0, 7])
+            elif kind == "move":
+                coded = coded_lists(weight, bias, offsets, rows)
+                moved = torch.cat([offsets[:1], offsets[1:-1] - 1, offsets[-1:]])
+                yield *coded, offsets, moved, rows, rows[8:9].long()
+            elif kind == "coded centers":
+                codes, terms, _ = coded_lists(weight, bias, offsets, rows)
+                yield codes, terms, offsets, D, bias is not None
             else:
                 yield weight, bias, offsets, rows
 
@@ -383,6 +390,8 @@ SAMPLES = {
     "recode_rows_": lambda: predict_samples("recode"),
     "topk_lists": lambda: predict_samples("lists"),
     "search_lists": lambda: predict_samples("search"),
+    "move_codes_": lambda: predict_samples("move"),
+    "coded_centers": lambda: predict_samples("coded centers"),
     "list_centers": lambda: predict_samples("centers"),
     "code_centers": lambda: [
         (randn(L, 20, D), bias, randn(L, 20)) for bias in (None, randn(L, 20))

@@ -80,5 +80,6 @@ constexpr KernelTable table_named(const char* name) {
           .f32 = kernels_of<float>(),
           .f64 = kernels_of<double>(),
           .quads = {.offer_coded = offer_coded, .score_coded = score_coded, .nearest_in_groups = nearest_in_groups},
+          .coded_center = coded_center,
           .code_centroids = code_centroids};
 }

@@ -1,4 +1,4 @@
-// Coding rows for quads-inl.h, and the means of lists of rows, which are read at the same time.
+// Coding rows for quads-inl.h, and the means of lists of rows, coded or not.
 
 // out[q * kBlockRows + r] = in[r * quads + q] for the kBlockRows rows of a block; an even number of quads.
 inline void interleave(const uint32_t* in, int64_t quads, uint32_t* out) {
@@ -106,8 +106,11 @@ void code_rows(const T* weight, const T* bias, int64_t features, const int32_t* 
 template <class T>
 void recode_rows(const T* weight, const T* bias, int64_t features, const int64_t* ids, int64_t count,
                  const int32_t* places, uint8_t* codes, float* terms, uint8_t* scratch) {
-  const int64_t quads = quads_of(features);
+  const int64_t quads = quads_of(features), ahead = 2;
   for (int64_t i = 0; i < count; ++i) {
+    const int64_t later = ids[min_of(i + ahead, count - 1)], target = places[later] / kBlockRows * quads;
+    prefetch_row(weight + later * features, features);
+    for (int64_t q = 0; q < quads; ++q) __builtin_prefetch(codes + (target + q) * 4 * kBlockRows, 1);
     const int64_t block = places[ids[i]] / kBlockRows, lane = places[ids[i]] % kBlockRows;
     float* own = terms + block * kRowTerms * kBlockRows + lane;
     own[0] = code_row(weight + ids[i] * features, features, scratch);
@@ -159,4 +162,54 @@ void rows_center(const T* weight, const T* bias, int64_t features, const int32_t
     variance += squares * share - mean * mean;
   }
   *radius = variance > T(0) ? static_cast<T>(__builtin_sqrt(variance)) : T(0);
+}
+
+// Lanes are as many as a block has rows at every instruction set.
+inline float sum_of_block(const CodedFloats* value) {
+  float lane[kBlockRows];
+  for (int64_t j = 0; j < kCodedVectors; ++j) store(lane + j * kCodedLanes, value[j]);
+  return sum_halves<float, kBlockRows>(lane);
+}
+
+// As rows_center, of coded rows; without biases where there is no place for their mean.
+inline void coded_center(const uint8_t* codes, const float* terms, int64_t count, int64_t features, float* center,
+                         float* bias_center, float* radius) {
+  const int64_t quads = quads_of(features), blocks = (count + kBlockRows - 1) / kBlockRows;
+  const float share = 1.0f / static_cast<float>(count > 0 ? count : 1);
+  float variance = 0.0f;
+  for (int64_t q = 0; q < quads; ++q) {
+    CodedFloats sum[4][kCodedVectors] = {}, squares[kCodedVectors] = {};
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t j = 0; j < kCodedVectors; ++j) {
+        const uint8_t* quad = codes + (b * quads + q) * 4 * kBlockRows + j * kCodedBytes;
+        const CodedInts code = (CodedInts)(load<CenterBytes>(quad) - static_cast<uint8_t>(kCenterOffset));
+        const CodedFloats scale = load<CodedFloats>(terms + b * kRowTerms * kBlockRows + j * kCodedLanes);
+        for (int64_t f = 0; f < 4; ++f) {
+          const CodedFloats value = __builtin_convertvector(code << (24 - 8 * f) >> 24, CodedFloats) * scale;
+          sum[f][j] += value;
+          squares[j] += value * value;
+        }
+      }
+    variance += sum_of_block(squares) * share;
+    for (int64_t f = 0; f < 4 && 4 * q + f < features; ++f) {
+      const float mean = sum_of_block(sum[f]) * share;
+      center[4 * q + f] = mean;
+      variance -= mean * mean;
+    }
+  }
+  if (bias_center) {
+    const auto bias_of = [&](int64_t i) {
+      return terms[(i / kBlockRows * kRowTerms + 1) * kBlockRows + i % kBlockRows];
+    };
+    const float origin = count > 0 ? bias_of(0) : 0.0f;
+    float sum = 0.0f, squares = 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = bias_of(i) - origin;
+      sum += value;
+      squares += value * value;
+    }
+    *bias_center = origin + sum * share;
+    variance += squares * share - sum * share * (sum * share);
+  }
+  *radius = variance > 0.0f ? static_cast<float>(__builtin_sqrtf(variance)) : 0.0f;
 }

@@ -335,6 +335,8 @@ struct KernelTable {
   RealKernels<float> f32;
   RealKernels<double> f64;
   QuadKernels quads;
+  void (*coded_center)(const uint8_t* codes, const float* terms, int64_t count, int64_t features, float* center,
+                       float* bias_center, float* radius);
   void (*code_centroids)(const float* centroids, const int32_t* ids, const CodedShape&, int64_t begin, int64_t end,
                          const CodedCentroids&, int8_t* scratch);
 };

@@ -1,54 +1,33 @@
 // Rows of lists as codes of seven bits, for searches.
-#include "lists.h"
+#include "coded_lists.h"
 
 namespace slide_torch {
-namespace {
-
-// places[row] = where the row stands among the rows of all blocks, or -1. A part of the rows is one thread's: places
-// lie in no order, and two writers of one cache line wait for each other.
-void write_places(const Lists& lists, int64_t rows, int32_t* places) {
-  parallel_for(0, rows, kGrainWork, [&](int64_t first, int64_t last) {
-    std::fill(places + first, places + last, -1);
-    for (int64_t l = 0; l < lists.count; ++l)
-      for (int64_t i = lists.offsets[l]; i < lists.offsets[l + 1]; ++i) {
-        const int32_t row = lists.rows[i];
-        if (first <= row && row < last)
-          places[row] = static_cast<int32_t>(lists.blocks[l] * kBlockRows + i - lists.offsets[l]);
-      }
-  });
-}
-
-}  // namespace
 
 // Rows of lists as codes: into codes (blocks or more, quads, 16, 4), of 16 rows of one list and all quads of features,
 // into terms (the same, 2, 16), what a row's codes are to be multiplied by, and its bias, and into places
-// (N), where each row stands among the rows of all blocks, or -1. Returns centers and radius as list_centers does: a
-// list's rows are in the cache by then.
-std::tuple<Tensor, Tensor> code_lists_(Tensor codes, Tensor terms, Tensor places, Tensor weight,
-                                       std::optional<Tensor> bias, Tensor list_offsets, Tensor list_rows) {
+// (N), where each row stands among the rows of all blocks, or -1.
+void code_lists_(Tensor codes, Tensor terms, Tensor places, Tensor weight, std::optional<Tensor> bias,
+                 Tensor list_offsets, Tensor list_rows) {
   constexpr const char* op = "code_lists_";
-  return dispatch_real(op, weight.scalar_type(), [&](auto zero) -> std::tuple<Tensor, Tensor> {
+  dispatch_real(op, weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const RealRows<T> rows(op, weight, bias);
     const Lists lists(op, list_offsets, list_rows);
     check_range(op, "list_rows", lists.rows, list_rows.numel(), rows.count);
-    check(lists.blocks[lists.count] < INT32_MAX / kBlockRows, op, "list_rows: expected fewer than 2^31 places");
+    check_places_fit(op, lists);
     const CodedLists coded(op, codes, terms, rows.features, lists.blocks[lists.count]);
     check_tensor(op, "places", places, ScalarType::Int, {rows.count});
-    Centers<T> centers(rows, lists, bias.has_value());
     write_places(lists, rows.count, mutable_data<int32_t>(places));
     uint8_t* code = mutable_data<uint8_t>(codes);
     float* term = mutable_data<float>(terms);
     const int64_t workers = workers_for(lists.count);
     std::vector<uint8_t> scratch(workers * coded.code_at(1));
     share_out(lists.count, workers, [&](int64_t worker, int64_t l) {
-      centers.find(l);
       const int64_t block = lists.blocks[l];
       real_kernels<T>().code_rows(rows.weight, rows.bias, rows.features, lists.rows_of(l), lists.size(l),
                                   code + coded.code_at(block), term + coded.term_at(block),
                                   scratch.data() + coded.code_at(worker));
     });
-    return centers.tensors();
   });
 }
 

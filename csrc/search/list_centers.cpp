@@ -13,9 +13,17 @@ std::tuple<Tensor, Tensor> list_centers(Tensor weight, std::optional<Tensor> bia
     const RealRows<T> rows(op, weight, bias);
     const Lists lists(op, list_offsets, list_rows);
     check_range(op, "list_rows", lists.rows, list_rows.numel(), rows.count);
-    Centers<T> centers(rows, lists, bias.has_value());
-    share_out(lists.count, workers_for(lists.count), [&](int64_t, int64_t l) { centers.find(l); });
-    return centers.tensors();
+    const int64_t width = rows.features + (bias ? 1 : 0);
+    Tensor centers = empty({lists.count, width}, scalar_type_of<T>()),
+           radius = empty({lists.count}, scalar_type_of<T>());
+    T* center = mutable_data<T>(centers);
+    T* distance = mutable_data<T>(radius);
+    share_out(lists.count, workers_for(lists.count), [&](int64_t, int64_t l) {
+      T* own = center + l * width;
+      real_kernels<T>().rows_center(rows.weight, rows.bias, rows.features, lists.rows_of(l), lists.size(l), own,
+                                    own + rows.features, distance + l);
+    });
+    return {centers, radius};
   });
 }
 

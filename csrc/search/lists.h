@@ -6,12 +6,20 @@
 
 namespace slide_torch {
 
+// The first block of each list, and the end.
+inline std::vector<int64_t> first_blocks(const int64_t* offsets, int64_t count) {
+  std::vector<int64_t> blocks(count + 1, 0);
+  for (int64_t l = 0; l < count; ++l)
+    blocks[l + 1] = blocks[l] + (offsets[l + 1] - offsets[l] + kBlockRows - 1) / kBlockRows;
+  return blocks;
+}
+
 // list_offsets (lists + 1) into list_rows.
 struct Lists {
   const int64_t* offsets;
   const int32_t* rows;
   int64_t count;
-  std::vector<int64_t> blocks;  // (lists + 1), the first of each list
+  std::vector<int64_t> blocks;  // (lists + 1), see first_blocks
 
   Lists(const char* op, const Tensor& list_offsets, const Tensor& list_rows) {
     check(list_offsets.dim() == 1 && list_offsets.size(0) >= 1, op, "list_offsets: expected shape (lists + 1), got ",
@@ -22,8 +30,7 @@ struct Lists {
     rows = data<int32_t>(list_rows);
     count = list_offsets.numel() - 1;
     check_offsets(op, "list_offsets", offsets, count, list_rows.numel());
-    blocks.assign(count + 1, 0);
-    for (int64_t l = 0; l < count; ++l) blocks[l + 1] = blocks[l] + (size(l) + kBlockRows - 1) / kBlockRows;
+    blocks = first_blocks(offsets, count);
   }
 
   int64_t size(int64_t l) const { return offsets[l + 1] - offsets[l]; }
@@ -62,36 +69,6 @@ struct RealRows {
     if (bias_in) check_tensor(op, "bias", *bias_in, scalar_type_of<T>(), {count});
     weight = data<T>(weight_in), bias = data_or_null<T>(bias_in);
   }
-};
-
-// Mean rows (lists, d), or (lists, d + 1) with the bias appended, and radius (lists).
-template <class T>
-class Centers {
- public:
-  Centers(const RealRows<T>& rows, const Lists& lists, bool has_bias)
-      : rows_(rows),
-        lists_(lists),
-        width_(rows.features + (has_bias ? 1 : 0)),
-        centers_(empty({lists.count, width_}, scalar_type_of<T>())),
-        radius_(empty({lists.count}, scalar_type_of<T>())),
-        center_(mutable_data<T>(centers_)),
-        distance_(mutable_data<T>(radius_)) {}
-
-  // Those of list l; lists may be on different threads.
-  void find(int64_t l) {
-    T* center = center_ + l * width_;
-    real_kernels<T>().rows_center(rows_.weight, rows_.bias, rows_.features, lists_.rows_of(l), lists_.size(l), center,
-                                  center + rows_.features, distance_ + l);
-  }
-
-  std::tuple<Tensor, Tensor> tensors() const { return {centers_, radius_}; }
-
- private:
-  const RealRows<T>& rows_;
-  const Lists& lists_;
-  int64_t width_;
-  Tensor centers_, radius_;
-  T *center_, *distance_;
 };
 
 }  // namespace slide_torch

@@ -36,7 +36,7 @@ def code_lists_(
     bias: Tensor | None,
     list_offsets: Tensor,
     list_rows: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     """The rows of some lists as integers from -63 to 63, each row scaled by its largest magnitude, for
     :func:`topk_lists`. Blocks of 16 rows belong to one list; missing ones are zero.
 
@@ -46,16 +46,13 @@ def code_lists_(
         terms: float32 (any, 2, 16), receives the scale and the bias of each row.
         places: int32 (N), receives that of each row among the rows of all blocks, -1 for those in no list.
         list_offsets: int64 (lists + 1) into ``list_rows``, int32.
-
-    Returns:
-        centers and radius as of :func:`list_centers`.
     """
-    return operators.code_lists_(codes, terms, places, weight, bias, list_offsets, list_rows)
+    operators.code_lists_(codes, terms, places, weight, bias, list_offsets, list_rows)
 
 
 @fake("code_lists_")
 def _(a: SimpleNamespace) -> Any:
-    return _centers(a)
+    return None
 
 
 def empty_codes(
@@ -94,6 +91,45 @@ def recode_rows_(
 @fake("recode_rows_")
 def _(a: SimpleNamespace) -> Any:
     return None
+
+
+def move_codes_(
+    codes: Tensor,
+    terms: Tensor,
+    places: Tensor,
+    old_offsets: Tensor,
+    list_offsets: Tensor,
+    list_rows: Tensor,
+    rows: Tensor,
+) -> None:
+    """Moves what :func:`code_lists_` wrote to where rows stand in new lists, without reading the rows.
+
+    Args:
+        old_offsets: int64 (lists + 1), of the lists that codes, terms and places are of.
+        list_offsets, list_rows: as many new lists.
+        rows: int64 (n), strictly increasing: all that are in another list than before, or in none, and any
+            others; they receive places and no codes, for :func:`recode_rows_` to give.
+    """
+    operators.move_codes_(codes, terms, places, old_offsets, list_offsets, list_rows, rows)
+
+
+@fake("move_codes_")
+def _(a: SimpleNamespace) -> Any:
+    return None
+
+
+def coded_centers(
+    codes: Tensor, terms: Tensor, list_offsets: Tensor, features: int, has_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """What :func:`list_centers` finds, of the rows as :func:`code_lists_` has rounded them: float32. The
+    radius comes of a difference, of mean squared lengths, and is no better than their rounding."""
+    return operators.coded_centers(codes, terms, list_offsets, features, has_bias)
+
+
+@fake("coded_centers")
+def _(a: SimpleNamespace) -> Any:
+    lists, width = a.list_offsets.shape[0] - 1, a.features + int(a.has_bias)
+    return a.terms.new_empty((lists, width)), a.terms.new_empty((lists,))
 
 
 def topk_lists(

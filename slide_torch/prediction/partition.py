@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..inference_mode import keeps_normal_tensors
-from ..precision import blocks, code_lists_, some_rows, widened
+from ..precision import blocks, code_lists_, computed_dtype, some_rows, widened
 
 # benchmarks/speed/prediction_sweep.py tries them on trained weights of the quickstart.
 LISTS_PER_ROOT = 4  # lists: this times the square root of the number of rows
@@ -102,7 +102,11 @@ class RowPartition:
         offsets, rows = _lists_of(_nearest(weight, bias, centers), lists)
         offsets = torch.cat([offsets[:1], offsets[1:][offsets.diff() > 0]])
         codes, terms, places = ops.empty_codes(weight, offsets, room=False)
-        centers, radius = code_lists_(codes, terms, places, weight, bias, offsets, rows)
+        code_lists_(codes, terms, places, weight, bias, offsets, rows)
+        centers, radius = (
+            found.to(computed_dtype(weight.dtype))
+            for found in ops.coded_centers(codes, terms, offsets, weight.shape[1], bias is not None)
+        )
         center_bias = radius.new_zeros(radius.shape) if bias is None else centers[:, -1].clone()
         centers = torch.cat([centers[:, : weight.shape[1]], radius.unsqueeze(1)], 1)
         return RowPartition(

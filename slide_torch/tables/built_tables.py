@@ -36,13 +36,33 @@ class SQ8Rows(NamedTuple):
 
     def write_buckets_(
         self, weight: Tensor, bias: Tensor | None, offsets: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Writes all rows; returns mean row and radius of each bucket."""
-        return precision.code_lists_(*self, weight, bias, offsets, ids)
+    ) -> None:
+        """Writes all rows."""
+        precision.code_lists_(*self, weight, bias, offsets.long(), ids)
+
+    def move_rows_(
+        self, weight: Tensor, bias: Tensor | None, offsets: Tensor, ids: Tensor, rehashed: Rehashed
+    ) -> None:
+        """Moves all rows into these buckets and writes only those that were rehashed."""
+        old, new = rehashed.old_offsets[0].long(), offsets.long()
+        ops.move_codes_(*self, old, new, ids, rehashed.rows)
+        self.rewrite_rows_(weight, bias, rehashed.rows)
 
     def rewrite_rows_(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
         """Writes ``rows`` (int64, increasing) anew, in their old places."""
         precision.recode_rows_(*self, weight, bias, rows)
+
+
+class Rehashed(NamedTuple):
+    """What a rehash of some rows started from.
+
+    Attributes:
+        rows: int64 (n), increasing: those that have been hashed anew.
+        old_offsets: int32 (L, 2^bits + 1), where buckets began.
+    """
+
+    rows: Tensor
+    old_offsets: Tensor
 
 
 class BuiltTables(NamedTuple):
@@ -70,19 +90,29 @@ class BuiltTables(NamedTuple):
         dirty = torch.zeros(codes.shape[1], dtype=torch.bool)
         return BuiltTables(family, codes, *ops.build_tables(codes, family.bits), dirty, sq8)
 
-    def described(self, weight: Tensor, bias: Tensor | None, *, searched: bool) -> BuiltTables:
+    def described(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        searched: bool,
+        rehashed: Rehashed | None = None,
+    ) -> BuiltTables:
         """These tables with what is read off the rows in their buckets: their codes if they are ``searched``,
-        and what the family wants to know of each bucket."""
+        and what the family wants to know of each bucket. ``rehashed``: the codes of other rows are right."""
         rows = weight.detach(), None if bias is None else bias.detach()
         if searched:
             sq8 = self.sq8
             if sq8 is None:
-                sq8 = SQ8Rows.for_buckets(rows[0], self.offsets[0])
-            lists = self.offsets[0].long()
-            if not self.family.describes:  # then nobody needs the means of empty buckets
-                lists = torch.unique_consecutive(lists)
-            means = sq8.write_buckets_(*rows, lists, self.ids[0])
-            self.family.describe([means], self.offsets)
+                sq8, rehashed = SQ8Rows.for_buckets(rows[0], self.offsets[0]), None
+            if rehashed is None:
+                sq8.write_buckets_(*rows, self.offsets[0], self.ids[0])
+            else:
+                sq8.move_rows_(*rows, self.offsets[0], self.ids[0], rehashed)
+            if self.family.describes:
+                shape = weight.shape[1], bias is not None
+                means = ops.coded_centers(sq8.codes, sq8.terms, self.offsets[0].long(), *shape)
+                self.family.describe([means], self.offsets)
             return self._replace(sq8=sq8)
         if self.family.describes:
             tables = zip(self.offsets, self.ids, strict=True)

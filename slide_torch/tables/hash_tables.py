@@ -15,7 +15,7 @@ from ..inference_mode import keeps_normal_tensors, version_of
 from ..options import LSHOptions, ResolvedOptions
 from ..randomness import draw_seed
 from ..tails.state import TailState
-from .built_tables import BuiltTables, SQ8Rows, check_size, finite_codes
+from .built_tables import BuiltTables, Rehashed, SQ8Rows, check_size, finite_codes
 from .handles import new_handle
 from .pending import PendingRows
 from .saved_state import SavedState, read_state
@@ -221,18 +221,26 @@ class HashTables:
     def _hash_some(
         self, family: HashFamily, weight: Tensor, bias: Tensor | None, rows: Tensor
     ) -> None:
+        rows = torch.unique(rows)
         fresh = finite_codes(family.row_codes(weight, bias, rows), rows)
         built = self.require_built()
         codes, sq8, dirty = built.codes, built.sq8, built.dirty.index_fill(0, rows, False)
+        rehashed = Rehashed(rows, built.offsets)
         if bool(ops.update_codes_(codes, rows, fresh).any()):
             del built
             self._built = None  # the old buckets make room
             built = BuiltTables.of_codes(family, codes, sq8)
-        self._install(built._replace(family=family, dirty=dirty), weight, bias)
+        self._install(built._replace(family=family, dirty=dirty), weight, bias, rehashed)
 
-    def _install(self, built: BuiltTables, weight: Tensor, bias: Tensor | None) -> None:
-        """Takes up tables whose rows have just been hashed."""
-        built = built.described(weight, bias, searched=self.searches)
+    def _install(
+        self,
+        built: BuiltTables,
+        weight: Tensor,
+        bias: Tensor | None,
+        rehashed: Rehashed | None = None,
+    ) -> None:
+        """Takes up tables whose rows have just been hashed, all of them or those that are ``rehashed``."""
+        built = built.described(weight, bias, searched=self.searches, rehashed=rehashed)
         self.pending.mark(built.dirty)
         self.family, self._built = built.family, built
         self.schedule.restart(built.family, weight, bias)

@@ -138,7 +138,8 @@ def best(i):
         layer = (i["x"][:count], i["weight"], i["bias"])
         found[f"best {count}"], _ = ops.topk_linear(*layer, 9)
         coded = ops.empty_codes(layer[1], lists[0], room=False)
-        center = ops.code_lists_(*coded, *layer[1:], *lists)
+        ops.code_lists_(*coded, *layer[1:], *lists)
+        coded_center = ops.coded_centers(*coded[:2], lists[0], layer[1].shape[1], True)
         found[f"best of lists {count}"], _ = ops.topk_lists(
             *layer, *lists, *coded[:2], probes[:count], 9, 40
         )
@@ -146,7 +147,8 @@ def best(i):
             *layer, *lists, *coded[:2], probes[:count], 9, 9
         )[1].sort(1)[0]
         found |= dict(zip(("codes", "scales"), coded, strict=False))
-        found |= dict(zip(("centers", "radius"), center, strict=True))
+        found |= dict(zip(("centers", "radius"), ops.list_centers(*layer[1:], *lists), strict=True))
+        found |= dict(zip(("coded centers", "coded radius"), coded_center, strict=True))
     return found
 
 

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import coded_lists, rounded_rows
 from predicted_layers import clustered, layer_of
 
 from slide_torch import LSHLinear
@@ -112,14 +113,20 @@ def test_partition_holds_every_row_once_near_its_center():
     list_of[partition.rows.long()] = torch.arange(partition.lists).repeat_interleave(
         partition.offsets.diff()
     )
-    points = torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1).detach()
+    layer_rows = layer.weight.detach(), layer.bias.detach()
+    codes, terms, places = coded_lists(*layer_rows, partition.offsets, partition.rows)
+    assert torch.equal(codes[: len(partition.codes)], partition.codes)
+    rounded = rounded_rows(codes, terms, places, 24)
+    points = torch.cat([rounded, layer.bias.detach().unsqueeze(1)], 1)
     count = partition.offsets.diff()
     means = torch.zeros(partition.lists, 25).index_add_(0, list_of, points) / count.unsqueeze(1)
-    torch.testing.assert_close(means[:, :24], partition.centers[:, :24])
+    torch.testing.assert_close(means[:, :24], partition.centers[:, :24], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(means[:, 24], partition.center_bias)
     square = (points - means[list_of]).square().sum(1)
     radius = (torch.zeros(partition.lists).index_add_(0, list_of, square) / count).sqrt()
-    torch.testing.assert_close(radius, partition.centers[:, 24])
+    rounding = 1e-6 * points.square().sum(1).max().item()  # of a difference of mean squares
+    found = partition.centers[:, 24].square()
+    torch.testing.assert_close(found, radius.square(), rtol=1e-5, atol=rounding)
     assert square.mean() < 0.2 * (points - points.mean(0)).square().sum(1).mean()
     each = (
         24 + 12

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import coded_lists
+from helpers import coded_lists, rounded_rows
 from predicted_layers import DTYPES
 
 from slide_torch import ops
@@ -91,6 +91,84 @@ def test_recoded_rows_are_as_if_coded_anew(bias, dtype):
     for wrong, message in ((stray, "places: expected values in"), (changed.flip(0), "increasing")):
         with pytest.raises(RuntimeError, match=message):
             ops.recode_rows_(*coded, weight, shift, wrong)
+
+
+def lists_of(where, lists):
+    """Offsets and rows of the lists that rows are in, ``where`` (N), each list in the order of its rows."""
+    offsets = F.pad(torch.bincount(where, minlength=lists).cumsum(0), (1, 0))
+    return offsets, where.argsort(stable=True).int()
+
+
+@pytest.mark.parametrize("d", [1, 9, 128])
+@pytest.mark.parametrize("change", ["none", "few", "most", "left", "right", "swap"])
+def test_moved_codes_are_as_if_coded_anew(change, d):
+    """Lists that grow, shrink, empty and fill, so that blocks go left, right and both."""
+    N, lists = 3000, 60
+    weight, bias = torch.randn(N, d), torch.randn(N)
+    where = torch.randint(lists - 2, (N,)) + 1  # some lists are empty
+    old, rows = lists_of(where, lists)
+    coded = coded_lists(weight, bias, old, rows)
+    # what a row's code is made of is not read
+    rehashed = torch.rand(N) < {"none": 0.0, "few": 0.01, "most": 0.9}.get(change, 0.5)
+    where = torch.where(
+        rehashed,
+        {
+            "left": torch.zeros(N, dtype=torch.int64),
+            "right": torch.full((N,), lists - 1),
+            "swap": lists - 1 - where,
+        }.get(change, torch.randint(lists, (N,))),
+        where,
+    )
+    changed = rehashed.nonzero().flatten()
+    weight[changed] += 1
+    new, rows = lists_of(where, lists)
+    ops.move_codes_(*coded, old, new, rows, changed)
+    ops.recode_rows_(*coded, weight, bias, changed)
+    for moved, anew in zip(coded, coded_lists(weight, bias, new, rows), strict=True):
+        assert torch.equal(moved, anew)
+
+
+def test_refusals_of_moved_codes():
+    weight, offsets, rows = torch.randn(40, 6), torch.tensor([0, 20, 40]), torch.arange(40).int()
+    coded = coded_lists(weight, None, offsets, rows)
+    before = [tensor.clone() for tensor in coded]
+    none = rows[:0].long()
+    stray = coded[2].clone()
+    stray[5] = -1
+    for arguments, message in (
+        (
+            (*coded, offsets, torch.tensor([0, 19, 40]), rows, none),
+            "rows: expected every row .* of 19",
+        ),
+        ((*coded[:2], stray, offsets, offsets, rows, none), "rows: expected every row .* of 5"),
+        ((*coded, offsets[[0, 2]], offsets, rows, none), "old_offsets: expected 3 of them, got 2"),
+        ((*coded, offsets.flip(0), offsets, rows, none), "old_offsets: expected non-decreasing"),
+        ((*coded, 9 * offsets, offsets, rows, none), "codes: expected at least 24 blocks"),
+        ((*coded, offsets, offsets, rows + 1, none), r"list_rows: expected values in \[0, 40\)"),
+        ((*coded, offsets, offsets, rows, torch.tensor([3, 3])), "strictly increasing"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.move_codes_(*arguments)
+    assert all(map(torch.equal, coded, before))
+
+
+@pytest.mark.parametrize(("d", "bias"), [(1, True), (7, False), (128, True)])
+def test_centers_of_coded_rows(d, bias):
+    """As of the rows that the codes stand for, empty lists and those of part of a block included."""
+    weight, shift = torch.randn(70, d) + 1, 5 + torch.randn(70) if bias else None
+    offsets, rows = torch.tensor([0, 16, 16, 19, 70]), torch.randperm(70).int()
+    codes, terms, places = coded_lists(weight, shift, offsets, rows)
+    rounded = rounded_rows(codes, terms, places, d)
+    centers, radius = ops.coded_centers(codes, terms, offsets, d, bias)
+    assert centers.dtype == radius.dtype == torch.float32
+    expected = ops.list_centers(rounded, shift, offsets, rows)
+    torch.testing.assert_close(centers, expected[0])
+    rounding = 1e-6 * expected[0].square().sum(1).max().item()
+    torch.testing.assert_close(radius.square(), expected[1].square(), rtol=1e-5, atol=rounding)
+    with pytest.raises(RuntimeError, match="codes: expected at least 6 blocks"):
+        ops.coded_centers(codes[:2], terms[:2], offsets, d, bias)
+    with pytest.raises(RuntimeError, match="features: expected 1 to"):
+        ops.coded_centers(codes, terms, offsets, 0, bias)
 
 
 def test_lists_that_are_short_or_capped():
