@@ -1,6 +1,10 @@
-"""The lists that a query probes, and the best of their rows."""
+"""The lists that a query probes, the best of their rows, and how lists follow their rows."""
 
 from __future__ import annotations
+
+import itertools
+
+import torch
 
 from slide_torch import LSHOptions, ops
 
@@ -34,3 +38,42 @@ def topk_lists(p: Problem) -> Case:
         {"row_read": (p.width + 8) * sizes[probes.unique()].sum().item()},
         2 * p.width * sizes[probes].sum().item(),
     )  # fmt: skip
+
+
+@case
+def move_codes_(p: Problem) -> Case:
+    """A twentieth of the rows goes to the next bucket, or back."""
+    tables = p.tables(LSHOptions())
+    rows, codes = torch.arange(0, p.neurons, 20), tables.codes
+    elsewhere = codes.index_copy(1, rows, (codes[:, rows] + 1) % (1 << tables.options.K))
+    here, there = (ops.build_tables(own, tables.options.K) for own in (codes, elsewhere))
+    turns = itertools.cycle([(here, there), (there, here)])
+
+    def run() -> None:
+        (old, _), (offsets, ids) = next(turns)
+        ops.move_codes_(*tables.sq8, old[0].long(), offsets[0].long(), ids[0], rows)
+
+    size = (p.width + 8) * p.neurons
+    return Case(run, {"read": size, "write": size})
+
+
+@case
+def recode_rows_(p: Problem) -> Case:
+    """Rows that a step changed."""
+    tables = p.tables(LSHOptions())
+    rows = p.shared.rows
+    return Case(
+        lambda: ops.recode_rows_(*tables.sq8, p.weight, p.bias, rows),
+        {"row_read": p.row_bytes(rows), "row_update": (p.width + 8) * rows.numel()},
+    )
+
+
+@case
+def coded_centers(p: Problem) -> Case:
+    tables = p.tables(LSHOptions())
+    codes, terms, _ = tables.sq8
+    offsets = tables.offsets[0].long()
+    return Case(
+        lambda: ops.coded_centers(codes, terms, offsets, p.width, True),
+        {"read": (p.width + 8) * p.neurons},
+    )
