@@ -5,9 +5,10 @@
 The layer is the quickstart's (234,908 places), trained for --steps steps and kept under
 ~/.cache/slide_torch; queries are hidden vectors of held-out test names, in random order. What has a
 recall to set is calibrated on validation names, and its recall reported on the test names, against
-the exact top 10. Contenders take turns in one process on the same threads; medians. faiss and
-hnswlib are optional (pip install faiss-cpu hnswlib), both over inner products with the bias as one
-more coordinate. Exact prediction is also timed on random weights of Amazon-670K's shape.
+the exact top 10. Contenders take turns in one process on the same threads, of one batch, or of 16
+single queries in a row, as they come to a server; medians. faiss and hnswlib are optional (pip
+install faiss-cpu hnswlib), both over inner products with the bias as one more coordinate. Exact
+prediction is also timed on random weights of Amazon-670K's shape.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def measure(args: argparse.Namespace) -> tuple[list[dict], dict[str, Any]]:
         results.append(result | {"recall": recall_of(ids, best)})
     searches = [search for _, search in contenders]
     for batch in args.batches:
-        times = time_searches(searches, queries, batch, args.rounds * (5 if batch < 16 else 1))
+        times = time_searches(searches, queries, batch, args.rounds)
         for result, ms in zip(results, times, strict=True):
             result[f"queries_per_second_{batch}"] = batch / ms * 1e3
             result[f"times_exact_{batch}"] = times[1] / ms
@@ -150,15 +151,22 @@ def find_contenders(
 
 @torch.no_grad()
 def time_searches(searches: list[Search], queries: Tensor, batch: int, rounds: int) -> list[float]:
-    """Median milliseconds of each on ``batch`` queries, others at every turn."""
+    """Median milliseconds of each on ``batch`` queries, others at every turn. Small batches follow one
+    another in a turn: the contender before may have left nothing in the caches."""
     blocks = queries.split(batch)[: len(queries) // batch]
+    in_a_row = max(1, 16 // batch)
 
     def turn_of(search: Search) -> Callable[[], object]:
         own = itertools.cycle(blocks)
-        return lambda: search(next(own))
+
+        def turn() -> None:
+            for block in itertools.islice(own, in_a_row):
+                search(block)
+
+        return turn
 
     times = alternate({str(i): turn_of(search) for i, search in enumerate(searches)}, rounds)
-    return list(times.values())
+    return [ms / in_a_row for ms in times.values()]
 
 
 def recall_of(found: Tensor, best: Tensor) -> float:
