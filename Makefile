@@ -6,20 +6,26 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: demo test test-programs test-library test-builds test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs sdist wheel repair check-dist wheels check-tag lint lint-workflows format clean
+.PHONY: demo test test-programs test-library test-builds test-benchmarks test-clang test-aarch64 fuzz fuzz-sanitized bench figures examples docs sdist wheel repair check-dist wheels check-tag lint lint-workflows format clean
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --json quickstart.json
 	$(BIN)/python examples/quickstart.py --save quickstart.pt --ask "Nueva York" US
 
 test: $(VENV)/installed-dev
-	$(MAKE) -j 2 test-programs test-library test-builds
+	$(MAKE) -j 2 test-programs test-library test-builds test-benchmarks
 
-# Tests that start programs and compilers wait for these: they run beside the others.
+# Tests that start programs and compilers wait for these: they run beside the others. Two at a time, in parts of such
+# lengths that both end at about the same time.
 BUILDS := tests/programs/test_sanitizers.py tests/programs/test_compilers.py
+BENCHMARKS := tests/programs/test_speed_benchmarks.py
 
 test-programs:
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 tests/programs $(addprefix --ignore=,$(BUILDS))
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 tests/programs \
+		$(addprefix --ignore=,$(BUILDS) $(BENCHMARKS))
+
+test-benchmarks:
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 $(BENCHMARKS)
 
 test-builds:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 $(BUILDS)
