@@ -7,6 +7,7 @@ import itertools
 import torch
 
 from slide_torch import LSHOptions, ops
+from slide_torch.prediction.partition import RowPartition, Search
 
 from .case import Case, case
 from .problem import Problem
@@ -38,6 +39,20 @@ def topk_lists(p: Problem) -> Case:
         {"row_read": (p.width + 8) * sizes[probes.unique()].sum().item()},
         2 * p.width * sizes[probes].sum().item(),
     )  # fmt: skip
+
+
+@case
+def search_lists(p: Problem) -> Case:
+    """Approximate prediction of the best 10 of 32 lists."""
+    lists = RowPartition.build(p.weight, p.bias, seed=0)
+    search = Search(k=10, probes=32, enough=lists.lists_holding(10), radius_weight=0.2, rescored=40)
+    probed = lists.probes(p.input, 32, search.radius_weight)
+    sizes = lists.offsets.diff()
+    return Case(
+        lambda: lists.best(p.input, p.weight, p.bias, search),
+        {"row_read": (p.width + 8) * sizes[probed.unique()].sum().item()},
+        2 * p.width * (p.batch * lists.lists + sizes[probed].sum().item()),
+    )
 
 
 @case
