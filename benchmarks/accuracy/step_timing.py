@@ -18,7 +18,8 @@ from .training import THIRDS, Training
 
 __all__ = ["measure"]
 
-STEPS = 20  # of a turn of a contender without tables
+STEPS = 20  # of a turn of a contender without tables, or 5 and as many more as fit into SECONDS
+SECONDS = 3.0
 MOST_STEPS = 1_000  # of one with tables: under schedule="drift" there may be no rehash
 
 
@@ -41,9 +42,14 @@ class Clocked:
         """Mean milliseconds of a step, the making of its batch included. A turn of a layer with tables lasts
         from one rehash to the next, whatever that takes; one that meets a rebuild is done again."""
         before, count = self._upkeep(), 0
-        most = STEPS if before is None else MOST_STEPS
         started = time.perf_counter()
-        while count < most and self._upkeep() == before:
+
+        def over() -> bool:
+            if before is not None:
+                return count == MOST_STEPS or self._upkeep() != before
+            return count == STEPS or (count >= 5 and time.perf_counter() - started > SECONDS)
+
+        while not over():
             self.training.step(*next(self.batches))
             count += 1
         milliseconds = (time.perf_counter() - started) * 1e3
