@@ -7,7 +7,7 @@
 namespace slide_torch {
 namespace {
 
-constexpr int64_t kSegments = 16;
+constexpr int64_t kSegments = 16;  // of lists, of which one at a time is moved: so small a part of the codes is kept
 
 // Blocks as they were, while new ones are written over them: those from the first that has yet to be read.
 class KeptBlocks {
@@ -140,14 +140,18 @@ class Move {
   std::vector<uint8_t> blank_;  // a block without rows
 };
 
-// (lists + 1) offsets, and the first block of each list.
-std::vector<int64_t> checked_blocks(const char* op, const char* name, const Tensor& offsets) {
+// From (lists + 1) offsets the first block of each list, and the end, which must be among those that are coded.
+std::vector<int64_t> checked_blocks(const char* op, const char* name, const Tensor& offsets, const CodedLists& coded) {
   check_tensor(op, name, offsets, ScalarType::Long, {-1});
   const int64_t count = offsets.numel() - 1;
   check(count >= 0, op, name, ": expected shape (lists + 1), got ", shape_of(offsets));
   const int64_t* offset = data<int64_t>(offsets);
   check_offsets(op, name, offset, count, offset[count]);
-  return first_blocks(offset, count);
+  check(offset[count] <= coded.blocks * kBlockRows, op, name, ": expected at most ", coded.blocks * kBlockRows,
+        " rows, as there are codes for, got ", offset[count]);
+  const std::vector<int64_t> blocks = first_blocks(offset, count);
+  check(blocks[count] <= coded.blocks, op, "codes: expected at least ", blocks[count], " blocks, got ", coded.blocks);
+  return blocks;
 }
 
 // The rows of each list that are not fresh must stand among the list's old blocks.
@@ -166,7 +170,7 @@ void check_old_places(const char* op, const Lists& lists, const std::vector<int6
   for (int64_t l = 0; !all && l < lists.count; ++l)
     for (int64_t i = 0; i < lists.size(l); ++i) {
       const int32_t row = lists.rows_of(l)[i];
-      check(right(l, row), op, "rows: expected every row that is in another list than before, got none of ", row,
+      check(right(l, row), op, "rows: expected all rows that are in another list than before, got no ", row,
             ", which is in list ", l, " and stood at ", places[row]);
     }
 }
@@ -185,13 +189,12 @@ void move_codes_(Tensor codes, Tensor terms, Tensor places, Tensor old_offsets, 
   const Lists lists(op, list_offsets, list_rows);
   check_range(op, "list_rows", lists.rows, list_rows.numel(), neurons);
   check_places_fit(op, lists);
-  const std::vector<int64_t> old_blocks = checked_blocks(op, "old_offsets", old_offsets);
-  check(old_offsets.numel() == lists.count + 1, op, "old_offsets: expected ", lists.count + 1, " of them, got ",
-        old_offsets.numel());
   check(codes.size(1) % 2 == 0 && codes.size(1) < INT32_MAX, op, "codes: expected an even number of quads, got ",
         codes.size(1));
-  const CodedLists coded(op, codes, terms, 4 * codes.size(1),
-                         std::max(old_blocks[lists.count], lists.blocks[lists.count]));
+  const CodedLists coded(op, codes, terms, 4 * codes.size(1), lists.blocks[lists.count]);
+  const std::vector<int64_t> old_blocks = checked_blocks(op, "old_offsets", old_offsets, coded);
+  check(old_offsets.numel() == lists.count + 1, op, "old_offsets: expected ", lists.count + 1, " of them, got ",
+        old_offsets.numel());
   const int64_t* row = data<int64_t>(rows);
   check_rows(op, row, rows.numel(), neurons);
   std::vector<uint8_t> fresh(neurons, 0);
@@ -207,9 +210,9 @@ std::tuple<Tensor, Tensor> coded_centers(Tensor codes, Tensor terms, Tensor list
                                          bool has_bias) {
   constexpr const char* op = "coded_centers";
   check_integer(op, "features", features, 1, INT32_MAX);
-  const std::vector<int64_t> blocks = checked_blocks(op, "list_offsets", list_offsets);
+  const CodedLists coded(op, codes, terms, features, 0);
+  const std::vector<int64_t> blocks = checked_blocks(op, "list_offsets", list_offsets, coded);
   const int64_t count = list_offsets.numel() - 1, width = features + (has_bias ? 1 : 0);
-  const CodedLists coded(op, codes, terms, features, blocks[count]);
   const int64_t* offset = data<int64_t>(list_offsets);
   const uint8_t* code = data<uint8_t>(codes);
   const float* term = data<float>(terms);

@@ -138,12 +138,17 @@ def test_refusals_of_moved_codes():
     for arguments, message in (
         (
             (*coded, offsets, torch.tensor([0, 19, 40]), rows, none),
-            "rows: expected every row .* of 19",
+            "rows: expected all rows .* got no 19,",
         ),
-        ((*coded[:2], stray, offsets, offsets, rows, none), "rows: expected every row .* of 5"),
+        ((*coded[:2], stray, offsets, offsets, rows, none), "rows: expected all rows .* got no 5,"),
         ((*coded, offsets[[0, 2]], offsets, rows, none), "old_offsets: expected 3 of them, got 2"),
         ((*coded, offsets.flip(0), offsets, rows, none), "old_offsets: expected non-decreasing"),
-        ((*coded, 9 * offsets, offsets, rows, none), "codes: expected at least 24 blocks"),
+        ((*coded, 9 * offsets, offsets, rows, none), "old_offsets: expected at most 64 rows"),
+        ((*coded, torch.tensor([0, 2, 2**63 - 1]), offsets, rows, none), "at most 64 rows"),
+        (
+            (*coded, torch.tensor([0, 1, 64]), offsets, rows, none),
+            "codes: expected at least 5 blocks",
+        ),
         ((*coded, offsets, offsets, rows + 1, none), r"list_rows: expected values in \[0, 40\)"),
         ((*coded, offsets, offsets, rows, torch.tensor([3, 3])), "strictly increasing"),
     ):
@@ -166,7 +171,7 @@ def test_centers_of_coded_rows(d, bias):
     rounding = 1e-6 * expected[0].square().sum(1).max().item()
     torch.testing.assert_close(radius.square(), expected[1].square(), rtol=1e-5, atol=rounding)
     with pytest.raises(RuntimeError, match="codes: expected at least 6 blocks"):
-        ops.coded_centers(codes[:2], terms[:2], offsets, d, bias)
+        ops.coded_centers(codes[:5], terms[:5], offsets, d, bias)
     with pytest.raises(RuntimeError, match="features: expected 1 to"):
         ops.coded_centers(codes, terms, offsets, 0, bias)
 
