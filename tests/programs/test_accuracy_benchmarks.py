@@ -236,8 +236,9 @@ def test_seconds_at_a_step():
 
 
 def test_clock_takes_whole_periods(monkeypatch):
-    """What a rehash costs is spread over the steps from one to the next, and a rebuild is not met."""
-    now = [0.0]
+    """What a rehash costs is spread over the steps from one to the next, and a rebuild is not met. Without
+    tables a turn has 20 steps, or 5 where they are slow."""
+    now, pace = [0.0], [1.0]
 
     class Training:
         def __init__(self, *_):
@@ -251,7 +252,7 @@ def test_clock_takes_whole_periods(monkeypatch):
                 yield (None, None)
 
         def step(self, *_):
-            now[0] += 1.0
+            now[0] += pace[0]
             schedule.steps += 1
             if schedule.steps % 30 == 0:
                 schedule.rehashes += 1
@@ -266,10 +267,10 @@ def test_clock_takes_whole_periods(monkeypatch):
     clocked = step_timing.Clocked(None, entry, None, None)
     assert [clocked.turn() for _ in range(4)] == [1_500.0] * 4 and schedule.steps == 7 * 30
     tables.uses_tables = False  # no tables, no periods
-    assert (
-        step_timing.Clocked(None, entry, None, None).turn() > 0
-        and schedule.steps == 7 * 30 + 2 * 20
-    )
+    for pace[0], steps in ((1.0, 5), (0.01, 20)):
+        before = schedule.steps
+        assert step_timing.Clocked(None, entry, None, None).turn() > 0
+        assert schedule.steps - before == 2 * steps
 
 
 @pytest.mark.parametrize("best,tried", [(0.1, {0.005, 0.01, 0.02, 0.05, 0.1, 0.2}), (1e-3, None)])
