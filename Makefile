@@ -18,14 +18,14 @@ test: $(VENV)/installed-dev
 # Tests that start programs and compilers wait for these: they run beside the others. Two at a time, in parts of such
 # lengths that both end at about the same time.
 BUILDS := tests/programs/test_sanitizers.py tests/programs/test_compilers.py
-BENCHMARKS := tests/programs/test_speed_benchmarks.py
+SPEED := tests/programs/test_speed_benchmarks.py
 
 test-programs:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 tests/programs \
-		$(addprefix --ignore=,$(BUILDS) $(BENCHMARKS))
+		$(addprefix --ignore=,$(BUILDS) $(SPEED))
 
 test-benchmarks:
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 $(BENCHMARKS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 $(SPEED)
 
 test-builds:
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations=10 $(BUILDS)

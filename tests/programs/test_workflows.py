@@ -1,4 +1,4 @@
-"""The workflows run targets of the Makefile and nothing else, and the lowest versions that are allowed."""
+"""The Makefile; workflows that run its targets and nothing else, at the lowest versions that are allowed."""
 
 import re
 
@@ -17,6 +17,12 @@ def test_every_command_is_a_target(workflow):
         program, target, *_ = command.split()
         assert program == "make", command
         assert target in targets, command
+
+
+def test_a_name_of_the_makefile_has_one_value():
+    """A recipe sees a name's last value, whatever stood when the recipe was written."""
+    names = re.findall(r"^(\w+)\s*[:?]?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_the_lowest_versions_are_built_and_tested():
