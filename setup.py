@@ -30,7 +30,7 @@ flags = [
     "-Wno-psabi",
     "-fvisibility=hidden",
 ]
-flags += ["-g0"]  # Python's own flags ask for debug information: slower to compile, and most of the size
+flags += ["-g0"]  # else Python's own flags ask for debug information: slower, and most of the size
 flags += ["-fno-math-errno"]  # sqrt is then one instruction, and vectorises
 flags += os.environ.get("SLIDE_TORCH_CXXFLAGS", "").split()
 

@@ -11,6 +11,7 @@ __all__ = [
     "speed_ratios",
     "step_time",
     "step_time_256",
+    "step_time_amx",
     "tables_recall",
 ]
 
@@ -35,6 +36,10 @@ def step_time(name: str = "step_time") -> str:
 
 def step_time_256() -> str:
     return step_time("step_time_256")
+
+
+def step_time_amx() -> str:
+    return step_time("step_time_amx")
 
 
 def scaling() -> str:

@@ -29,6 +29,7 @@ from .speed_tables import (
     speed_ratios,
     step_time,
     step_time_256,
+    step_time_amx,
     tables_recall,
 )
 
@@ -38,6 +39,7 @@ BLOCKS = {
         equal_steps,
         step_time,
         step_time_256,
+        step_time_amx,
         scaling,
         scaling_neurons,
         prediction,
