@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from slide_torch import LSHLinear, SampledLogits
 from slide_torch.data import IGNORE_INDEX, SparseRows, batches
+from slide_torch.ops import topk_linear
 
 __all__ = [
     "Classifier",
@@ -55,16 +56,17 @@ def loss_of(logits: Tensor | SampledLogits, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(model: Classifier, rows: SparseRows, k: int, *, progress: str | None = None) -> Tensor:
-    """The k best labels of each row by the exact logits, int64 (n, k); blocks keep memory small."""
-    model.eval()
+    """The k best labels of each row by the exact logits, int64 (n, k), without holding these."""
+    head = model.head
+    assert isinstance(head, nn.Linear | LSHLinear)
+    k = min(k, head.out_features)
     found = []
     bar = tqdm(total=len(rows), desc=progress, disable=progress is None, unit=" rows", leave=False)
-    for indices, offsets, values, _ in batches(rows, 256):
-        logits = model(indices, offsets, values)
-        found.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
-        bar.update(len(logits))
+    for indices, offsets, values, _ in batches(rows, 512):
+        hidden = model.hidden(indices, offsets, values)
+        found.append(topk_linear(hidden, head.weight, head.bias, k)[1])
+        bar.update(len(hidden))
     bar.close()
-    model.train()
     return torch.cat(found)
 
 

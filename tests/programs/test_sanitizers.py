@@ -17,7 +17,7 @@ def program(request, tmp_path_factory):
     binary = tmp_path_factory.mktemp("sanitize") / "stress"
     sources = [ROOT / "tests/kernels/stress.cpp", *sorted((ROOT / "csrc/kernels").glob("*.cpp"))]
     command = [
-        *(COMPILER, "-std=c++20", "-O1", "-g", "-Wno-psabi", "-pthread"),
+        *(COMPILER, "-std=c++20", "-O1", "-g1", "-Wno-psabi", "-pthread"),
         *(f"-fsanitize={request.param}", "-fno-sanitize-recover=all"),
         *(*map(str, sources), "-o", str(binary)),
     ]
