@@ -82,10 +82,18 @@ class SASRec(nn.Module):
     ) -> None:
         super().__init__()
         width = args.width
-        self.head: Any = make_head(width, len(counts))
-        sparse = isinstance(self.head, (LSHLinear, InBatchSoftmax))
-        self.items = nn.Embedding(len(counts), width, sparse=sparse)
+        # the head comes last: whatever it draws, all contenders start from the same vectors and body
+        self.items = nn.Embedding(len(counts), width)
         nn.init.normal_(self.items.weight, std=width**-0.5)
+        self.position = nn.Parameter(torch.randn(args.history, width) * width**-0.5)
+        self.dropout = nn.Dropout(args.dropout)
+        layer = nn.TransformerEncoderLayer(
+            width, 2, 4 * width, args.dropout, F.gelu, batch_first=True, norm_first=True
+        )
+        norm = nn.LayerNorm(width)
+        self.body = nn.TransformerEncoder(layer, args.layers, norm, enable_nested_tensor=False)
+        self.head: Any = make_head(width, len(counts))
+        self.items.sparse = isinstance(self.head, (LSHLinear, InBatchSoftmax))
         if isinstance(self.head, LSHLinear):
             self.head.tie(self.items)
             self.head.set_frequencies(torch.from_numpy(counts).clamp(min=1))
@@ -99,13 +107,6 @@ class SASRec(nn.Module):
             self.head.bias.copy_(popularity if corrected else torch.zeros(len(counts)))
         prior = torch.zeros(len(counts)) if corrected else popularity
         self.register_buffer("prior", prior, persistent=False)
-        self.position = nn.Parameter(torch.randn(args.history, width) * width**-0.5)
-        self.dropout = nn.Dropout(args.dropout)
-        layer = nn.TransformerEncoderLayer(
-            width, 2, 4 * width, args.dropout, F.gelu, batch_first=True, norm_first=True
-        )
-        norm = nn.LayerNorm(width)
-        self.body = nn.TransformerEncoder(layer, args.layers, norm, enable_nested_tensor=False)
 
     def hidden(self, items: Tensor) -> Tensor:
         """(B, T) items, padded behind with -1 -> (B, T, width). No item sees the padding, which follows."""

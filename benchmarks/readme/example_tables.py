@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .records import markdown, read, without_columns
 
-__all__ = ["images_10000", "quickstart"]
+__all__ = ["images_10000", "quickstart", "recommender"]
 
 
 def quickstart() -> str:
@@ -43,6 +43,22 @@ def images_10000() -> str:
     table = markdown(*without_columns(record, ("ms/step", "seconds")))
     about = "; ".join(p for p in record["machine"].split("; ") if not p.startswith("seconds are"))
     return f"{table}\n\n{about}.\n\n{trials(record)}"
+
+
+def recommender() -> str:
+    """A run of each seed, all at equal seconds."""
+    records = [read(f"recommender_{seed}") for seed in range(3)]
+    runs = [[dict(zip(r["columns"], row, strict=True)) for row in r["rows"]] for r in records]
+    columns = ["head", *(f"recall@10, seed {seed}" for seed in range(3)), "mean", "steps", "ms/step"]
+    lines = []
+    for of_seeds in zip(*runs, strict=True):
+        recalls = [row["recall@10"] for row in of_seeds]
+        mean = sum(map(float, recalls)) / len(recalls)
+        first = of_seeds[0]
+        lines.append([first["head"], *recalls, f"{mean:.4f}", first["steps"], first["ms/step"]])
+    seconds = runs[0][0]["seconds"]
+    about = f"Trained for {seconds} s each; steps and ms/step of seed 0. {records[0]['machine']}."
+    return f"{markdown(columns, lines)}\n\n{about}"
 
 
 def trials(record: dict) -> str:

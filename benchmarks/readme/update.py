@@ -19,7 +19,7 @@ from .accuracy_tables import (
     sampling,
     time_to_accuracy,
 )
-from .example_tables import images_10000, quickstart
+from .example_tables import images_10000, quickstart, recommender
 from .records import ROOT
 from .sharded_tables import sharded, sharded_projection, sharded_runs
 from .speed_tables import (
@@ -51,7 +51,7 @@ BLOCKS = {
     "docs/prediction.md": (speed_ratios, tables_recall),
     "docs/quickstart.md": (quickstart,),
     "docs/sampling.md": (sampling, time_to_accuracy),
-    "examples/README.md": (images_10000,),
+    "examples/README.md": (recommender, images_10000),
 }
 
 

@@ -14,6 +14,7 @@
 #include "hashing-inl.h"
 #include "memory-inl.h"
 #include "optim-inl.h"
+#include "reaching-inl.h"
 #include "rerank-inl.h"
 #include "sample_pattern-inl.h"
 #include "shared_pattern-inl.h"
@@ -81,5 +82,6 @@ constexpr KernelTable table_named(const char* name) {
           .f64 = kernels_of<double>(),
           .quads = {.offer_coded = offer_coded, .score_coded = score_coded, .nearest_in_groups = nearest_in_groups},
           .coded_center = coded_center,
-          .code_centroids = code_centroids};
+          .code_centroids = code_centroids,
+          .reaching_best = reaching_best};
 }

@@ -339,6 +339,7 @@ struct KernelTable {
                        float* bias_center, float* radius);
   void (*code_centroids)(const float* centroids, const int32_t* ids, const CodedShape&, int64_t begin, int64_t end,
                          const CodedCentroids&, int8_t* scratch);
+  int64_t (*reaching_best)(const float* scores, int64_t count, int64_t wanted, int32_t* found);
 };
 
 // The table for this machine, chosen at the first call: the best supported level, or the one named by the environment

@@ -5,7 +5,6 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -65,50 +64,24 @@ struct CodedCenters {
   }
 };
 
-// A limit that `wanted` of the scores or more reach, and few more than that, found by bisection: a pass over scores
-// that are in the cache is a fraction of what sorting out the best of all would be.
-inline float limit_for(const float* scores, int64_t count, int64_t wanted) {
-  constexpr int64_t lanes = 8;
-  std::array<float, lanes> lowest, highest;
-  lowest.fill(std::numeric_limits<float>::infinity()), highest.fill(-std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < count; i += lanes)
-    for (int64_t j = 0; j < std::min(lanes, count - i); ++j) {
-      lowest[j] = scores[i + j] < lowest[j] ? scores[i + j] : lowest[j];
-      highest[j] = scores[i + j] > highest[j] ? scores[i + j] : highest[j];
-    }
-  float low = *std::min_element(lowest.begin(), lowest.end()), high = *std::max_element(highest.begin(), highest.end());
-  for (int64_t reaching = count; reaching > wanted + wanted / 4 + 16;) {
-    const float middle = low + (high - low) / 2;
-    if (!(low < middle && middle < high)) break;  // equal scores, or infinite ones
-    int32_t found = 0;
-    for (int64_t i = 0; i < count; ++i) found += !(scores[i] < middle);  // NaN too
-    if (found < wanted)
-      high = middle;
-    else
-      low = middle, reaching = found;
-  }
-  return low;
-}
-
 // The numbers of the `wanted` largest of the scores, the best first if `sorted`: NaN is larger than any number, and
 // equal scores go by the smaller number. They are in the lower halves of `keys`, whose upper halves are the smaller the
-// larger the score: integers are compared faster.
-inline void best_scores(const float* scores, int64_t count, int64_t wanted, bool sorted, std::vector<uint64_t>& keys) {
-  const float limit = wanted < count ? limit_for(scores, count, wanted) : std::numeric_limits<float>::quiet_NaN();
-  keys.resize(count);
-  int64_t held = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    keys[held] = i;
-    held += !(scores[i] < limit);
-  }
-  keys.resize(held);
-  for (uint64_t& key : keys) {
-    const float value = scores[key];
+// larger the score: integers are compared faster. `found` is scratch.
+inline void best_scores(const float* scores, int64_t count, int64_t wanted, bool sorted, std::vector<int32_t>& found,
+                        std::vector<uint64_t>& keys) {
+  found.resize(count);
+  if (wanted < count)
+    found.resize(kernels().reaching_best(scores, count, wanted, found.data()));
+  else
+    std::iota(found.begin(), found.end(), 0);
+  keys.clear();
+  for (const int32_t i : found) {
+    const float value = scores[i];
     const uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f);  // no -0
     const uint32_t descending = value != value ? 0 : bits >> 31 ? bits : ~bits & 0x7fffffff;
-    key |= uint64_t{descending} << 32;
+    keys.push_back(uint64_t{descending} << 32 | static_cast<uint32_t>(i));
   }
-  if (wanted < held) {
+  if (wanted < std::ssize(keys)) {
     std::nth_element(keys.begin(), keys.begin() + wanted, keys.end());
     keys.resize(wanted);
   }

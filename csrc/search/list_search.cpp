@@ -253,9 +253,10 @@ std::vector<int32_t> choose_lists(const ListSearch<T>& search, const CodedCenter
       spread_weight[b] =
           static_cast<float>(radius_weight * std::sqrt(std::inner_product(x, x + layer.features, x, 1.0)));
     }
+    std::vector<int32_t> found;
     std::vector<uint64_t> best;
     centers.score(0, problem, begin, end, [&](int64_t b, const float* scores) {
-      best_scores(scores, centers.lists, most, most > probes, best);
+      best_scores(scores, centers.lists, most, most > probes, found, best);
       int64_t rows = 0;
       for (int64_t p = 0; p < most && (p < probes || rows < k); ++p) {
         chosen[b * most + p] = static_cast<int32_t>(best[p]);

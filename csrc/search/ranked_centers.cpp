@@ -9,12 +9,13 @@ namespace {
 template <class Code>
 void write_ranks(const CodedCenters& centers, const CodedProblem& problem, int64_t batch, int64_t probes, int64_t begin,
                  int64_t end, Code* ranks) {
+  std::vector<int32_t> found;
   std::vector<uint64_t> best;
   for (int64_t table = 0; table < centers.tables; ++table)
     centers.score(table, problem, begin, end, [&](int64_t b, const float* scores) {
       best.clear();
       if (problem.input_scale[b] == problem.input_scale[b])
-        best_scores(scores, centers.lists, std::min(probes, centers.lists), true, best);
+        best_scores(scores, centers.lists, std::min(probes, centers.lists), true, found, best);
       for (int64_t p = 0; p < probes; ++p)
         ranks[(table * probes + p) * batch + b] = p < std::ssize(best) ? static_cast<Code>(best[p]) : Code(-1);
     });

@@ -120,17 +120,15 @@ def _copied(lists: Tensor | None) -> Tensor | None:
 
 
 class _StandIn(torch.autograd.Function):
-    """An empty tensor that depends on the inputs: a node in the graph after them."""
+    """An empty tensor that depends on the inputs: a node in the graph after them. Without ``setup_context``,
+    for which torch would look up this function's signature at every call."""
 
     @staticmethod
-    def forward(*inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, *inputs: Tensor | None) -> Tensor:
+        ctx.count = len(inputs)
         first = inputs[0]
         assert first is not None
         return first.new_empty((0,))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-        ctx.count = len(inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[None, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -24,8 +25,11 @@ def candidates(
     if tables.uses_tables:
         tables.maintain(weight, bias, advance=False, all_rows_move=False)
     if tables.searches:
-        offsets, active, _ = search(tables, input, weight, bias, seed=0)
-        return offsets, active.to(torch.int64)
+        found, _ = search(tables, input, weight, bias, seed=0)
+        given = found >= 0
+        offsets = torch.zeros(input.shape[0] + 1, dtype=torch.int64)
+        torch.cumsum(given.sum(1), 0, out=offsets[1:])
+        return offsets, found[given]
     labels = Labels.none(input.shape[0], input.dtype)
     none = torch.empty(0, dtype=torch.int32)
     offsets, active, *_ = find(tables, input, weight, bias, labels.offsets, none, none, seed=0)
@@ -34,9 +38,9 @@ def candidates(
 
 def search(
     tables: HashTables, input: Tensor, weight: Tensor | None, bias: Tensor | None, seed: int
-) -> tuple[Tensor, Tensor, int]:
-    """The best of what each input's buckets hold: offsets int64 (B + 1) into ids int32 (pairs), the largest
-    logit first, and how many ids the buckets have for all inputs."""
+) -> tuple[Tensor, int]:
+    """The best of what each input's buckets hold, int64 (B, budget), the largest logit first and -1 where
+    there are fewer, and how many ids the buckets have for all inputs."""
     options = tables.options
     built = tables.require_built()
     assert weight is not None and built.sq8 is not None
@@ -56,11 +60,8 @@ def search(
         options.bucket_cap,
         seed,
     )
-    read = offsets.diff().clamp_(max=options.bucket_cap)[probes].masked_fill_(probes < 0, 0).sum()
-    given = found >= 0
-    starts = torch.zeros(input.shape[0] + 1, dtype=torch.int64)
-    torch.cumsum(given.sum(1), 0, out=starts[1:])
-    return starts, found[given].to(torch.int32), int(read)
+    lengths = F.pad(offsets.diff().clamp_(max=options.bucket_cap), (0, 1))  # 0 for -1, the last
+    return found, int(lengths[probes].sum())
 
 
 def no_tables(batch: int, neurons: int) -> tuple[Tensor, Tensor, Tensor]:

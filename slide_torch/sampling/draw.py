@@ -56,7 +56,8 @@ def draw_active_set(
     if shared and options.budget == 0:
         return _share(named, tail, labels, tables, input.dtype, 0)
     if shared and tables.searches:
-        _, best, searched = search(tables, input, weight, bias, seed)
+        found, searched = search(tables, input, weight, bias, seed)
+        best = found[found >= 0].to(torch.int32)
         if options.batch_budget:
             best = _most_retrieved(best, options.batch_budget, neurons)
         return _share(torch.cat([named, best]), tail, labels, tables, input.dtype, searched)

@@ -373,6 +373,24 @@ void prediction(std::mt19937& random, int64_t N, int64_t d, int64_t batch) {
   }
 }
 
+// The best of scores: too few for a sample, or enough; those that a limit leaves are among them.
+void reaching(std::mt19937& random, int64_t count) {
+  auto scores = normal<float>(random, count);
+  scores[count / 2] = std::numeric_limits<float>::quiet_NaN();
+  for (int64_t wanted : {int64_t{1}, count / 50 + 1, count - 1})
+    compare("reaching_best", [&](int threads) {
+      std::vector<std::vector<int32_t>> found(8);
+      parallel(threads, 8, 1, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          found[i].resize(count);
+          found[i].resize(kernels().reaching_best(scores.data(), count, wanted, found[i].data()));
+          if (static_cast<int64_t>(found[i].size()) < wanted) std::exit(1);
+        }
+      });
+      return found;
+    });
+}
+
 void retrieval(std::mt19937& random, int64_t N) {
   std::vector<int32_t> ids(N);
   for (int64_t i = 0; i < N; ++i) ids[i] = static_cast<int32_t>(i);
@@ -416,5 +434,6 @@ int main() {
   all<float>(random);
   all<double>(random);
   for (int64_t N : {1, 2, 100}) retrieval(random, N);
+  for (int64_t count : {2, 77, 5003}) reaching(random, count);
   std::printf("%s ok\n", kernels().name);
 }

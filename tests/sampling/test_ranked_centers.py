@@ -53,14 +53,16 @@ def test_ranks_without_lists_or_numbers():
 
 
 @pytest.mark.parametrize("special", [0, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("probes", [1, 30, 300])
-def test_ranks_of_scores_that_are_equal_or_far_apart(probes, special):
-    """Equal ones by number; NaN, larger than any number, first."""
-    bias = torch.randint(-3, 3, (1, 300)).float()
+@pytest.mark.parametrize("spread", [3, 10**6])
+@pytest.mark.parametrize("probes", [1, 30, 299])
+@pytest.mark.parametrize("lists", [299, 5003])
+def test_ranks_of_scores_that_are_equal_or_far_apart(lists, probes, spread, special):
+    """Equal ones by number; NaN, larger than any number, first. Of many lists a part is looked at first."""
+    bias = torch.randint(-spread, spread, (1, lists)).float()
     bias[0, ::7] = special
-    zeros = torch.zeros(1, 300, 8), bias, torch.zeros(1, 300)
+    zeros = torch.zeros(1, lists, 8), bias, torch.zeros(1, lists)
     ranks = ops.rank_centers(
-        torch.randn(5, 8), torch.zeros(5), *ops.code_centers(*zeros), 300, probes
+        torch.randn(5, 8), torch.zeros(5), *ops.code_centers(*zeros), lists, probes
     )
     expected = bias[0].sort(descending=True, stable=True).indices[:probes]
     assert torch.equal(ranks, expected.short().unsqueeze(1).expand(-1, 5))
