@@ -49,7 +49,13 @@ def recommender() -> str:
     """A run of each seed, all at equal seconds."""
     records = [read(f"recommender_{seed}") for seed in range(3)]
     runs = [[dict(zip(r["columns"], row, strict=True)) for row in r["rows"]] for r in records]
-    columns = ["head", *(f"recall@10, seed {seed}" for seed in range(3)), "mean", "steps", "ms/step"]
+    columns = [
+        "head",
+        *(f"recall@10, seed {seed}" for seed in range(3)),
+        "mean",
+        "steps",
+        "ms/step",
+    ]
     lines = []
     for of_seeds in zip(*runs, strict=True):
         recalls = [row["recall@10"] for row in of_seeds]
@@ -57,7 +63,8 @@ def recommender() -> str:
         first = of_seeds[0]
         lines.append([first["head"], *recalls, f"{mean:.4f}", first["steps"], first["ms/step"]])
     seconds = runs[0][0]["seconds"]
-    about = f"Trained for {seconds} s each; steps and ms/step of seed 0. {records[0]['machine']}."
+    machine = records[0]["machine"].removesuffix(", seed 0")
+    about = f"{seconds} s of training each; steps and ms/step are those of seed 0; {machine}."
     return f"{markdown(columns, lines)}\n\n{about}"
 
 
