@@ -12,7 +12,14 @@ from slide_torch import LSHOptions
 
 from .output_layers import DenseLayer, LSHLayer, SampledLayer
 
-__all__ = ["CONTENDERS", "Contender", "make_output_layer", "parse_contender", "variants_of"]
+__all__ = [
+    "CONTENDERS",
+    "Contender",
+    "make_output_layer",
+    "parse_contender",
+    "parse_options",
+    "variants_of",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +71,32 @@ def parse_contender(text: str) -> Contender:
     if not equals:
         if name not in CONTENDERS:
             raise ValueError(
-                f"--contender: expected one of {', '.join(CONTENDERS)}, or name=option:value,..., "
-                f"got {text!r}"
+                f"expected one of {', '.join(CONTENDERS)}, or name=option:value,..., got {text!r}"
             )
         return CONTENDERS[name]
     if name in CONTENDERS:
-        raise ValueError(f"--contender: {name} is taken: give your options another name")
+        raise ValueError(f"{name} is taken: give your options another name")
+    return Contender(name, "lsh", parse_options(rest))
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Options of LSHOptions, as ``option:value,option:value``.
+
+    Raises:
+        ValueError: there is no such option, or LSHOptions refuses them.
+    """
     known = {field.name for field in dataclasses.fields(LSHOptions)}
     options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, text.split(",")):
         key, colon, value = item.partition(":")
         if not colon or key not in known:
-            raise ValueError(
-                f"--contender: expected option:value of {sorted(known)}, got {item!r} in {text!r}"
-            )
+            raise ValueError(f"expected option:value of {sorted(known)}, got {item!r} in {text!r}")
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
     LSHOptions(**options)
-    return Contender(name, "lsh", options)
+    return options
 
 
 def make_output_layer(

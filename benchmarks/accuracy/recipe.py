@@ -10,7 +10,7 @@ for omikuji's defaults nothing is chosen. Seconds are those of training alone: o
 included, of omikuji the reading of its file. Test rows are predicted exactly, once, at the end.
 
 Contenders take turns, a seed of each at a time; medians are printed. omikuji takes no seed: it is trained
-anew in each turn.
+anew in each turn, or in the first --tree-turns where its predictions would take hours.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from examples.common.recipe import Recipe, choose, train
 from examples.common.run import Run
 from slide_torch import LSHLinear, LSHOptions
 
+from .contenders import parse_options
 from .label_trees import run_of_trees
 from .load import PROBLEMS, load_problem
 from .problems import SparseProblem
@@ -49,13 +50,19 @@ def arguments() -> argparse.Namespace:
     add("--width", type=int, default=128, help="of the embedding")
     add("--epochs", type=float, default=2.0)
     add("--batch", type=int, default=256)
-    add("--budget", type=int, help="of LSHOptions; default: its own")
+    add("--options", default="", help="of LSHOptions, as option:value,...; default: its own")
     add("--lr", type=float, help="default: chosen")
     add("--decay", type=float, help="default: chosen")
     add("--seeds", type=int, default=1, help="turns, with seeds from --seed on")
     add("--trees", type=int, nargs="*", default=[1, 3], help="of omikuji; none: without it")
+    add("--tree-turns", type=int, help="those of the turns that train trees; default: all")
     args = parse(parser)
-    for name in ("validation_rows", "width", "epochs", "batch", "seeds"):
+    try:
+        args.options = parse_options(args.options)
+    except ValueError as error:
+        parser.error(f"--options: {error}")
+    args.tree_turns = args.seeds if args.tree_turns is None else args.tree_turns
+    for name in ("validation_rows", "width", "epochs", "batch", "seeds", "tree_turns"):
         if getattr(args, name) <= 0:
             parser.error(f"--{name.replace('_', '-')}: expected a positive number")
     return args
@@ -69,7 +76,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {"recipe": []}
     for turn in range(args.seeds):
         runs["recipe"].append(train_recipe(args, problem, replace(recipe, seed=args.seed + turn)))
-        for trees in args.trees:
+        for trees in args.trees if turn < args.tree_turns else ():
             run = run_of_trees(problem, trees)
             found = {"seconds": run["seconds"], "peak_gb": run["peak_gb"], **run["test"]}
             runs.setdefault(f"omikuji_{trees}", []).append(found)
@@ -83,7 +90,7 @@ def main() -> None:
     print_table(columns, lines)
     print(f"\nrecipe: {recipe}; {seconds:.0f} s of choosing beside that")
     content = {"problem": problem.description(), "recipe": asdict(recipe), "width": args.width}
-    content |= {"budget": args.budget, "choosing_seconds": seconds, "runs": runs}
+    content |= {"options": args.options, "choosing_seconds": seconds, "runs": runs}
     finish(args, {"seeds": args.seeds}, content, lambda axes: paint(axes, runs))
 
 
@@ -100,7 +107,7 @@ def load(args: argparse.Namespace) -> SparseProblem:
 
 def make_model(args: argparse.Namespace, problem: SparseProblem, seed: int) -> Classifier:
     torch.manual_seed(seed)
-    options = LSHOptions() if args.budget is None else LSHOptions(budget=args.budget)
+    options = LSHOptions(**args.options)
     head = LSHLinear(args.width, problem.num_labels, options=options, sparse=True)
     return Classifier(problem.num_features, args.width, head)
 

@@ -97,16 +97,10 @@ def measure(
     of_thirds: dict[tuple[int, str | None], list[float]] = {key: [] for key in keys}
     start_ms = [warm_start_ms(problem, turns)] * len(entries)
     for third in range(len(THIRDS)):
-        clocked = {
-            (place, variant): Clocked(problem, entries[place], variant, states[place][third])
-            for place, variant in keys
-        }
-        for _ in range(turns):
-            for contender in clocked.values():
-                contender.turns.append(contender.turn())
-        for (place, variant), contender in clocked.items():
-            rebuild_ms = contender.rebuild_ms()
-            of_thirds[place, variant].append(contender.ms_step(rebuild_ms))
+        for (place, variant), (ms, rebuild_ms) in _turns(
+            problem, entries, states, keys, third, turns
+        ):
+            of_thirds[place, variant].append(ms)
             if third == 0:
                 start_ms[place] += rebuild_ms
     clocks = []
@@ -123,6 +117,29 @@ def measure(
                 clock["variants_ms"] = ms
         clocks.append(clock)
     return clocks
+
+
+def _turns(
+    problem: Problem,
+    entries: list[dict[str, Any]],
+    states: list[list[Path]],
+    keys: list[tuple[int, str | None]],
+    third: int,
+    turns: int,
+) -> list[tuple[tuple[int, str | None], tuple[float, float]]]:
+    """Milliseconds of a step in that third and of a rebuild, by ``keys``; all of it is in memory at once."""
+    clocked = {
+        (place, variant): Clocked(problem, entries[place], variant, states[place][third])
+        for place, variant in keys
+    }
+    for _ in range(turns):
+        for contender in clocked.values():
+            contender.turns.append(contender.turn())
+    found = []
+    for key, contender in clocked.items():
+        rebuild_ms = contender.rebuild_ms()
+        found.append((key, (contender.ms_step(rebuild_ms), rebuild_ms)))
+    return found
 
 
 def warm_start_ms(problem: Problem, turns: int) -> float:

@@ -135,7 +135,7 @@ def arguments() -> argparse.Namespace:
     try:
         chosen = [parse_contender(text) for text in args.contender or PROBLEMS[args.problem]]
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"--contender: {error}")
     if importlib.util.find_spec("omikuji") is None and any(c.kind == "omikuji" for c in chosen):
         print("label trees are left out: the package omikuji is not installed")
         chosen = [contender for contender in chosen if contender.kind != "omikuji"]

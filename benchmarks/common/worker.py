@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import traceback
@@ -37,7 +38,8 @@ class Worker:
         return self._answer()
 
     def stop(self) -> None:
-        self._pipe.send(None)
+        with contextlib.suppress(BrokenPipeError):  # of a process that died, which `run` has told
+            self._pipe.send(None)
         self._process.join()
 
     def _answer(self) -> Any:

@@ -65,16 +65,18 @@ def recipe() -> str:
         problem, how = record["problem"], record["recipe"]
         where = f"{problem['name']}, {problem['num_labels']:,} classes"
         for name, runs in record["runs"].items():
-            p1, p5, seconds = (
-                statistics.median(run[key] for run in runs) for key in ("P@1", "P@5", "seconds")
-            )
+            of = {key: [run[key] for run in runs] for key in ("P@1", "P@5", "seconds")}
+            p1, p5, seconds = map(statistics.median, of.values())
+            spread = max(max(of[key]) - min(of[key]) for key in ("P@1", "P@5"))
             who = f"recipe, width {record['width']}" if name == "recipe" else f"`{name}`"
-            rows.append([where, who, f"{p1:.4f}", f"{p5:.4f}", f"{seconds:.1f}"])
+            shown = f"{spread:.4f}" if len(runs) > 1 else ""
+            cells = [str(len(runs)), f"{p1:.4f}", f"{p5:.4f}", shown, f"{seconds:.1f}"]
+            rows.append([where, who, *cells])
         about.append(
             f"{problem['name']}: rate {how['lr']:g}, decay {how['decay']:g}, epochs {how['epochs']:g}; "
             f"{machine_of(record)}."
         )
-    columns = ["problem", "contender", "P@1", "P@5", "seconds"]
+    columns = ["problem", "contender", "runs", "P@1", "P@5", "spread", "seconds"]
     return "\n\n".join([markdown(columns, rows), *about])
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,20 @@ def train_trees(
 
 def predict_by_trees(model: Any, rows: SparseRows, k: int) -> Tensor:
     """The best labels of each row, int64 (n, k), -1 where the trees find fewer."""
-    predicted = []
-    for start, end in itertools.pairwise(rows.feature_indptr.tolist()):
+
+    def best(begin: int, end: int) -> list[int]:
         pairs = zip(
-            rows.feature_indices[start:end].tolist(),
-            rows.feature_values[start:end].tolist(),
+            rows.feature_indices[begin:end].tolist(),
+            rows.feature_values[begin:end].tolist(),
             strict=True,
         )
         found = [label for label, _ in model.predict(pairs, beam_size=10, top_k=k)]
-        predicted.append(found + [-1] * (k - len(found)))
+        return found + [-1] * (k - len(found))
+
+    bounds = rows.feature_indptr.tolist()
+    # omikuji takes a row a call, and leaves the interpreter's lock meanwhile
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        predicted = list(pool.map(best, bounds[:-1], bounds[1:]))
     return torch.tensor(predicted, dtype=torch.int64).reshape(len(rows), k)
 
 

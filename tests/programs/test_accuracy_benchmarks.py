@@ -212,16 +212,23 @@ def test_time_to_accuracy_of_label_trees(record_of):
 
 def test_recipe_beside_label_trees(record_of):
     pytest.importorskip("omikuji")
-    record, printed = record_of("accuracy.recipe", "--seeds", 2, "--decay", 0)
+    options = ("--options", "budget:8,probes:4", "--tree-turns", 1)
+    record, printed = record_of("accuracy.recipe", "--seeds", 2, "--decay", 0, *options)
     assert {name: len(runs) for name, runs in record["runs"].items()} == {
         "recipe": 2,
-        "omikuji_1": 2,
-        "omikuji_3": 2,
+        "omikuji_1": 1,
+        "omikuji_3": 1,
     }
+    assert record["options"] == {"budget": 8, "probes": 4}
     assert record["recipe"]["decay"] == 0 and record["choosing_seconds"] > 0
     assert [run["seed"] for run in record["runs"]["recipe"]] == [3, 4]
     for run in record["runs"]["recipe"]:
         assert run["P@1"] > 0.5 and f"lr={record['recipe']['lr']}" in printed
+
+
+def test_recipe_refuses_options(refusal):
+    said = refusal("benchmarks.accuracy.recipe", "--options", "buckets:3")
+    assert "--options: expected option:value of" in said
 
 
 def test_time_to_accuracy_refuses(refusal):

@@ -1,7 +1,9 @@
 """All benchmarks as commands: what they say and refuse. Those of hidden layers and of reading files run."""
 
+import copy
 import importlib
 import json
+import os
 import pkgutil
 import runpy
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 from helpers import ROOT
 
 import benchmarks
+from benchmarks.common.worker import Worker
 
 PROGRAMS = [
     name
@@ -35,6 +38,13 @@ def test_help_shows_the_command(name, monkeypatch, capsys):
 )
 def test_refuses_before_any_work(refusal, arguments, message):
     assert message in refusal("benchmarks.speed.xmc_read", *arguments)
+
+
+def test_worker_that_dies():
+    worker = Worker(copy.copy, os._exit)
+    with pytest.raises(RuntimeError, match="process died"):
+        worker.run(3)
+    worker.stop()
 
 
 def test_hidden(record_of, refusal, tmp_path):
