@@ -64,16 +64,19 @@ def recipe() -> str:
         record = json.loads(file.read_text())
         problem, how = record["problem"], record["recipe"]
         where = f"{problem['name']}, {problem['num_labels']:,} classes"
+        settings = {"width": record["width"], "epochs": f"{how['epochs']:g}"}
+        settings |= record.get("options", {})  # older records have none
+        of_recipe = ", ".join(f"{name} {value}" for name, value in settings.items())
         for name, runs in record["runs"].items():
             of = {key: [run[key] for run in runs] for key in ("P@1", "P@5", "seconds")}
             p1, p5, seconds = map(statistics.median, of.values())
             spread = max(max(of[key]) - min(of[key]) for key in ("P@1", "P@5"))
-            who = f"recipe, width {record['width']}" if name == "recipe" else f"`{name}`"
+            who = f"recipe: {of_recipe}" if name == "recipe" else f"`{name}`"
             shown = f"{spread:.4f}" if len(runs) > 1 else ""
             cells = [str(len(runs)), f"{p1:.4f}", f"{p5:.4f}", shown, f"{seconds:.1f}"]
             rows.append([where, who, *cells])
         about.append(
-            f"{problem['name']}: rate {how['lr']:g}, decay {how['decay']:g}, epochs {how['epochs']:g}; "
+            f"{problem['name']}, {of_recipe}: rate {how['lr']:g}, decay {how['decay']:g}; "
             f"{machine_of(record)}."
         )
     columns = ["problem", "contender", "runs", "P@1", "P@5", "spread", "seconds"]
