@@ -10,7 +10,7 @@ for omikuji's defaults nothing is chosen. Seconds are those of training alone: o
 included, of omikuji the reading of its file. Test rows are predicted exactly, once, at the end.
 
 Contenders take turns, a seed of each at a time; medians are printed. omikuji takes no seed: it is trained
-anew in each turn, or in the first --tree-turns where its predictions would take hours.
+anew in each turn, or in the first --tree-turns where its predictions take long.
 """
 
 from __future__ import annotations

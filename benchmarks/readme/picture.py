@@ -20,15 +20,19 @@ LINES = {
     "uniform_1024": ("sampled softmax", "#1f6fb2", (-92, 8)),
     "inbatch": ("in-batch negatives", "#6aa7d8", (-104, 5)),
     "dense": ("dense torch", "#444444", (8, -3)),
+    "dense_bf16": ("dense torch, bf16", "#444444", (8, -3)),
     "omikuji_1": ("label trees (1)", "#2e8b57", (-84, 4)),
     "omikuji_3": ("label trees (3)", "#2e8b57", (9, -8)),
 }
 
 
 def paint(axes: Any, record: dict[str, Any]) -> None:
-    """The validation curves of every length of training; the longest one of a contender is solid."""
+    """The validation curves of every length of training; the longest one of a contender is solid. Contenders
+    that the record lacks are left out."""
     for name, (label, color, shift) in LINES.items():
         entries = [e for e in record["contenders"] if e["contender"] == name]
+        if not entries:
+            continue
         entries.sort(key=lambda entry: entry["epochs"] or 0)
         for entry in entries:
             curve = mean_curve(entry, record["problem"]["metric"])
