@@ -77,7 +77,10 @@ class Case:
 
 
 # tables small enough to be rehashed and rebuilt several times
-SHARED = {"pattern": "shared", "budget": 8, "tail": 64, "rehash_every": 5, "rebuild_every": 2}
+SHARED = {
+    **{"pattern": "shared", "budget": 8, "tail": 64, "rehash_every": 5, "rebuild_every": 2},
+    **{"probes": 80},
+}
 PER_SAMPLE = {
     **{"pattern": "per_sample", "budget": 40, "tail": 32, "rehash_every": 5, "rebuild_every": 2},
     **{"K": 5, "L": 10},
@@ -108,7 +111,7 @@ def tails() -> dict[str, Case]:
 
 
 def families() -> dict[str, Case]:
-    by_counts = {**SHARED, "budget": 20, "tail": 16, "K": 4, "L": 12}
+    by_counts = {**SHARED, "budget": 20, "tail": 16, "K": 4, "L": 12, "probes": "auto"}
     own: dict[str, dict[str, Any]] = {
         "simhash hadamard": {},
         "simhash gaussian": {"projection": "gaussian"},
@@ -158,7 +161,8 @@ def losses() -> dict[str, Case]:
 
 def hidden() -> dict[str, Case]:
     by_pattern = {
-        "shared": {**SHARED, "budget": 10, "batch_budget": 100, "tail": 4, "K": 4, "L": 12},
+        "shared": {**SHARED, "budget": 10, "batch_budget": 100, "tail": 4, "K": 4, "L": 12}
+        | {"probes": "auto"},
         "per_sample": PER_SAMPLE,
     }
     return {

@@ -11,7 +11,7 @@ from ..options import FAMILIES, MAX_TABLES, LSHOptions, ResolvedOptions
 from ..tables import HashTables
 from .arguments import refuse
 
-_PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PROBES = (1, 2, 4, 8, 16, 32, 64, 128, MAX_TABLES)
 
 # Ladders of settings of rising cost, all over the same tables.
 Group: TypeAlias = list[list[ResolvedOptions]]
