@@ -92,8 +92,9 @@ figures: $(VENV)/installed-examples
 	$(RECIPE)_taxa_light.json --problem taxa --width 256 --seeds 3 --trees 1 --epochs 1.75 --lr 0.005 --decay 0 \
 		--options budget:8,probes:20,rehash_every:100
 	$(RECIPE)_places.json --problem places --epochs 1 --lr 0.02 --decay 2 --seeds 3
-	$(RECIPE)_places_80_probes.json --problem places --epochs 1 --lr 0.02 --decay 2 --seeds 3 --trees --options probes:80
-	$(RECIPE)_lemmas.json --problem lemmas --epochs 1.25 --lr 0.01 --decay 1 --seeds 3 --tree-turns 1
+	for probes in 80 254; do $(RECIPE)_places_$${probes}_probes.json --problem places --epochs 1 --lr 0.02 --decay 2 --seeds 3 \
+		--trees --options probes:$$probes || exit 1; done
+	$(RECIPE)_lemmas.json --problem lemmas --epochs 1.25 --lr 0.01 --decay 1 --seeds 3 --tree-turns 1 --options probes:254
 	$(BIN)/python -m benchmarks.accuracy.query_tails --classes 20000 --threads 1 --json benchmarks/results/query_tails.json
 	for every in 25 400; do $(BIN)/python -m benchmarks.accuracy.time_to_accuracy --problem places --classes 20000 \
 		--epochs 4 --lr 0.01 --evaluations 2 --json benchmarks/results/stale_tables_places_20000.json \

@@ -90,7 +90,7 @@ class LSHOptions:
         bin_size: coordinates that one hash of ``"dwta"`` compares; a power of two.
         probes: buckets that a query reads in each table: its own, and those that it missed by least
             (Lv et al. 2007). At most 254 in all tables together. ``"auto"``: 1; for ``"kmeans"`` 80, and with
-            one table and the shared pattern, where a bucket costs least, 160 or (from 2^13 centroids on) 254.
+            one table and the shared pattern, where a bucket costs least, 160.
         rerank: how many of the candidates, those that collide most often (labels included), are scored
             exactly to keep the ``budget`` best; 0 keeps those with the highest collision counts. With one
             table and the shared pattern, where no candidate collides twice, any other number scores all
@@ -333,7 +333,7 @@ class LSHOptions:
                 ),
                 "K": K,
                 "L": L,
-                "probes": settled("probes", self._automatic_probes(K, L)),
+                "probes": settled("probes", self._automatic_probes(L)),
                 "rerank": settled("rerank", max(4096, 4 * budget) if kmeans else 0),
                 "bucket_cap": settled("bucket_cap", max(128, 8 * mean_bucket)),
                 "rehash_every": settled("rehash_every", 25 if kmeans else 50),
@@ -351,12 +351,11 @@ class LSHOptions:
         bits = max(1, (out_features // bucket).bit_length() - 1)
         return max(1, min(bits, 15) // self.bits_per_hash)
 
-    def _automatic_probes(self, K: int, L: int) -> int:
+    def _automatic_probes(self, L: int) -> int:
         if self.settled_family != "kmeans":
             return 1
-        if L > 1 or self.pattern == "per_sample":
-            return min(80, MAX_TABLES // L)
-        return min(max(160, 1 << max(0, K - 5)), MAX_TABLES)
+        searched = L == 1 and self.pattern == "shared"
+        return min(160 if searched else 80, MAX_TABLES // L)
 
 
 @dataclass(frozen=True, kw_only=True)

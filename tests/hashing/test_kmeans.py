@@ -257,12 +257,11 @@ def test_group_means():
 
 def test_auto_options_of_kmeans():
     options = LSHOptions(family="kmeans").resolve(234_908, 128)
-    assert (options.K, options.L, options.probes, options.augment_norms) == (13, 1, 254, False)
+    assert (options.K, options.L, options.probes, options.augment_norms) == (13, 1, 160, False)
     assert options.rerank >= 4 * options.budget and options.rehash_every == 25
     assert (options.budget, options.tail) == (10, 0)
     assert LSHOptions().resolve(234_908, 128) == options
-    # fewer where there are fewer buckets, or candidates are not searched
-    assert LSHOptions().resolve(60_000, 128).probes == 160
+    # fewer where candidates are not searched
     assert LSHOptions(family="kmeans", L=3).resolve(234_908, 128).probes == 80
     assert LSHOptions(family="kmeans", pattern="per_sample").resolve(234_908, 128).probes == 80
     # importance needs a tail; SLIDE's pattern, and options of other families, get SimHash
