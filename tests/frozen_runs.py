@@ -76,7 +76,7 @@ class Case:
     uses_numpy: bool = False
 
 
-# tables small enough to be rehashed and rebuilt several times
+# tables small enough to be rehashed and rebuilt several times; as many probes as "auto" meant at the record
 SHARED = {
     **{"pattern": "shared", "budget": 8, "tail": 64, "rehash_every": 5, "rebuild_every": 2},
     **{"probes": 80},
